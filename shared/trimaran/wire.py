@@ -129,9 +129,11 @@ class EngineStatus(Message, frozen=True, tag="status"):
 
     state: "loading", "ready", "degraded" (an expert shard is away; requests wait or fail), "draining".
     progress: 0 to 1 while loading.
+    instance: random per engine process; another value means that every earlier request is lost.
     """
 
     state: str
+    instance: str = ""
     detail: str = ""
     progress: float = 0.0
     model_fingerprint: str = ""
