@@ -45,9 +45,7 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = None
     kv_memory: Annotated[
         str,
-        Meta(
-            pattern=_MEMORY, description="memory of the KV cache, e.g. 4GiB; auto: from the machine"
-        ),
+        Meta(pattern=_MEMORY, description="memory of the KV cache, e.g. 4GiB; auto: from the machine"),
     ] = "auto"
     max_running: Annotated[int, Meta(ge=1, le=1024, description="requests computed in one batch")] = 16
     max_waiting: Annotated[

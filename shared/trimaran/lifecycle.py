@@ -101,7 +101,7 @@ def run_service(name: str, serve: Callable[[Config, Stop], None], argv: Sequence
 
 
 def run_guarded(main: Callable[[], None], *, debug: bool = False) -> int:
-    """Calls `main`; an expected failure becomes one line on stderr and its exit code, any other a traceback."""
+    """Calls `main`; an expected failure is one line on stderr and an exit code, any other a traceback."""
     try:
         main()
     except TrimaranError as error:

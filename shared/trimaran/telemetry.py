@@ -1,6 +1,6 @@
 """Structured logging: readable lines on a terminal, one JSON object a line elsewhere.
 
-A process calls `configure_logging` once, when it starts. Whoever logs makes a `Log` and gives facts as keywords:
+A process calls `configure_logging` once, when it starts. Whoever logs makes a `Log`, with facts as keywords:
 
     log = Log(__name__)
     log.info("ready", isa="avx2", threads=8)
