@@ -1,0 +1,1 @@
+"""GGUF model files: reading, writing, dequantisation and quantisation."""
