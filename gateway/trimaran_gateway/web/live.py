@@ -7,6 +7,7 @@ absent, and the panel leaves it out.
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import time
 from collections.abc import Mapping
@@ -77,7 +78,7 @@ class LayerLoad(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that the router gave to each expert of a layer since the start, by expert id."""
 
     layer: int
-    tokens: list[float]
+    tokens: list[int]
 
 
 class LiveReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,24 +146,23 @@ def histograms(registry: CollectorRegistry) -> dict[str, Buckets]:
 
 def heat_map(sources: list[Mapping[str, float]]) -> list[LayerLoad]:
     """Layers in order, from counters named ``expert_tokens_total{layer="3",expert="17"}``; shards add up."""
-    layers: dict[int, dict[int, float]] = {}
+    layers: dict[int, dict[int, int]] = {}
     for source in sources:
         for name, value in source.items():
-            place = _place(name)
-            if place is not None:
+            if name.startswith(_ROUTED) and (place := _place(name)) is not None:
                 layer, expert = place
                 experts = layers.setdefault(layer, {})
-                experts[expert] = experts.get(expert, 0.0) + value
+                experts[expert] = experts.get(expert, 0) + int(value)
     width = max((max(experts) + 1 for experts in layers.values()), default=0)
     return [
-        LayerLoad(layer=layer, tokens=[experts.get(expert, 0.0) for expert in range(width)])
+        LayerLoad(layer=layer, tokens=[experts.get(expert, 0) for expert in range(width)])
         for layer, experts in sorted(layers.items())
     ]
 
 
+# A large model has some 15,000 of these names, and every report brings the same.
+@functools.lru_cache(maxsize=1 << 16)
 def _place(name: str) -> tuple[int, int] | None:
-    if not name.startswith(_ROUTED):
-        return None
     labels = dict(_LABEL.findall(name))
     layer, expert = labels.get("layer", ""), labels.get("expert", "")
     return (int(layer), int(expert)) if layer.isdecimal() and expert.isdecimal() else None

@@ -46,11 +46,11 @@ export function thinkingSeconds(answer, now) {
   return ((thought ?? (isOver(answer) ? last : now)) - first) / 1000;
 }
 
-/** Tokens per second after the first, or `null` when there are too few to tell. */
+/** Tokens per second after the first, or `null` when they came too fast to tell. */
 export function speed(answer) {
   const tokens = answer.usage?.completion_tokens ?? 0;
   const seconds = (answer.times.last - answer.times.first) / 1000;
-  return tokens > 1 && seconds > 0 ? (tokens - 1) / seconds : null;
+  return tokens > 1 && seconds > 0.1 ? (tokens - 1) / seconds : null;
 }
 
 function addCall(calls, part) {

@@ -1,7 +1,6 @@
 // The list of messages; it follows its end unless the reader has scrolled away.
 
 import { AssistantView } from './assistant.js';
-import { copyText } from './copy.js';
 import { byId, el, iconButton } from './dom.js';
 
 const NEAR_PX = 80;
@@ -63,12 +62,7 @@ export class MessageList {
       { class: 'question' },
       el('h3', { class: 'hidden' }, 'You'),
       el('div', { class: 'bubble' }, message.content),
-      el(
-        'footer',
-        {},
-        iconButton('i-edit', 'Edit message', () => this.actions.edit(index)),
-        iconButton('i-copy', 'Copy message', () => copyText(message.content)),
-      ),
+      iconButton('i-edit', 'Edit message', () => this.actions.edit(index)),
     );
     return { message, node };
   }

@@ -41,17 +41,16 @@ function tiles() {
   const list = el('dl', { class: 'tiles' });
   const entries = TILES.map(([name, show]) => {
     const value = el('dd');
-    const tile = el('div', { hidden: true }, el('dt', {}, name), value);
-    list.append(tile);
-    return { tile, value, show };
+    return { tile: el('div', {}, el('dt', {}, name), value), value, show };
   });
   const update = (history) => {
-    for (const { tile, value, show } of entries) {
+    const known = entries.filter(({ value, show }) => {
       const text = show(history);
-      tile.hidden = text === null;
       value.textContent = text ?? '';
-    }
-    return entries.some(({ tile }) => !tile.hidden);
+      return text !== null;
+    });
+    list.replaceChildren(...known.map(({ tile }) => tile));
+    return known.length > 0;
   };
   return { node: section('Requests', list), update };
 }
@@ -96,9 +95,9 @@ function cache() {
 // Where a layer's time goes, in seconds per call; `null` when it is not reported.
 const HOPS = [
   ['Attention waits', (history) => history.mean('attention_wait_on_experts_seconds')],
-  ['Experts, there and back', (history) => history.mean('expert_rpc_latency_seconds')],
+  ['Round trip', (history) => history.mean('expert_rpc_latency_seconds')],
   ['Experts compute', computeTime],
-  ['The hop itself', hopTime],
+  ['Hop alone', hopTime],
 ];
 
 function hops() {

@@ -1,6 +1,7 @@
 // The engine's state in the header. Asked for until the engine is ready, then left to the live panel and to errors.
 
 import { byId } from './dom.js';
+import { count } from './format.js';
 
 const AGAIN_MS = 2000;
 const READY = ['ready', 'degraded'];
@@ -31,7 +32,7 @@ export class EngineStatus {
   /** Show the state that a report tells of. */
   show({ engine, model }) {
     this.model = model.name;
-    byId('welcome-model').textContent = `${model.name} listens.`;
+    byId('welcome-model').textContent = introduction(model, engine);
     const progress = engine.state === 'loading' ? ` ${Math.floor(engine.progress * 100)} %` : '';
     const text = engine.state === 'ready' ? model.name : `${engine.state}${progress}`;
     this.#set(engine.state, text, engine.detail || `The engine is ${engine.state}.`);
@@ -46,4 +47,13 @@ export class EngineStatus {
     byId('state').title = detail;
     byId('state-text').textContent = text;
   }
+}
+
+function introduction({ name, parameters, quantization }, { context_length: context }) {
+  return [
+    name,
+    parameters && `${count(parameters)} weights`,
+    quantization,
+    context && `${context.toLocaleString('en')} tokens of context`,
+  ].filter(Boolean).join(' · ');
 }
