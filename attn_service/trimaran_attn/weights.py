@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import trimaran_kernels
 from numpy.typing import NDArray
 from torch import Tensor
 
 from trimaran.errors import ModelFileError
 from trimaran.gguf import GGMLType, GGUFFile
-from trimaran.gguf.dequant import dequantize
 from trimaran_attn.names import tensor_name
 
 Shape = tuple[int, ...]
@@ -33,13 +34,17 @@ class QuantTensor:
 
     def dequantize(self) -> Tensor:
         """All of it, float32 on the CPU."""
-        return torch.from_numpy(dequantize(self.type, self.raw, self.shape))
+        return _expand(self.type, self.raw, self.shape)
 
     def rows(self, index: NDArray[np.int64]) -> Tensor:
         """Some rows of a matrix, float32 [len(index), shape[1]] on the CPU."""
         n_rows, width = self.shape
         raw = self.raw.reshape(n_rows, self.type.row_bytes(width))[index]
-        return torch.from_numpy(dequantize(self.type, raw.reshape(-1), (len(index), width)))
+        return _expand(self.type, raw.reshape(-1), (len(index), width))
+
+
+def _expand(type_: GGMLType, raw: NDArray[np.uint8], shape: Shape) -> Tensor:
+    return torch.from_numpy(trimaran_kernels.dequantize(int(type_), raw, math.prod(shape))).view(shape)
 
 
 class Weights:
