@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-
 from trimaran.config import AttnConfig
 from trimaran.errors import ConfigError, PlanError
 from trimaran.spec import ModelSpec
 from trimaran.units import format_bytes, parse_bytes
+
 from trimaran_attn.kv_cache import PAGE_SIZE, page_bytes
 from trimaran_attn.pages import pages_for
 

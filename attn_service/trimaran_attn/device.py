@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 import trimaran_kernels
-
 from trimaran.config import AttnConfig
 from trimaran.errors import ConfigError
 

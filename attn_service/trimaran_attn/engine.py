@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
-
 from trimaran.errors import OverloadedError, RequestError
 from trimaran.wire import EngineStats, Generate, RequestFailed, TokenBatch
+
 from trimaran_attn.metrics import Meter, engine_stats
 from trimaran_attn.request import Request
 from trimaran_attn.sampler import Drawn, Sampler

@@ -1,4 +1,4 @@
-"""The routed experts, as the model sees them: submit a layer's tokens, do something else, wait for the sum."""
+"""The routed experts as the model sees them: submit a layer's tokens, do something else, wait."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class LocalExperts:
         """Compute at once; the result is the ticket."""
         assert layer == self._layer
         y = torch.zeros_like(x)
-        for expert in ids.unique().tolist():
+        for expert in sorted(set(ids.flatten().tolist())):
             token, place = torch.where(ids == expert)
             hidden = silu(linear(x[token], self._gate[expert])) * linear(x[token], self._up[expert])
             y.index_add_(0, token, linear(hidden, self._down[expert]) * weights[token, place, None])

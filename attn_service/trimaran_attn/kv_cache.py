@@ -1,4 +1,4 @@
-"""The paged latent cache: one vector of latent and rotated key per token and layer (MLA, arXiv 2405.04434)."""
+"""The paged latent cache: one vector of latent and rotated key per token and layer (arXiv 2405.04434)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
 from trimaran.spec import ModelSpec
 
 PAGE_SIZE = 64
@@ -34,7 +33,7 @@ class LatentCache:
         self._entries[layer].flatten(0, 1).index_copy_(0, slots, entries.to(self._entries.dtype))
 
     def read(self, layer: int, pages: Sequence[int], n_tokens: int) -> Tensor:
-        """The first `n_tokens` entries of a request, [n_tokens, width]; a view if its pages are consecutive."""
+        """The first entries of a request, [n_tokens, width]; a view if its pages are consecutive."""
         layer_pages = self._entries[layer]
         first, last = pages[0], pages[0] + len(pages)
         if list(pages) == list(range(first, last)):

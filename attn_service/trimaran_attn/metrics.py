@@ -6,6 +6,7 @@ from collections import deque
 from threading import Lock
 
 from trimaran.wire import EngineStats
+
 from trimaran_attn.request import Request
 from trimaran_attn.scheduler import Scheduler
 

@@ -40,7 +40,7 @@ _IN_LAYER = {
 
 
 def tensor_name(path: str) -> str:
-    """The GGUF tensor of a module, e.g. ``model.layers.3.self_attn.o_proj`` → ``blk.3.attn_output.weight``."""
+    """The GGUF tensor of a module: ``model.layers.3.self_attn.o_proj`` → ``blk.3.attn_output.weight``."""
     match = LAYER.match(path)
     return _OUTSIDE[path] if match is None else f"blk.{match[1]}.{_IN_LAYER[match[2]]}"
 

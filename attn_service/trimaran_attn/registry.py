@@ -1,20 +1,20 @@
 """Which class, device and element type each module of the model gets: by its path and kind, and by rules.
 
-The model asks for ``build("model.layers.3.self_attn.o_proj", LINEAR, shape)``; the first rule that fits the path
-chooses, else the kind's default. Factories are registered by name, so a rules file can name them.
+The model asks for ``build("model.layers.3.self_attn.o_proj", LINEAR, shape)``; the first rule that fits the
+path chooses, else the kind's default. Factories are registered by name, so a rules file can name them.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
-
 from trimaran.errors import ConfigError
 from trimaran.spec import ModelSpec
+
 from trimaran_attn.names import layer_of
 from trimaran_attn.weights import Shape, Weights
 
@@ -76,10 +76,6 @@ class Site:
         """Build the module `name` below this one."""
         return self.registry.build(f"{self.path}.{name}", kind, shape)
 
-    def sibling(self, path: str) -> Site:
-        """The same site for another path of the model."""
-        return replace(self, path=path)
-
 
 class Registry:
     """Builds modules.
@@ -126,7 +122,9 @@ class Registry:
         factory = self._factories.get((kind.name, name))
         if factory is None:
             known = sorted(name for of, name in self._factories if of == kind.name)
-            raise ConfigError(f"{path}: there is no {kind.name} {name!r}", remedy=f"one of {', '.join(known)}")
+            raise ConfigError(
+                f"{path}: there is no {kind.name} {name!r}", remedy=f"one of {', '.join(known)}"
+            )
         site = Site(
             path=path,
             shape=shape,

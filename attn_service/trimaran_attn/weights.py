@@ -10,9 +10,9 @@ import torch
 import trimaran_kernels
 from numpy.typing import NDArray
 from torch import Tensor
-
 from trimaran.errors import ModelFileError
 from trimaran.gguf import GGMLType, GGUFFile
+
 from trimaran_attn.names import tensor_name
 
 Shape = tuple[int, ...]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+import trimaran_kernels
+from torch import Tensor
 from transformers import (
     DeepseekV2Config,
     DeepseekV2ForCausalLM,
@@ -17,9 +19,45 @@ from transformers import (
     DeepseekV3ForCausalLM,
     PreTrainedModel,
 )
-from trimaran.spec import ModelSpec
+from trimaran.gguf import GGUFFile
+from trimaran.spec import ModelSpec, read_spec
+from trimaran_attn.engine import Engine
+from trimaran_attn.experts import build_local_experts
+from trimaran_attn.kv_cache import PAGE_SIZE, LatentCache
+from trimaran_attn.model.attention import MlaForm
+from trimaran_attn.model.deepseek2 import Deepseek2, build_model
+from trimaran_attn.model.modules import register_modules
+from trimaran_attn.pages import PageAllocator
+from trimaran_attn.registry import Registry
+from trimaran_attn.runner import Runner
+from trimaran_attn.scheduler import Limits, Scheduler
+from trimaran_attn.weights import Weights
 
-LoadReference = Callable[[Path, ModelSpec], PreTrainedModel]
+CPU = torch.device("cpu")
+N_PAGES = 24
+
+
+@dataclass
+class Lab:
+    """Our model of a file, with its experts in this process."""
+
+    spec: ModelSpec
+    model: Deepseek2
+    cache: LatentCache
+
+    def engine(self, **changes: int) -> Engine:
+        values = {
+            "context_length": N_PAGES * PAGE_SIZE,
+            "max_running": 8,
+            "max_waiting": 64,
+            "max_step_tokens": 64,
+            "page_size": PAGE_SIZE,
+        }
+        scheduler = Scheduler(Limits(**{**values, **changes}), PageAllocator(self.cache.n_pages))
+        return Engine(scheduler, Runner(self.model, self.cache, CPU), self.spec.vocab_size)
+
+
+BuildLab = Callable[..., Lab]
 
 
 @pytest.fixture(autouse=True)
@@ -32,12 +70,34 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def load_reference() -> LoadReference:
+def build_lab() -> BuildLab:
+    return lab_of
+
+
+@pytest.fixture(scope="session")
+def build_reference() -> Callable[[Path], PreTrainedModel]:
     return reference_model
 
 
-def reference_model(path: Path, spec: ModelSpec) -> PreTrainedModel:
+def lab_of(
+    path: Path,
+    *,
+    linears: str = "quantised",
+    mla: MlaForm = "auto",
+    cache_dtype: torch.dtype = torch.float32,
+) -> Lab:
+    file = GGUFFile.open(path)
+    spec = read_spec(file)
+    registry = Registry(spec, Weights(file), CPU, torch.float32)
+    pool = trimaran_kernels.ThreadPool(trimaran_kernels.usable_cpus(1))
+    register_modules(registry, experts=build_local_experts, pool=pool, linears=linears, mla=mla)
+    return Lab(spec, build_model(spec, registry, CPU), LatentCache(spec, N_PAGES, CPU, cache_dtype))
+
+
+def reference_model(path: Path) -> PreTrainedModel:
     """The independent float32 implementation of the model in `path`."""
+    with GGUFFile.open(path) as file:
+        spec = read_spec(file)
     model = _empty_model(spec)
     weights = _read_weights(path)
     state = dict(_hf_weights(spec, weights))
@@ -46,8 +106,8 @@ def reference_model(path: Path, spec: ModelSpec) -> PreTrainedModel:
     assert not unexpected, unexpected
     for module in model.modules():
         if hasattr(module, "variance_epsilon"):
-            # transformers leaves the norms of the LoRA ranks at 1e-6, whatever the model says; llama.cpp and we
-            # use the file's epsilon everywhere.
+            # transformers leaves the norms of the LoRA ranks at 1e-6, whatever the model says; llama.cpp and
+            # we use the file's epsilon everywhere.
             module.variance_epsilon = spec.rms_eps
     return model.eval()
 
@@ -155,7 +215,3 @@ def _kv_b(spec: ModelSpec, layer: dict[str, Tensor]) -> Tensor:
     k_b = layer["attn_k_b.weight"].transpose(1, 2)  # [heads, rank, nope] → [heads, nope, rank]
     both = torch.cat((k_b, layer["attn_v_b.weight"]), 1)
     return both.reshape(-1, spec.kv_lora_rank)
-
-
-def linears_of(model: PreTrainedModel) -> list[nn.Linear]:
-    return [module for module in model.modules() if isinstance(module, nn.Linear)]

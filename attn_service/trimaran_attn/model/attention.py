@@ -8,8 +8,8 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
-
 from trimaran.spec import ModelSpec
+
 from trimaran_attn.kv_cache import LatentCache
 from trimaran_attn.model.batch import Batch, Segment
 from trimaran_attn.model.kinds import LINEAR, NORM
@@ -87,6 +87,7 @@ class LatentAttention:
 
     def __init__(
         self,
+        *,
         spec: ModelSpec,
         layer: int,
         query: Query,
@@ -109,8 +110,8 @@ class LatentAttention:
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         """x: [T, hidden] → [T, hidden]."""
         spec = self._spec
-        head = (spec.qk_nope_head_dim, spec.qk_rope_head_dim)
-        q_nope, q_rope = self._query(x).view(len(x), spec.n_heads, -1).split(head, -1)
+        head = [spec.qk_nope_head_dim, spec.qk_rope_head_dim]
+        q_nope, q_rope = torch.split(self._query(x).view(len(x), spec.n_heads, -1), head, -1)
         q_rope = rotate(q_rope, step.cos, step.sin)
         self._store(x, step)
         values = x.new_empty(len(x), spec.n_heads, spec.v_head_dim)
@@ -124,7 +125,8 @@ class LatentAttention:
 
     def _store(self, x: Tensor, step: Step) -> None:
         """Write the latents and rotated keys of this step's tokens into the cache."""
-        latent, k_rope = self._kv_a(x).split((self._spec.kv_lora_rank, self._spec.qk_rope_head_dim), -1)
+        widths = [self._spec.kv_lora_rank, self._spec.qk_rope_head_dim]
+        latent, k_rope = torch.split(self._kv_a(x), widths, -1)
         k_rope = rotate(k_rope[:, None], step.cos, step.sin)[:, 0]
         step.cache.write(self._layer, step.batch.slots, torch.cat((self._kv_norm(latent), k_rope), -1))
 
@@ -139,7 +141,9 @@ class LatentAttention:
 
     def _naive(self, q_nope: Tensor, q_rope: Tensor, segment: Segment, step: Step) -> Tensor:
         entries = self._entries(segment, step, q_nope.dtype)
-        return attend_expanded(q_nope, q_rope, entries, self._maps, segment.position, self._scale)
+        return attend_expanded(
+            (q_nope, q_rope), entries, self._maps, position=segment.position, scale=self._scale
+        )
 
     def _attend_absorbed(
         self, values: Tensor, q_nope: Tensor, q_rope: Tensor, segments: list[Segment], step: Step
@@ -152,7 +156,7 @@ class LatentAttention:
             mine = queries[start : start + segment.length]
             entries = self._entries(segment, step, mine.dtype)
             rank = self._spec.kv_lora_rank
-            mixed.append(attend_latents(mine, entries, rank, segment.position, self._scale))
+            mixed.append(attend_latents(mine, entries, rank, position=segment.position, scale=self._scale))
             start += segment.length
         values[rows] = unabsorb(torch.cat(mixed), self._maps)
 
@@ -194,18 +198,16 @@ def _latent_maps(site: Site) -> LatentMaps:
     """Wkv_b from either layout of the file: one `attn_kv_b`, or `attn_k_b` (transposed) and `attn_v_b`.
 
     It is expanded: absorbing multiplies by the transposed matrix of what one of the two layouts stores, which
-    quantised rows do not allow. That is heads × (nope + v) × latent values a layer: 8 MiB in V2-Lite and 64 MiB
-    in V3 as float32, half of it as bfloat16.
+    quantised rows do not allow. That is heads × (nope + v) × latent values a layer: 8 MiB in V2-Lite and
+    64 MiB in V3 as float32, half of it as bfloat16.
     """
     spec = site.spec
     heads, rank, nope, v = spec.n_heads, spec.kv_lora_rank, spec.qk_nope_head_dim, spec.v_head_dim
-    if site.weights.has(f"{site.path}.k_b_proj"):
-        k_b = site.weights.dense(f"{site.path}.k_b_proj", (heads, rank, nope)).transpose(1, 2)
-        v_b = site.weights.dense(f"{site.path}.v_b_proj", (heads, v, rank)).transpose(1, 2)
-    else:
+    if site.weights.has(f"{site.path}.kv_b_proj"):
         both = site.weights.dense(f"{site.path}.kv_b_proj", (heads * (nope + v), rank))
-        k_b, v_b = both.view(heads, nope + v, rank).split((nope, v), 1)
-        v_b = v_b.transpose(1, 2)
-    return LatentMaps(
-        k_b.to(site.device, site.dtype).contiguous(), v_b.to(site.device, site.dtype).contiguous()
-    )
+        k_b, v_b = torch.split(both.view(heads, nope + v, rank), [nope, v], 1)
+    else:
+        k_b = site.weights.dense(f"{site.path}.k_b_proj", (heads, rank, nope)).transpose(1, 2)
+        v_b = site.weights.dense(f"{site.path}.v_b_proj", (heads, v, rank))
+    k_b, v_b = k_b.to(site.device, site.dtype), v_b.transpose(1, 2).to(site.device, site.dtype)
+    return LatentMaps(k_b.contiguous(), v_b.contiguous())

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
 from trimaran.spec import ModelSpec
+
 from trimaran_attn.kv_cache import LatentCache
 from trimaran_attn.model.attention import Attention, Step
 from trimaran_attn.model.batch import Batch

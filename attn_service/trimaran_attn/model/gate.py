@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
-
 from trimaran.spec import MoeSpec
+
 from trimaran_attn.registry import Site
 
 
@@ -39,7 +39,7 @@ class Gate:
 
     def _mask_groups(self, ranking: Tensor) -> Tensor:
         """Only experts of the best groups keep their place: the others get -inf."""
-        groups = ranking.unflatten(-1, (self._spec.n_groups, -1))
+        groups = ranking.view(len(ranking), self._spec.n_groups, -1)
         best = groups.topk(2 if self._spec.group_score == "top2" else 1, -1).values.sum(-1)
         used = best.topk(self._spec.n_groups_used, -1).indices
         dropped = torch.ones_like(best, dtype=torch.bool).scatter_(-1, used, False)

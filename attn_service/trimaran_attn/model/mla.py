@@ -1,10 +1,10 @@
 """The arithmetic of multi-head latent attention for the tokens of one request (arXiv 2405.04434 §2.1).
 
-H heads, n queries, L visible tokens. Per head a key is [k_b·latent | rotated key], a value v_b·latent, so either
+H heads, n queries, L visible tokens. Per head a key is [k_b·latent | rotated key], a value v_b·latent: either
 
-naive      expand the L latents into keys and values of all heads: pays per visible token, then little per pair;
-absorbed   push k_b into the query and v_b behind the softmax: nothing to expand, more per pair. All heads then
-           share one key of latent + rope, and one value, the latent.
+naive      expand the L latents into keys and values of all heads: a cost per visible token, little per pair;
+absorbed   push k_b into the query and v_b behind the softmax: nothing to expand, more per pair. All heads
+           then share one key of latent + rope, and one value, the latent.
 
 Both give the same up to the order of float additions; `absorbing_is_cheaper` counts which costs less.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Scores of so many (head, query, key) triples exist at a time: 32 MiB of float32, about a core's share of cache.
+# Scores of so many (head, query, key) triples exist at a time: 32 MiB of float32.
 MAX_SCORES = 1 << 23
 
 
@@ -48,7 +48,7 @@ def unabsorb(mixed: Tensor, maps: LatentMaps) -> Tensor:
     return torch.bmm(mixed.transpose(0, 1), maps.v_b).transpose(0, 1)
 
 
-def attend_latents(queries: Tensor, entries: Tensor, latent: int, position: int, scale: float) -> Tensor:
+def attend_latents(queries: Tensor, entries: Tensor, latent: int, *, position: int, scale: float) -> Tensor:
     """Absorbed attention.
 
     Args:
@@ -68,14 +68,26 @@ def attend_latents(queries: Tensor, entries: Tensor, latent: int, position: int,
         keys = entries[:visible]
         scores = queries[block].reshape(-1, width) @ keys.T
         weights = _weights(scores.view(-1, heads, visible).transpose(0, 1), position + block.start, scale)
-        mixed[block] = (weights.transpose(0, 1).reshape(-1, visible) @ keys[:, :latent]).view(-1, heads, latent)
+        mixed[block] = (weights.transpose(0, 1).reshape(-1, visible) @ keys[:, :latent]).view(
+            -1, heads, latent
+        )
     return mixed
 
 
 def attend_expanded(
-    q_nope: Tensor, q_rope: Tensor, entries: Tensor, maps: LatentMaps, position: int, scale: float
+    queries: tuple[Tensor, Tensor], entries: Tensor, maps: LatentMaps, *, position: int, scale: float
 ) -> Tensor:
-    """Naive attention: q_nope [n, H, nope], q_rope [n, H, rope], entries [L, latent + rope] → [n, H, v]."""
+    """Naive attention.
+
+    Args:
+        queries: without position [n, H, nope], and rotated [n, H, rope].
+        entries, position, scale: as in `attend_latents`.
+        maps: expand the latents.
+
+    Returns:
+        Values [n, H, v].
+    """
+    q_nope, q_rope = queries
     latent = maps.k_b.shape[-1]
     latents, k_rope = entries[:, :latent], entries[:, latent:]
     keys = torch.matmul(maps.k_b, latents.T)  # [H, nope, L]

@@ -43,7 +43,7 @@ def build_moe(site: Site) -> MoE:
 
 
 def build_mlp(site: Site) -> MLP:
-    """The dense network at `…mlp`, or the shared experts at `…mlp.shared_experts`, which are one wider expert."""
+    """The dense network at `…mlp`, or the shared experts below it, which are stored as one wider expert."""
     spec = site.spec
     shared = site.path.endswith("shared_experts")
     width = spec.moe.n_shared * spec.moe.intermediate_size if shared else spec.dense_intermediate_size

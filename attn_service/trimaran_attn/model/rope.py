@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import Tensor
-
 from trimaran.spec import RopeSpec
 
 
@@ -30,7 +29,7 @@ class Rope:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs of x: [T, heads, dim] by cos, sin: [T, dim / 2]; same shape and type."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)
     cos, sin = cos[:, None], sin[:, None]
     rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1)
     return rotated.flatten(-2).to(x.dtype)
@@ -39,8 +38,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def amplitude(spec: RopeSpec) -> float:
     """Factor on cosines and sines: YaRN's mscale / mscale_all_dim.
 
-    DeepSeek's models have both equal, so it is 1; the file then tells `yarn_log_multiplier`, and the factor is
-    in `softmax_scale` instead. Without that key it is YaRN's own 0.1·ln(factor) + 1.
+    DeepSeek's models have both equal, so it is 1; the file then tells `yarn_log_multiplier`, and the factor
+    is in `softmax_scale` instead. Without that key it is YaRN's own 0.1·ln(factor) + 1.
     """
     if spec.factor <= 1 or spec.log_multiplier:
         return 1.0
