@@ -32,9 +32,12 @@ def chat(
         str | None, typer.Option("--url", help="A running server; without it, the configured address.")
     ] = None,
     key: Annotated[
-        str | None, typer.Option("--key", envvar="TRIMARAN_API_KEY", help="API key, if the server asks for one.")
+        str | None,
+        typer.Option("--key", envvar="TRIMARAN_API_KEY", help="API key, if the server asks for one."),
     ] = None,
-    system: Annotated[str | None, typer.Option("--system", help="System message of the conversation.")] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", help="System message of the conversation.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0, max=2, help="0 always takes the likeliest token.")
@@ -208,5 +211,3 @@ def _enable_line_editing() -> None:
     """Arrow keys and history, where Python has readline."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401, PLC0415
-
-

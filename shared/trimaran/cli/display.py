@@ -47,9 +47,7 @@ class TerminalDisplay:
     def log(self, line: LogLine) -> None:
         """While the server starts only what went wrong is printed; the rest moves the bars."""
         with self._lock, contextlib.suppress(OSError):
-            if self._progress is None:
-                self._print_log(line)
-            elif line.level not in {"info", "debug"}:
+            if self._progress is None or line.level not in {"info", "debug"}:
                 self._print_log(line)
             else:
                 self._advance(line)

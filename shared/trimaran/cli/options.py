@@ -33,7 +33,9 @@ Model = Annotated[
 ]
 Assignments = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="OPTION=VALUE", help="Sets any option, e.g. attn.max_running=4. Repeatable."),
+    typer.Option(
+        "--set", metavar="OPTION=VALUE", help="Sets any option, e.g. attn.max_running=4. Repeatable."
+    ),
 ]
 Host = Annotated[
     str | None, typer.Option("--host", help="Address to listen on; 0.0.0.0 opens it to the network.")

@@ -63,9 +63,7 @@ class Server:
         for name in self._commands:
             self._start(name)
 
-    def wait_ready(
-        self, inbox: SignalInbox, timeout_s: float, on_health: Callable[[Health], None]
-    ) -> bool:
+    def wait_ready(self, inbox: SignalInbox, timeout_s: float, on_health: Callable[[Health], None]) -> bool:
         """Waits until the server can answer. False: somebody asked to stop.
 
         Raises:

@@ -49,7 +49,10 @@ def attn(
       trimaran attn --config server.yaml --set experts.endpoints=tcp://127.0.0.1:7000
     """
     _become(
-        ATTN, config_file, options.overrides(assignments, model=model, device=device, context=context), debug=debug
+        ATTN,
+        config_file,
+        options.overrides(assignments, model=model, device=device, context=context),
+        debug=debug,
     )
 
 
