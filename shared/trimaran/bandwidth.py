@@ -30,9 +30,7 @@ def _pair() -> Pair:
     return np.ones(_BUFFER_BYTES, np.uint8), np.zeros(_BUFFER_BYTES, np.uint8)
 
 
-def _timed_round(
-    pool: ThreadPoolExecutor, buffers: list[Pair]
-) -> float:
+def _timed_round(pool: ThreadPoolExecutor, buffers: list[Pair]) -> float:
     started = time.perf_counter()
     for future in [pool.submit(partial(np.copyto, target, source)) for source, target in buffers]:
         future.result()

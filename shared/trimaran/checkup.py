@@ -1,4 +1,4 @@
-"""The checks of `trimaran doctor`: what this machine has for Trimaran, what is missing, and how to mend it."""
+"""The checks of `trimaran doctor`: what this machine has, what is missing, and how to mend it."""
 
 from __future__ import annotations
 
@@ -95,10 +95,10 @@ def _memory(machine: Machine) -> Iterator[Finding]:
     size, free = machine.shared_memory
     shared = f"{format_bytes(size)}, {format_bytes(free)} free"
     if free < SMALLEST_SHARED_MEMORY:
-        remedy = "enlarge it, e.g. docker run --shm-size=1g, or set experts.notifier to tcp"
-        yield Finding("/dev/shm", "missing", shared, remedy)
+        remedy = "enlarge /dev/shm, e.g. docker run --shm-size=1g, or set experts.notifier to tcp"
+        yield Finding("shared memory", "missing", shared, remedy)
     else:
-        yield Finding("/dev/shm", "ok", shared)
+        yield Finding("shared memory", "ok", shared)
 
 
 def _packages() -> Iterator[Finding]:

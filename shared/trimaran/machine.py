@@ -60,7 +60,7 @@ class Machine:
 
     Attributes:
         cpu: model name of the processor.
-        isas: names of instruction sets, least first, of `avx2`, `avx512`, `avx512_vnni`, `avx512_bf16`, `amx`.
+        isas: names of instruction sets, least first: avx2, avx512, avx512_vnni, avx512_bf16, amx.
         cpus: numbers of the CPUs that this process may run on.
         cpu_quota: cores' worth of time that the cgroup grants; None is no limit.
         shared_memory: size and free bytes of /dev/shm.

@@ -82,7 +82,7 @@ class Bandwidth:
 
 @dataclass(frozen=True)
 class Speed:
-    """Weights read for one token of one request, and the tokens a second that the bandwidths allow at most."""
+    """Weights read for a token of one request, and the tokens a second that bandwidth allows at most."""
 
     ram_bytes: int
     gpu_bytes: int
@@ -123,9 +123,8 @@ class Plan:
             found.append(self._gpu_problem(self.gpu))
         if self.ram.spare < 0:
             found.append(
-                f"RAM: {format_bytes(self.ram.needed)} are needed, {format_bytes(self.ram.available)} are there:"
-                f" {format_bytes(-self.ram.spare)} too little; take a smaller quantisation of the model, split the"
-                " experts over several hosts (experts.endpoints), or add memory"
+                f"RAM: {_shortage(self.ram)}; take a smaller quantisation of the model, split the experts"
+                " over several hosts (experts.endpoints), or add memory"
             )
         return found
 
@@ -136,9 +135,8 @@ class Plan:
             fits = (gpu.spare + self.kv_bytes) // self.kv_per_token // PAGE_TOKENS * PAGE_TOKENS
             remedy = f"lower the context (--context {fits} fits), or {remedy}"
         return (
-            f"GPU: {format_bytes(gpu.needed)} are needed ({format_bytes(weights)} weights,"
-            f" {format_bytes(self.kv_bytes)} cache of {self.context} tokens, {format_bytes(self.workspace)}"
-            f" workspace), {format_bytes(gpu.available)} are there: {format_bytes(-gpu.spare)} too little; {remedy}"
+            f"GPU: {_shortage(gpu)} ({format_bytes(weights)} weights, {format_bytes(self.kv_bytes)} cache of"
+            f" {self.context} tokens, {format_bytes(self.workspace)} workspace); {remedy}"
         )
 
 
@@ -201,6 +199,13 @@ def check_plan(plan: Plan) -> None:
 
 
 # --- parts --------------------------------------------------------------------------------------------------
+
+
+def _shortage(budget: Budget) -> str:
+    return (
+        f"{format_bytes(budget.needed)} are needed, {format_bytes(budget.available)} are there,"
+        f" {format_bytes(-budget.spare)} too little"
+    )
 
 
 def _gpu_memory(machine: Machine, config: Config) -> int | None:

@@ -1,4 +1,4 @@
-"""What `trimaran serve` shows while a server starts and runs: live bars on a terminal, plain lines elsewhere."""
+"""What `trimaran serve` shows of a server: live bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import NoReturn
 
 import typer
@@ -50,4 +51,4 @@ def version() -> None:
 def main() -> NoReturn:
     """Runs the command line; expected failures become one line and an exit code."""
     debug = "--debug" in sys.argv
-    sys.exit(run_guarded(lambda: make_app()(), debug=debug))
+    sys.exit(run_guarded(partial(make_app(), prog_name="trimaran"), debug=debug))

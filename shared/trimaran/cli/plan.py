@@ -79,13 +79,10 @@ def plan(
 def show(plan: Plan, console: Console) -> None:
     """Prints the plan as a table and sentences."""
     table = Table(title=f"{plan.model}, attention on {plan.device}", title_justify="left", box=None)
-    for heading, justify in (
-        ("part", "left"),
-        ("where", "left"),
-        ("in the file", "right"),
-        ("there", "right"),
-    ):
-        table.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=True)
+    for heading in ("part", "where"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("in the file", "in memory"):
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("types")
     for item in plan.items:
         sizes = (format_bytes(item.file_bytes), format_bytes(item.nbytes))
@@ -101,14 +98,10 @@ def show(plan: Plan, console: Console) -> None:
 def _summary(plan: Plan) -> list[str]:
     lines = [""]
     if plan.skipped:
-        lines.append(
-            f"skipped: {format_bytes(plan.skipped)} of the file are not used (multi-token prediction)"
-        )
+        lines.append(f"skipped: {format_bytes(plan.skipped)} of the file (multi-token prediction)")
     lines.append(f"cache: {format_bytes(plan.kv_per_token * 1000)} per 1,000 tokens")
     if plan.context < plan.wanted_context:
-        lines.append(
-            f"context: {plan.context} of the model's {plan.wanted_context} tokens, for lack of memory"
-        )
+        lines.append(f"context: {plan.context} of the model's {plan.wanted_context} tokens fit")
     if plan.gpu is not None:
         lines.append(_budget_line("GPU", plan.gpu.needed, plan.gpu.available))
     lines.append(_budget_line("RAM", plan.ram.needed, plan.ram.available))

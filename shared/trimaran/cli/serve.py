@@ -17,7 +17,7 @@ from trimaran.cli import options
 from trimaran.cli.display import Display, PlainDisplay, TerminalDisplay
 from trimaran.cli.greeting import greet
 from trimaran.cli.leftovers import RunDirLock, remove_dead_run_dirs
-from trimaran.cli.server import Server, ServiceDied
+from trimaran.cli.server import Server, ServiceDiedError
 from trimaran.cli.services import IN_START_ORDER
 from trimaran.cli.signals import SignalInbox
 from trimaran.config import Config
@@ -63,9 +63,12 @@ def serve(
         debug=debug,
     )
     display = make_display(config, sys.stdout)
-    with SignalInbox() as inbox, claimed_run_dir(config, display) as run_dir:
-        with Server(config, run_dir, display.log) as server:
-            _run(server, inbox, display, ready_timeout=ready_timeout, greeting=greeting)
+    with (
+        SignalInbox() as inbox,
+        claimed_run_dir(config, display) as run_dir,
+        Server(config, run_dir, display.log) as server,
+    ):
+        _run(server, inbox, display, ready_timeout=ready_timeout, greeting=greeting)
 
 
 def _run(
@@ -93,7 +96,7 @@ def start(server: Server, inbox: SignalInbox, display: Display, timeout_s: float
         with display.starting(tuple(service.name for service in IN_START_ORDER)):
             server.start()
             return server.wait_ready(inbox, timeout_s, display.health)
-    except ServiceDied as error:
+    except ServiceDiedError as error:
         for line in error.lines:
             display.say(f"  {line}")
         raise

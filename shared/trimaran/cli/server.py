@@ -18,7 +18,7 @@ from trimaran.cli.api_client import ApiClient, Health
 from trimaran.cli.children import Child, ServiceCommand, describe_exit
 from trimaran.cli.log_relay import LogLine, parse_log_line
 from trimaran.cli.restarts import RestartPolicy
-from trimaran.cli.services import IN_START_ORDER
+from trimaran.cli.services import IN_START_ORDER, Service
 from trimaran.cli.signals import STOPPING, SignalInbox
 from trimaran.config import Config
 from trimaran.config_loader import dump_config, option_environment
@@ -37,20 +37,27 @@ class Server:
         config: the configuration of all services; `gateway.port` 0 takes a free port.
         run_dir: private directory for sockets and the services' configuration.
         on_log: gets each log line of a service, from a thread.
+        services: what to start, in order.
 
     Raises:
         ConfigError: the port is taken, or a service is not installed.
         ModelFileError: there is no such model file.
     """
 
-    def __init__(self, config: Config, run_dir: Path, on_log: Callable[[LogLine], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run_dir: Path,
+        on_log: Callable[[LogLine], None],
+        services: Sequence[Service] = IN_START_ORDER,
+    ) -> None:
         self.config, self.key = _complete(config, run_dir)
         self.api = ApiClient(_url(self.config), self.key)
         self._on_log = on_log
-        self._commands = self._write_commands(run_dir)
+        self._commands = self._write_commands(run_dir, services)
         self._environ = _child_environment(os.environ)
         self._children: dict[str, Child] = {}
-        self._policies = {name: RestartPolicy() for name in self._commands}
+        self.policies = {name: RestartPolicy() for name in self._commands}
         self._due: dict[str, float] = {}
 
     @property
@@ -130,11 +137,11 @@ class Server:
 
     # --- parts ----------------------------------------------------------------------------------------------
 
-    def _write_commands(self, run_dir: Path) -> dict[str, ServiceCommand]:
+    def _write_commands(self, run_dir: Path, services: Sequence[Service]) -> dict[str, ServiceCommand]:
         path = run_dir / "config.yaml"
         path.touch(mode=0o600)
         path.write_text(dump_config(self.config))
-        commands = [service.command(["--config", str(path)]) for service in IN_START_ORDER]
+        commands = [service.command(["--config", str(path)]) for service in services]
         return {command.name: command for command in commands}
 
     def _start(self, name: str) -> None:
@@ -154,7 +161,7 @@ class Server:
             code = child.poll()
             if code is None or name in self._due:
                 continue
-            delay = self._policies[name].after_crash(time.monotonic())
+            delay = self.policies[name].after_crash(time.monotonic())
             if delay is None:
                 raise PeerError(
                     f"the {name} service crashes again and again; last, it {describe_exit(code)}",
@@ -171,7 +178,7 @@ class Server:
             self._start(name)
 
 
-class ServiceDied(PeerError):
+class ServiceDiedError(PeerError):
     """A service ended while it was needed; `lines` are the last that it wrote, as text."""
 
     def __init__(self, message: str, lines: Sequence[str]) -> None:
@@ -181,10 +188,10 @@ class ServiceDied(PeerError):
 
 def _death(child: Child, code: int) -> TrimaranError:
     lines = [parse_log_line(child.name, raw).message for raw in child.last_lines()]
-    error = ServiceDied(f"the {child.name} service {describe_exit(code)}", lines)
+    error = ServiceDiedError(f"the {child.name} service {describe_exit(code)}", lines)
     # An expected failure has told its reason in its last line, and in its exit code.
     if lines and lines[-1].startswith("error: ") and code > 0:
-        error = ServiceDied(f"{child.name}: {lines[-1].removeprefix('error: ')}", ())
+        error = ServiceDiedError(f"{child.name}: {lines[-1].removeprefix('error: ')}", ())
         error.exit_code = code
     return error
 
@@ -233,6 +240,6 @@ def _url(config: Config) -> str:
 
 
 def _child_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment without options: the services take them from their file, where flags have won already."""
+    """The environment without options: the services find them in their file, where flags have won."""
     options = option_environment(environ)
     return {name: value for name, value in environ.items() if name not in options}

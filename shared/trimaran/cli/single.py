@@ -82,4 +82,4 @@ def _become(
     if debug:
         arguments += ["--debug", "--set=log_level=debug"]
     argv = service.command(arguments).argv
-    os.execv(argv[0], list(argv))
+    os.execv(argv[0], list(argv))  # noqa: S606 - that there is no shell is the point
