@@ -19,6 +19,8 @@ Floats = NDArray[np.float32]
 AFFINE_STEPS = np.arange(-1.0, 1.01, 0.1)
 SYMMETRIC_STEPS = np.arange(-0.9, 0.91, 0.1)
 LEVEL_STEPS = np.arange(-7.0, 8.0)
+SAME_VALUE = np.float32(1e-6)
+"""A variance this much below the mean square is rounding noise."""
 
 
 def affine(x: Floats, most: int) -> tuple[Floats, Floats]:
@@ -77,14 +79,17 @@ def _weights(x: Floats) -> Floats:
 
 
 def _fit_affine(x: Floats, weights: Floats, q: Floats) -> tuple[Floats, Floats]:
-    """The scale and low of least weighted squares; where low would be negative, the best scale with low 0."""
+    """The scale and low of least weighted squares.
+
+    Where low would be negative, or all q are equal and any low would do: the best scale with low 0.
+    """
     total, sum_q, sum_x = _dots(weights, q, x)
     sum_qq, sum_qx = _dot(weights * q, q), _dot(weights * q, x)
     determinant = total * sum_qq - sum_q * sum_q
     scale = _ratio(total * sum_qx - sum_x * sum_q, determinant)
     low = _ratio(sum_q * sum_qx - sum_qq * sum_x, determinant)
     through_zero = _ratio(sum_qx, sum_qq)
-    outside = low < 0
+    outside = (low < 0) | (determinant <= SAME_VALUE * total * sum_qq)
     return np.where(outside, through_zero, scale), np.where(outside, np.float32(0), low)
 
 

@@ -73,7 +73,7 @@ def test_other_distributions(kind: GGMLType, sort: str) -> None:
         "shifted": gaussian(64, 512) - 3,
         "heavy tails": gaussian(64, 512) ** 3,
     }[sort]
-    bound = RMSE_OF_GAUSSIAN[kind] * (2.5 if sort == "shifted" else 2.0)
+    bound = RMSE_OF_GAUSSIAN[kind] * (3.5 if sort == "shifted" else 2.0)
     assert relative_error(kind, x) <= bound
 
 
