@@ -12,6 +12,7 @@ from msgspec import Meta, Struct, field
 
 Notifier = Literal["doorbell", "zmq", "tcp"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+_MEMORY = r"^(auto|\d+(\.\d+)?\s?([KMGT]i?)?B?)$"
 
 
 class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,14 +37,15 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto takes the first GPU, else the CPU")
     ] = "auto"
     gpu_memory: Annotated[
-        str, Meta(description="GPU memory to plan for, e.g. 24GiB; auto: all of the card")
+        str, Meta(pattern=_MEMORY, description="GPU memory to plan for, e.g. 24GiB; auto: all of the card")
     ] = "auto"
     context_length: Annotated[
         Annotated[int, Meta(ge=16)] | None,
         Meta(description="longest prompt + answer; none: the model's own, as memory allows"),
     ] = None
     kv_memory: Annotated[
-        str, Meta(description="memory of the KV cache, e.g. 4GiB; auto sizes it from the machine")
+        str,
+        Meta(pattern=_MEMORY, description="memory of the KV cache, e.g. 4GiB; auto: from the machine"),
     ] = "auto"
     max_running: Annotated[int, Meta(ge=1, le=1024, description="requests computed in one batch")] = 16
     max_waiting: Annotated[

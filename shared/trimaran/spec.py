@@ -43,7 +43,7 @@ class MoeSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Dimensions of a `deepseek2` model. Sizes are in elements; `q_lora_rank` None means a plain query matrix."""
+    """Dimensions of a `deepseek2` model, in elements. `q_lora_rank` None means a plain query matrix."""
 
     name: str
     n_layers: int

@@ -1,7 +1,7 @@
 """Messages that cross process borders: msgspec structs, msgpack on the wire, never pickle.
 
 Each direction of each link is one tagged union, so that a reader decodes exactly what it may receive and
-rejects everything else. `PROTOCOL_VERSION` travels in every hello; it changes with any incompatible change here.
+rejects everything else. `PROTOCOL_VERSION` travels in every hello and changes with any incompatible change.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None
 
 
-class Generate(Message, tag="generate"):
+class Generate(Message, frozen=True, tag="generate"):
     """Continue `prompt_ids`. `deadline` is in seconds from receipt; a lower `priority` value runs earlier."""
 
     request_id: str
@@ -63,17 +63,17 @@ class Generate(Message, tag="generate"):
     deadline: float | None = None
 
 
-class Abort(Message, tag="abort"):
+class Abort(Message, frozen=True, tag="abort"):
     """Forget a request; unknown ids are ignored, for its last batch may already be on the way."""
 
     request_id: str
 
 
-class EngineStatusRequest(Message, tag="status?"):
+class EngineStatusRequest(Message, frozen=True, tag="status?"):
     """Ask for an `EngineStatus`."""
 
 
-class EngineStatsRequest(Message, tag="stats?"):
+class EngineStatsRequest(Message, frozen=True, tag="stats?"):
     """Ask for an `EngineStats`."""
 
 
@@ -98,7 +98,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     decode_s: float = 0.0
 
 
-class TokenBatch(Message, tag="tokens"):
+class TokenBatch(Message, frozen=True, tag="tokens"):
     """New tokens of one request; the last batch carries finish_reason and usage.
 
     finish_reason: "stop" (a stop id was drawn; it is the last of `ids`), "length", "abort", "deadline".
@@ -111,7 +111,7 @@ class TokenBatch(Message, tag="tokens"):
     usage: Usage | None = None
 
 
-class RequestFailed(Message, tag="failed"):
+class RequestFailed(Message, frozen=True, tag="failed"):
     """A request ended without an answer.
 
     code: "context_length_exceeded" or "invalid_request" (a 4xx), "overloaded" (429/503), "unavailable" (an
@@ -124,7 +124,7 @@ class RequestFailed(Message, tag="failed"):
     param: str | None = None
 
 
-class EngineStatus(Message, tag="status"):
+class EngineStatus(Message, frozen=True, tag="status"):
     """How the engine is; answers EngineStatusRequest, and is also sent whenever `state` changes.
 
     state: "loading", "ready", "degraded" (an expert shard is away; requests wait or fail), "draining".
@@ -141,7 +141,7 @@ class EngineStatus(Message, tag="status"):
     max_waiting: int = 0
 
 
-class EngineStats(Message, tag="stats"):
+class EngineStats(Message, frozen=True, tag="stats"):
     """Counters and gauges of the engine and, by shard name, of its expert services.
 
     Names are the exported metrics' without the `trimaran_` prefix; `observations` holds histogram samples, by
@@ -160,7 +160,7 @@ EngineToGateway = TokenBatch | RequestFailed | EngineStatus | EngineStats
 # --- attention service ↔ expert service ---------------------------------------------------------------------
 
 
-class Hello(Message, tag="hello"):
+class Hello(Message, frozen=True, tag="hello"):
     """First message of an attention service: what it loaded, and how it wants to talk.
 
     notifier: "doorbell", "zmq" or "tcp"; the first two name an arena file, "tcp" sends tensors as frames.
@@ -179,7 +179,7 @@ class Hello(Message, tag="hello"):
     client: str = ""
 
 
-class Submit(Message, tag="submit"):
+class Submit(Message, frozen=True, tag="submit"):
     """Compute one layer of one slot. With "tcp", x, ids and weights follow as further frames."""
 
     slot: int
@@ -188,30 +188,30 @@ class Submit(Message, tag="submit"):
     n_tokens: int
 
 
-class Drain(Message, tag="drain"):
+class Drain(Message, frozen=True, tag="drain"):
     """Finish what is in flight, then answer no more of this client's submits: it says goodbye."""
 
 
-class Heartbeat(Message, tag="beat"):
+class Heartbeat(Message, frozen=True, tag="beat"):
     """Sent by each side at least every second; three missed ones mean the peer is gone."""
 
     sent_ns: int
 
 
-class ExpertStatsRequest(Message, tag="stats?"):
+class ExpertStatsRequest(Message, frozen=True, tag="stats?"):
     """Ask for an `ExpertStats`."""
 
 
 EngineToExperts = Hello | Submit | Drain | Heartbeat | ExpertStatsRequest
 
 
-class Loading(Message, tag="loading"):
+class Loading(Message, frozen=True, tag="loading"):
     """Answers a hello (and repeats) while weights are still being read; `progress` is 0 to 1."""
 
     progress: float
 
 
-class Ready(Message, tag="ready"):
+class Ready(Message, frozen=True, tag="ready"):
     """The shard serves this client now. `experts` is the half-open range of expert ids that it owns."""
 
     shard: str
@@ -220,14 +220,14 @@ class Ready(Message, tag="ready"):
     threads: int
 
 
-class Refused(Message, tag="refused"):
+class Refused(Message, frozen=True, tag="refused"):
     """The hello cannot be served; `differences` lists each field as "name: ours X, yours Y"."""
 
     reason: str
     differences: tuple[str, ...] = ()
 
 
-class Done(Message, tag="done"):
+class Done(Message, frozen=True, tag="done"):
     """A submit finished; status 0 is success (see `Status`). With "tcp", y follows as a further frame."""
 
     slot: int
@@ -236,7 +236,7 @@ class Done(Message, tag="done"):
     message: str = ""
 
 
-class ExpertStats(Message, tag="stats"):
+class ExpertStats(Message, frozen=True, tag="stats"):
     """Counters of one expert service since it started."""
 
     shard: str
