@@ -13,8 +13,8 @@ from trimaran.errors import ModelFileError
 from trimaran_gateway.text.pretokenizers import pre_tokenizer
 from trimaran_gateway.text.vocabulary import TokenType, Vocabulary
 
-QUOTE = "\ue0b1"
-"""A private-use character that `quote_markers` puts into a marker to make it plain text."""
+QUOTE = "\ufdd0"
+"""A code point that is no character, which `quote_markers` puts into a marker to make it plain text."""
 
 
 class Tokenizer:
@@ -60,7 +60,8 @@ class Tokenizer:
                 remedy="supported: gpt2 (byte-level BPE), which all DeepSeek models use",
             )
         tokens = _required(metadata, "tokenizer.ggml.tokens")
-        types = metadata.get("tokenizer.ggml.token_type") or [TokenType.NORMAL] * len(tokens)
+        stored = metadata.get("tokenizer.ggml.token_type")
+        types = [TokenType.NORMAL] * len(tokens) if stored is None else [int(kind) for kind in stored]
         if len(types) != len(tokens):
             raise ModelFileError(f"tokenizer.ggml.token_type has {len(types)} entries for {len(tokens)} tokens")
         bpe = _build_bpe(tokens, _required(metadata, "tokenizer.ggml.merges"))
@@ -74,32 +75,39 @@ class Tokenizer:
             add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", True)),
         )
 
-    def encode(self, text: str, *, add_bos: bool = False, parse_added: bool = True) -> list[int]:
+    def encode(
+        self, text: str, *, add_bos: bool = False, parse_added: bool = True, quoted: bool = False
+    ) -> list[int]:
         """Token ids of `text`.
 
         Args:
-            text: any text; markers that `quote_markers` quoted come out as the plain text they are.
+            text: any text.
             add_bos: put the begin token first, unless the text already starts with it.
             parse_added: find control and user-defined tokens; False takes their names as plain text.
+            quoted: the text went through `quote_markers`; what it quoted comes out as plain text.
         """
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         ids: list[int] = []
         pieces = self._added.split(text) if parse_added and self._added else [text]
         for index, piece in enumerate(pieces):
             if index % 2:
                 ids.append(self.vocabulary.added[piece])
             elif piece:
-                ids += self._bpe.encode(piece.replace(QUOTE, ""), add_special_tokens=False).ids
+                plain = piece.replace(QUOTE, "") if quoted else piece
+                ids += self._bpe.encode(plain, add_special_tokens=False).ids
         if add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
         return ids
 
-    def quote_markers(self, text: str) -> str:
-        """`text` with each added token in it broken by `QUOTE`: `encode` then sees plain text.
+    def quote_markers(self, text: str, *, keep: tuple[str, ...] = ()) -> str:
+        """`text` with each added token in it, but for those to `keep`, broken by `QUOTE`.
 
         A client's message can so contain ``<｜Assistant｜>`` without speaking for the assistant.
         """
         text = text.replace(QUOTE, "")
-        return self._added.sub(lambda match: match[0][0] + QUOTE + match[0][1:], text) if self._added else text
+        if self._added is None:
+            return text
+        return self._added.sub(lambda m: m[0] if m[0] in keep else m[0][0] + QUOTE + m[0][1:], text)
 
     def decode(self, ids: Sequence[int], *, keep_control: bool = False) -> str:
         """Text of whole `ids`; bytes that are no UTF-8 become U+FFFD. Control tokens have no text unless kept."""
