@@ -354,13 +354,16 @@ class _SocketLock:
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The last holder may have removed the file between our open and our lock: then somebody else's
-            # lock on a new file would not exclude ours.
-            if not os.path.samestat(os.fstat(self._fd), self._path.stat()):
-                raise BlockingIOError
+            self._check_still_there()
         except (BlockingIOError, FileNotFoundError) as error:
             os.close(self._fd)
             raise PeerError(f"{socket_path}: another process already serves here") from error
+
+    def _check_still_there(self) -> None:
+        # The last holder may have removed the file between our open and our lock: then somebody else's lock
+        # on a new file would not exclude ours.
+        if not os.path.samestat(os.fstat(self._fd), self._path.stat()):
+            raise BlockingIOError
 
     def release(self) -> None:
         for path in (self._socket_path, self._path):

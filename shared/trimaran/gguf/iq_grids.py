@@ -31,7 +31,7 @@ class Grid:
         codes = np.frombuffer(base64.b85decode(self.packed), dtype="<u2")
         shifts = np.arange(self.width, dtype=np.uint16) * np.uint16(self.bits)
         index = (codes[:, None] >> shifts) & ((1 << self.bits) - 1)
-        values = np.array(self.levels, dtype=np.int8)[index]
+        values: NDArray[np.int8] = np.array(self.levels, dtype=np.int8)[index]
         values.setflags(write=False)
         return values
 
@@ -39,7 +39,7 @@ class Grid:
 def _sign_masks() -> NDArray[np.uint8]:
     index = np.arange(128, dtype=np.uint8)
     parity = np.unpackbits(index[:, None], axis=1).sum(axis=1).astype(np.uint8) & 1
-    masks = index | (parity << 7)
+    masks: NDArray[np.uint8] = index | (parity << 7)
     masks.setflags(write=False)
     return masks
 
