@@ -1,1 +1,1 @@
-"""The HTTP front: text to token ids and back, client dialects, streaming, limits and metrics. Imports no torch."""
+"""The HTTP front: text to ids and back, client dialects, streaming, limits, metrics. Imports no torch."""

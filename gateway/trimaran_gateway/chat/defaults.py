@@ -1,4 +1,4 @@
-"""Chat templates for files that bring none: DeepSeek-V3's form, or V2's for vocabularies without its markers."""
+"""Chat templates for files without one: DeepSeek-V3's form, or V2's if the vocabulary lacks V3's markers."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trimaran.errors import RequestError
+
 from trimaran_gateway.chat.template import ChatTemplate, Message
 from trimaran_gateway.chat.tools import call_opening, tool_prompt
 from trimaran_gateway.text.tokenizer import QUOTE, Tokenizer

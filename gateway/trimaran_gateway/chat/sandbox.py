@@ -122,7 +122,7 @@ class _Bounder(NodeTransformer):
 
 
 class GenerationExtension(Extension):
-    """`{% generation %}…{% endgeneration %}`, which marks the assistant's text for training: shown as it is."""
+    """`{% generation %}…{% endgeneration %}` marks the assistant's text for training: shown as it is."""
 
     tags = {"generation"}  # noqa: RUF012 (Jinja's own declaration)
 
@@ -132,8 +132,10 @@ class GenerationExtension(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
-    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno).set_environment(node.environment)
+def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
+    wrapped = nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+    wrapped.environment = node.environment
+    return wrapped
 
 
 def _bounded_loop(values: Iterable[Any]) -> list[Any]:
@@ -153,7 +155,7 @@ def _raise_exception(message: object) -> None:
 
 
 def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)  # noqa: DTZ005 (local time, as templates expect)
+    return datetime.now().strftime(pattern)
 
 
 def _tojson(

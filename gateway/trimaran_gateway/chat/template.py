@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
-
 from trimaran.errors import ModelFileError, RequestError
+
 from trimaran_gateway.chat.sandbox import Renderer, TemplateRefusalError, compile_template
 from trimaran_gateway.chat.tools import ToolFormat, tool_format
 
 Message = dict[str, Any]
-"""A chat message as templates read it: role, content (text or None), and maybe tool_calls, tool_call_id, name."""
+"""A message as templates read it: role, content (text or None), maybe tool_calls, tool_call_id, name."""
 
 _PROBE_TOOL = {
     "type": "function",

@@ -91,6 +91,5 @@ def _essentials(definition: Definition) -> dict[str, Any]:
 
 def _inline_definition(definition: Definition) -> str:
     parameters = json.dumps(definition.get("parameters", {}), ensure_ascii=False)
-    return (
-        f"\n### {definition['name']}\nDescription: {definition.get('description', '')}\n\nParameters: {parameters}\n"
-    )
+    description = definition.get("description", "")
+    return f"\n### {definition['name']}\nDescription: {description}\n\nParameters: {parameters}\n"

@@ -38,7 +38,9 @@ class ToolCallParser:
         self._markers = vocabulary.markers
         self._state = _State.OUTSIDE
         self._index = -1
-        self._reset()
+        self._decoder = Detokenizer(vocabulary)
+        self._buffer = self._head = ""
+        self._has_arguments = False
         self.completed = 0
 
     def feed(self, token: int) -> list[Parsed]:

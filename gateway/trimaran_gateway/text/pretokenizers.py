@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
-
 from trimaran.errors import ModelFileError
 
 _CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"

@@ -8,8 +8,8 @@ from typing import Any
 
 from tokenizers import Tokenizer as BpeTokenizer
 from tokenizers.models import BPE
-
 from trimaran.errors import ModelFileError
+
 from trimaran_gateway.text.pretokenizers import pre_tokenizer
 from trimaran_gateway.text.vocabulary import TokenType, Vocabulary
 
@@ -63,7 +63,9 @@ class Tokenizer:
         stored = metadata.get("tokenizer.ggml.token_type")
         types = [TokenType.NORMAL] * len(tokens) if stored is None else [int(kind) for kind in stored]
         if len(types) != len(tokens):
-            raise ModelFileError(f"tokenizer.ggml.token_type has {len(types)} entries for {len(tokens)} tokens")
+            raise ModelFileError(
+                f"tokenizer.ggml.token_type has {len(types)} entries for {len(tokens)} tokens"
+            )
         bpe = _build_bpe(tokens, _required(metadata, "tokenizer.ggml.merges"))
         bpe.pre_tokenizer = pre_tokenizer(str(metadata.get("tokenizer.ggml.pre", "default")))
         return cls(
@@ -110,7 +112,7 @@ class Tokenizer:
         return self._added.sub(lambda m: m[0] if m[0] in keep else m[0][0] + QUOTE + m[0][1:], text)
 
     def decode(self, ids: Sequence[int], *, keep_control: bool = False) -> str:
-        """Text of whole `ids`; bytes that are no UTF-8 become U+FFFD. Control tokens have no text unless kept."""
+        """Text of `ids`; bytes that are no UTF-8 become U+FFFD. Control tokens have no text unless kept."""
         vocabulary = self.vocabulary
         kept = ids if keep_control else [i for i in ids if not vocabulary.is_control(i)]
         return b"".join(map(vocabulary.token_bytes, kept)).decode(errors="replace")

@@ -31,7 +31,7 @@ def byte_alphabet() -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Markers:
-    """Ids of the tokens with a meaning in DeepSeek's chat formats; None: this vocabulary has no such token."""
+    """Ids of the tokens with a meaning in DeepSeek's chat formats; None: the vocabulary has no such token."""
 
     think: int | None
     end_think: int | None
