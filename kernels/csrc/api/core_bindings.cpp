@@ -162,7 +162,8 @@ void bind_core(nanobind::module_& m) {
   bind_errors();
   bind_isa(m);
   bind_pool(m);
-  m.def("dequantize", &dequantize, nb::arg("ggml_type"), nb::arg("raw"), nb::arg("n"), nb::arg("isa") = "auto");
+  m.def("dequantize", &dequantize, nb::arg("ggml_type"), nb::arg("raw"), nb::arg("n"),
+        nb::arg("isa") = "auto");
   m.def("linear", &call_linear, nb::arg("pool"), nb::arg("ggml_type"), nb::arg("raw"), nb::arg("x"),
         nb::arg("out"), nb::arg("isa") = "auto");
   bind_engine(m);
