@@ -64,6 +64,7 @@ void decode(const BlockQ2_K& block, float* dst) {
   const __m128i nibble = _mm_set1_epi8(15);
   const Scales16 scale(_mm_and_si128(packed, nibble), f16_at(block.d));
   const Scales16 offset(_mm_and_si128(_mm_srli_epi16(packed, 4), nibble), f16_at(block.dmin));
+  TRIMARAN_UNROLL_8
   for (int run = 0; run < 8; ++run) {
     const __m256i q = field(load_32(block.qs + 32 * (run / 4)), 2 * (run % 4), 3);
     put_affine(low_half(q), scale[2 * run], offset[2 * run], dst + 32 * run);
@@ -74,6 +75,7 @@ void decode(const BlockQ2_K& block, float* dst) {
 void decode(const BlockQ3_K& block, float* dst) {
   const Scales16 scale(q3_scales(block.scales), f16_at(block.d));
   const __m256i hmask = load_32(block.hmask);
+  TRIMARAN_UNROLL_8
   for (int run = 0; run < 8; ++run) {
     const __m256i low = field(load_32(block.qs + 32 * (run / 4)), 2 * (run % 4), 3);
     const __m256i four_if_set = raise(field(hmask, run, 1), 2);
@@ -95,6 +97,7 @@ void decode(const BlockQ4_K& block, float* dst) {
 void decode(const BlockQ5_K& block, float* dst) {
   const Scales scales(block.scales, f16_at(block.d), f16_at(block.dmin));
   const __m256i qh = load_32(block.qh);
+  TRIMARAN_UNROLL_8
   for (int run = 0; run < 8; ++run) {
     const __m256i low = field(load_32(block.qs + 32 * (run / 2)), 4 * (run % 2), 15);
     const __m256i q = _mm256_or_si256(low, raise(field(qh, run, 1), 4));
@@ -104,6 +107,7 @@ void decode(const BlockQ5_K& block, float* dst) {
 
 void decode(const BlockQ6_K& block, float* dst) {
   const Scales16 scale(load_16(block.scales), f16_at(block.d));
+  TRIMARAN_UNROLL_8
   for (int run = 0; run < 8; ++run) {
     const __m256i low = field(load_32(block.ql + 64 * (run / 4) + 32 * (run % 2)), 4 * (run / 2 % 2), 15);
     const __m256i high = field(load_32(block.qh + 32 * (run / 4)), 2 * (run % 4), 3);
@@ -115,6 +119,7 @@ void decode(const BlockQ6_K& block, float* dst) {
 
 void decode(const BlockIQ4_XS& block, float* dst) {
   const float d = f16_at(block.d);
+  TRIMARAN_UNROLL_8
   for (int run = 0; run < 8; ++run) {
     const float scale = d * static_cast<float>(scalar::iq4_scale(block, run));
     put_scaled(iq4_levels(split_nibbles(block.qs + 16 * run)), scale, dst + 32 * run);

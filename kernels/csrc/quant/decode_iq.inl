@@ -18,21 +18,25 @@ inline void decode(const BlockIQ2_XXS& block, float* dst) {
 
 inline void decode(const BlockIQ2_XS& block, float* dst) {
   const float d = load_f16(block.d);
-  for (int j = 0; j < 32; ++j) {
-    const int scale = block.scales[j / 4] >> (j / 2 % 2 * 4) & 15;
+  for (int half = 0; half < 16; ++half) {
+    const int scale = block.scales[half / 2] >> (half % 2 * 4) & 15;
     const float db = d * (0.5f + static_cast<float>(scale)) * 0.25f;
-    const uint16_t q = load_u16(block.qs + 2 * j);
-    put_signed(kIq2XsGrid[q & 511], kIqSignMasks[q >> 9], db, dst + 8 * j);
+    for (int j = 2 * half; j < 2 * half + 2; ++j) {
+      const uint16_t q = load_u16(block.qs + 2 * j);
+      put_signed(kIq2XsGrid[q & 511], kIqSignMasks[q >> 9], db, dst + 8 * j);
+    }
   }
 }
 
 inline void decode(const BlockIQ2_S& block, float* dst) {
   const float d = load_f16(block.d);
-  for (int j = 0; j < 32; ++j) {
-    const int scale = block.scales[j / 4] >> (j / 2 % 2 * 4) & 15;
+  for (int half = 0; half < 16; ++half) {
+    const int scale = block.scales[half / 2] >> (half % 2 * 4) & 15;
     const float db = d * (0.5f + static_cast<float>(scale)) * 0.25f;
-    const int index = block.qs[j] | (block.qh[j / 4] >> (j % 4 * 2) & 3) << 8;
-    put_signed(kIq2SGrid[index], block.signs[j], db, dst + 8 * j);
+    for (int j = 2 * half; j < 2 * half + 2; ++j) {
+      const int index = block.qs[j] | (block.qh[j / 4] >> (j % 4 * 2) & 3) << 8;
+      put_signed(kIq2SGrid[index], block.signs[j], db, dst + 8 * j);
+    }
   }
 }
 
@@ -50,11 +54,14 @@ inline void decode(const BlockIQ3_XXS& block, float* dst) {
 
 inline void decode(const BlockIQ3_S& block, float* dst) {
   const float d = load_f16(block.d);
-  for (int j = 0; j < 64; ++j) {
-    const int scale = block.scales[j / 16] >> (j / 8 % 2 * 4) & 15;
+  for (int run = 0; run < 8; ++run) {
+    const int scale = block.scales[run / 2] >> (run % 2 * 4) & 15;
     const float db = d * static_cast<float>(1 + 2 * scale);
-    const int index = block.qs[j] | (block.qh[j / 8] >> j % 8 & 1) << 8;
-    put_signed(kIq3SGrid[index], block.signs[j / 2] >> (j % 2 * 4), db, dst + 4 * j);
+    for (int j = 0; j < 8; ++j) {
+      const int index = block.qs[8 * run + j] | (block.qh[run] >> j & 1) << 8;
+      const int signs = block.signs[4 * run + j / 2] >> (j % 2 * 4);
+      put_signed(kIq3SGrid[index], signs, db, dst + 32 * run + 4 * j);
+    }
   }
 }
 
@@ -79,12 +86,13 @@ inline float iq1m_super_scale(const BlockIQ1_M& block) {
 
 inline void decode(const BlockIQ1_M& block, float* dst) {
   const float d = iq1m_super_scale(block);
-  for (int j = 0; j < 32; ++j) {
-    const int sub_block = j / 2;
-    const int scale = load_u16(block.scales + sub_block / 4 * 2) >> (sub_block % 4 * 3) & 7;
+  for (int half = 0; half < 16; ++half) {
+    const int scale = load_u16(block.scales + half / 4 * 2) >> (half % 4 * 3) & 7;
     const float dl = d * static_cast<float>(2 * scale + 1);
-    const int high = block.qh[sub_block] >> (j % 2 * 4) & 15;
-    const int index = block.qs[j] | (high & 7) << 8;
-    put_shifted(kIq1Grid[index], (high & 8) != 0, dl, dst + 8 * j);
+    for (int j = 0; j < 2; ++j) {
+      const int high = block.qh[half] >> (j * 4) & 15;
+      const int index = block.qs[2 * half + j] | (high & 7) << 8;
+      put_shifted(kIq1Grid[index], (high & 8) != 0, dl, dst + 16 * half + 8 * j);
+    }
   }
 }
