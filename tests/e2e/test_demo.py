@@ -75,4 +75,6 @@ def test_held_out_questions_are_answered_exactly(demo_server: RunningServer) -> 
             right[question["task"]].append(answer.strip() == question["answer"])
     for task, least in EXACT.items():
         assert len(right[task]) >= 20, f"too few questions of {task}"
-        assert sum(right[task]) / len(right[task]) >= least, f"{task}: {sum(right[task])} of {len(right[task])}"
+        assert sum(right[task]) / len(right[task]) >= least, (
+            f"{task}: {sum(right[task])} of {len(right[task])}"
+        )

@@ -17,8 +17,8 @@ from running_server import (
     SERVICES,
     TRIMARAN,
     RunningServer,
-    runtime_base,
     running_server,
+    runtime_base,
     started_server,
     wait_until,
 )
@@ -96,7 +96,7 @@ def test_a_killed_server_takes_its_services_along(random_model: Path) -> None:
 def test_a_killed_service_comes_back_under_load(random_model: Path, name: str) -> None:
     with running_server("--model", str(random_model), *QUICK) as server:
         expected = server.complete("Hello", max_tokens=8)["choices"][0]["text"]
-        with _load(server) as statuses:
+        with Load(server) as statuses:
             wait_until(lambda: statuses, 30, "a first answer")
             server.note_pids()[name].kill()
             wait_until(lambda: name in server.note_pids(), 30, f"a new {name}")
@@ -107,7 +107,7 @@ def test_a_killed_service_comes_back_under_load(random_model: Path, name: str) -
         assert server.leftovers() == []
 
 
-class _load:
+class Load:
     """Two clients that ask again and again; collects the statuses, -1 for a broken connection."""
 
     def __init__(self, server: RunningServer) -> None:
@@ -148,16 +148,19 @@ def _answers(server: RunningServer, expected: str) -> bool:
 
 
 def test_two_servers_run_side_by_side(random_model: Path) -> None:
-    with runtime_base() as base:
-        with started_server(base, "--model", str(random_model), *QUICK) as one:
-            with started_server(base, "--model", str(random_model), *QUICK) as two:
-                one.wait_ready()
-                two.wait_ready()
-                assert one.url != two.url
-                assert two.stop() == 0
-                assert one.get("/health")[0] == 200
-                assert one.stop() == 0
-                assert one.leftovers() == []
+    arguments = ("--model", str(random_model), *QUICK)
+    with (
+        runtime_base() as base,
+        started_server(base, *arguments) as one,
+        started_server(base, *arguments) as two,
+    ):
+        one.wait_ready()
+        two.wait_ready()
+        assert one.url != two.url
+        assert two.stop() == 0
+        assert one.get("/health")[0] == 200
+        assert one.stop() == 0
+        assert one.leftovers() == []
 
 
 def test_a_taken_port_is_one_line(random_model: Path) -> None:
@@ -167,11 +170,11 @@ def test_a_taken_port_is_one_line(random_model: Path) -> None:
         port = str(taken.getsockname()[1])
         result = subprocess.run(
             [TRIMARAN, "serve", "--model", str(random_model), "--port", port],
+            check=False,
             capture_output=True,
             text=True,
             timeout=60,
         )
     assert result.returncode == 2
-    assert result.stderr == (
-        f"error: cannot listen on 127.0.0.1:{port}: Address already in use (choose another --host or --port)\n"
-    )
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith(f"error: cannot listen on 127.0.0.1:{port}: Address already in use")

@@ -35,12 +35,14 @@ class RunningServer:
         base: where the run directory goes; short, for sockets have short names.
     """
 
-    def __init__(self, arguments: Sequence[str], base: Path, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, arguments: Sequence[str], base: Path, environ: Mapping[str, str] | None = None
+    ) -> None:
         self.base = base
         self.lines: list[str] = []
         self.process = subprocess.Popen(
             [TRIMARAN, "serve", "--port", "0", *arguments],
-            env={**os.environ, "XDG_RUNTIME_DIR": str(base), **(environ or {})},
+            env={**os.environ, "XDG_RUNTIME_DIR": str(base), **environ},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -182,7 +184,7 @@ def started_server(
     base: Path, *arguments: str, environ: Mapping[str, str] | None = None
 ) -> Iterator[RunningServer]:
     """A server that has been started."""
-    server = RunningServer(arguments, base, environ)
+    server = RunningServer(arguments, base, environ or {})
     try:
         yield server
     finally:
