@@ -61,9 +61,9 @@ def test_ids_equal_deepseek_v3_on_any_text(
 
 
 def test_large_vocabulary_loads_fast(v3_metadata: dict[str, Any]) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     Tokenizer.from_metadata(v3_metadata)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 def test_markers_of_v3(v3: Tokenizer) -> None:
