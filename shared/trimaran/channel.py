@@ -127,9 +127,18 @@ class Server(Generic[In, Out]):
         """Where clients connect, with the port that was taken."""
         return self._listener.endpoint
 
-    def poll(self, timeout_s: float) -> bool:
-        """Wait for a message for up to `timeout_s`; 0 only looks."""
-        return bool(self._socket.poll(_milliseconds(timeout_s)))
+    def poll(self, timeout_s: float | None, wakers: Sequence[int] = ()) -> bool:
+        """Wait for a message for up to `timeout_s`; 0 only looks, None waits until there is one.
+
+        A readable descriptor among `wakers` ends the wait too. Says whether there is a message.
+        """
+        timeout = None if timeout_s is None else _milliseconds(timeout_s)
+        if not wakers:
+            return bool(self._socket.poll(timeout))
+        poller = zmq.Poller()
+        for source in (self._socket, *wakers):
+            poller.register(source, zmq.POLLIN)
+        return self._socket in dict(poller.poll(timeout))
 
     def recv(self, timeout_s: float) -> Received[In] | Malformed | None:
         """The next message, or None after `timeout_s`."""
