@@ -16,8 +16,9 @@ from typing import Protocol
 import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
-
 from trimaran.wire import EngineStats, EngineStatus
+
+from trimaran_gateway.model import ServedModel
 
 MIN_INTERVAL_S = 0.5
 _PREFIX = "trimaran_"
@@ -54,6 +55,19 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     parameters: int = 0
     nbytes: int = 0
     context_length: int = 0
+
+    @classmethod
+    def of(cls, served: ServedModel) -> Model:
+        """The facts of a model that the gateway serves."""
+        facts = served.facts
+        return cls(
+            name=served.name,
+            architecture=facts.architecture,
+            quantization=facts.quantization,
+            parameters=facts.parameters,
+            nbytes=facts.nbytes,
+            context_length=facts.context_length,
+        )
 
 
 class EngineState(msgspec.Struct, frozen=True, kw_only=True):

@@ -25,7 +25,6 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Histogram
-
 from trimaran.wire import EngineStats, EngineStatus
 from trimaran_gateway.routes.page import page_router
 from trimaran_gateway.web.live import LiveReader, Model
@@ -133,7 +132,9 @@ class Page:
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         return self._devtools.call(method, self._session, **params)
 
-    def open(self, url: str, *, size: tuple[int, int] = (1200, 800), theme: str = "light", touch: bool = False) -> None:
+    def open(
+        self, url: str, *, size: tuple[int, int] = (1200, 800), theme: str = "light", touch: bool = False
+    ) -> None:
         self.resize(size, touch=touch)
         features = [{"name": "prefers-color-scheme", "value": theme}]
         self.call("Emulation.setEmulatedMedia", features=features)
@@ -144,7 +145,11 @@ class Page:
     def resize(self, size: tuple[int, int], *, touch: bool = False) -> None:
         width, height = size
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=touch,
         )
         self.call("Emulation.setTouchEmulationEnabled", enabled=touch)
 
@@ -170,7 +175,9 @@ class Page:
 
     def wait_text(self, selector: str, part: str) -> None:
         """Wait until some text can be read there."""
-        self.wait(f"(document.querySelector({json.dumps(selector)})?.innerText ?? '').includes({json.dumps(part)})")
+        self.wait(
+            f"(document.querySelector({json.dumps(selector)})?.innerText ?? '').includes({json.dumps(part)})"
+        )
 
     def click(self, selector: str) -> None:
         """A real click into the middle of the element."""
@@ -199,7 +206,10 @@ class Page:
         """Type a message and send it."""
         self.click("#prompt")
         self.type(text)
-        self.press("Enter")
+        if self.js("matchMedia('(pointer: coarse)').matches"):
+            self.click("#send")  # there Enter makes a new line
+        else:
+            self.press("Enter")
 
     def wait_answer(self, number: int = 1) -> None:
         """Wait until that many answers are complete."""
@@ -312,7 +322,9 @@ class FakeServer:
         """Set when a client went away before the end."""
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/"
-        config = uvicorn.Config(self._app(), log_level="error", ws="none", lifespan="off", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(
+            self._app(), log_level="error", ws="none", lifespan="off", timeout_graceful_shutdown=1
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
         self._thread.start()
@@ -335,7 +347,9 @@ class FakeServer:
         """The next request gets a tool call, its arguments in two pieces."""
         half = len(arguments) // 2
         first = {"index": 0, "id": "call_1", "type": "function", "function": {"name": name, "arguments": ""}}
-        parts = [{"index": 0, "function": {"arguments": part}} for part in (arguments[:half], arguments[half:])]
+        parts = [
+            {"index": 0, "function": {"arguments": part}} for part in (arguments[:half], arguments[half:])
+        ]
         self.replies.append(Reply([{"tool_calls": [part]} for part in (first, *parts)], finish="tool_calls"))
 
     def _app(self) -> FastAPI:
@@ -351,16 +365,11 @@ class FakeServer:
         app.include_router(page_router(LiveReader(self.engine, self.metrics, model)))
         app.add_api_route("/v1/chat/completions", self._chat, methods=["POST"])
 
-        @app.middleware("http")
-        async def guard(request: Request, call_next: Any) -> Response:
-            is_open = request.url.path == "/" or request.url.path.startswith("/page/")
-            if self.key and not is_open and request.headers.get("authorization") != f"Bearer {self.key}":
-                return JSONResponse({"error": {"message": "no valid API key was given"}}, 401)
-            return await call_next(request)
-
         return app
 
     async def _chat(self, request: Request) -> Response:
+        if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
+            return JSONResponse({"error": {"message": "no valid API key was given"}}, 401)
         self.bodies.append(await request.json())
         reply = self.replies.popleft() if self.replies else Reply([{"content": "Yes."}])
         if reply.status != 200:
@@ -404,3 +413,9 @@ def server() -> Iterator[FakeServer]:
     fake = FakeServer()
     yield fake
     fake.close()
+
+
+@pytest.fixture(scope="session")
+def reply_maker() -> type[Reply]:
+    """Makes replies that `FakeServer` has no shorter word for."""
+    return Reply

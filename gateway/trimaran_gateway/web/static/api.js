@@ -31,11 +31,15 @@ export class Api {
       headers: { 'Content-Type': 'application/json' },
       body: JSON.stringify(body),
     });
-    for await (const data of readEvents(response.body)) {
-      if (data === '[DONE]') return;
-      const chunk = JSON.parse(data);
-      if (chunk.error) throw new ApiError(chunk.error.message, 500);
-      yield chunk;
+    try {
+      for await (const data of readEvents(response.body)) {
+        if (data === '[DONE]') return;
+        const chunk = JSON.parse(data);
+        if (chunk.error) throw new ApiError(chunk.error.message, 500);
+        yield chunk;
+      }
+    } catch (error) {
+      if (error instanceof ApiError || error.name === 'AbortError') throw error;
     }
     throw new ApiError('The connection ended before the answer did.');
   }

@@ -36,7 +36,7 @@ byId('new').addEventListener('click', () => {
 });
 byId('change-key').addEventListener('click', () => keys.ask().then((isNew) => isNew && status.refresh()));
 byId('starters').addEventListener('click', (event) => event.target.closest('button') && chat.send(event.target.textContent));
-addEventListener('pagehide', () => chat.conversation.save());
+addEventListener('pagehide', () => chat.leave());
 
 document.addEventListener('keydown', (event) => {
   if (byId('key-dialog').open || event.isComposing) return;

@@ -49,6 +49,12 @@ export class Chat {
     return this.#abort !== null;
   }
 
+  /** The page is being closed: keep what there is, for nothing more will come. */
+  leave() {
+    this.stop();
+    this.#keep();
+  }
+
   /** Start again; the notice can bring the conversation back. */
   clear() {
     this.stop();

@@ -135,8 +135,8 @@ function renderBlock(block, depth) {
 function nested(parent, lines, depth) {
   if (depth >= MAX_DEPTH) return renderText(parent, lines);
   const blocks = splitBlocks(lines);
-  // A lone paragraph followed by lists is the usual tight item: no paragraph box around it.
-  if (parent.tagName === 'LI' && blocks[0]?.kind === 'paragraph' && blocks.slice(1).every((block) => block.kind === 'list')) {
+  // An item with one paragraph, first, is the usual tight one: no paragraph box around it.
+  if (parent.tagName === 'LI' && blocks[0]?.kind === 'paragraph' && blocks.slice(1).every((block) => block.kind !== 'paragraph')) {
     renderText(parent, blocks.shift().lines);
   }
   parent.append(...blocks.map((block) => renderBlock(block, depth + 1)));
