@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import msgspec
 import zmq
@@ -38,6 +38,14 @@ _RECEIVE_BATCH = 1024
 In = TypeVar("In")
 Out = TypeVar("Out", bound=msgspec.Struct)
 Buffer = bytes | bytearray | memoryview
+
+
+class HasFileno(Protocol):
+    """Something with a file descriptor, as `select` takes it."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -127,9 +135,15 @@ class Server(Generic[In, Out]):
         """Where clients connect, with the port that was taken."""
         return self._listener.endpoint
 
-    def poll(self, timeout_s: float) -> bool:
-        """Wait for a message for up to `timeout_s`; 0 only looks."""
-        return bool(self._socket.poll(_milliseconds(timeout_s)))
+    def poll(self, timeout_s: float, wakers: Sequence[HasFileno] = ()) -> bool:
+        """Wait for a message for up to `timeout_s`; 0 only looks. A readable waker ends the wait early."""
+        if not wakers:
+            return bool(self._socket.poll(_milliseconds(timeout_s)))
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        for waker in wakers:
+            poller.register(waker.fileno(), zmq.POLLIN)
+        return self._socket in dict(poller.poll(_milliseconds(timeout_s)))
 
     def recv(self, timeout_s: float) -> Received[In] | Malformed | None:
         """The next message, or None after `timeout_s`."""
@@ -171,6 +185,11 @@ class Client(Generic[In, Out]):
         self._codec: _Codec[In] = _Codec(receives)
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] = _connect(endpoint, options, self._context)
+
+    @property
+    def connected(self) -> bool:
+        """Whether a message would be taken now. False as soon as the server's process is gone."""
+        return bool(self._socket.poll(0, zmq.POLLOUT))
 
     def poll(self, timeout_s: float) -> bool:
         """Wait for a message for up to `timeout_s`; 0 only looks."""
