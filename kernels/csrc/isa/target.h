@@ -1,0 +1,16 @@
+// Per-function instruction sets: code between TRIMARAN_TARGET_BEGIN and TRIMARAN_TARGET_END may use the named
+// features, everything else stays at the architecture's baseline. Include standard headers before the region:
+// an inline function compiled inside it could replace its baseline twin at link time.
+#pragma once
+
+#define TRIMARAN_PRAGMA(text) _Pragma(#text)
+
+#if defined(__clang__)
+#define TRIMARAN_TARGET_BEGIN(features) \
+  TRIMARAN_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define TRIMARAN_TARGET_END TRIMARAN_PRAGMA(clang attribute pop)
+#else
+#define TRIMARAN_TARGET_BEGIN(features) \
+  TRIMARAN_PRAGMA(GCC push_options) TRIMARAN_PRAGMA(GCC target(features))
+#define TRIMARAN_TARGET_END TRIMARAN_PRAGMA(GCC pop_options)
+#endif
