@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from trimaran.lifecycle import run_service
+
 from trimaran_experts.main import serve
 
 if __name__ == "__main__":

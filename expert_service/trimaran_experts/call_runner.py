@@ -1,4 +1,4 @@
-"""Computes calls that came as messages, in a thread beside the control loop, which goes on with heartbeats."""
+"""Computes calls that came as messages, in a thread beside the control loop with its heartbeats."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from trimaran.telemetry import Log
 from trimaran.wire import Status, Submit
+
 from trimaran_experts.sessions import Answer
 
 MAX_WAITING = 256

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from trimaran.errors import KernelError
 from trimaran.telemetry import Log
 from trimaran.wire import PROTOCOL_VERSION, SILENCE_S, Hello, Refused
+
 from trimaran_experts.engine import ShardEngine
 from trimaran_experts.sessions import Session, open_session
 
@@ -57,7 +58,7 @@ class Clients:
         return refusal
 
     def open(self, peer: bytes, engine: ShardEngine) -> Refused | None:
-        """Open the session of an admitted client, unless it is open; a client whose arena is bad is dropped."""
+        """Open the session of an admitted client, unless it is open; one whose arena is bad is dropped."""
         client = self.by_peer[peer]
         if client.session is not None:
             return None

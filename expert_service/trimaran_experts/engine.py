@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from trimaran.errors import KernelError
 from trimaran.spec import ModelSpec
 from trimaran.telemetry import Log
+from trimaran_kernels import ExpertEngine, ThreadPool
+from trimaran_kernels.hop import CallGate
+
 from trimaran_experts.loader import ExpertLayer
 from trimaran_experts.placement import Placement
 from trimaran_experts.self_check import check_engine
-from trimaran_kernels import ExpertEngine, ThreadPool
-from trimaran_kernels.hop import CallGate
 
 _FALLBACK = "generic"
 _log = Log(__name__)
@@ -58,9 +59,7 @@ def _assemble(
     pool: ThreadPool, spec: ModelSpec, placement: Placement, layers: Sequence[ExpertLayer], isa: str
 ) -> ExpertEngine:
     moe = spec.moe
-    engine = ExpertEngine(
-        pool, spec.hidden_size, moe.intermediate_size, moe.n_experts, moe.top_k, isa=isa
-    )
+    engine = ExpertEngine(pool, spec.hidden_size, moe.intermediate_size, moe.n_experts, moe.top_k, isa=isa)
     for layer in layers:
         gate, up, down = ((int(matrix.type), matrix.raw) for matrix in layer.matrices)
         engine.add_layer(layer.layer, gate, up, down, placement.first_expert, placement.n_experts)

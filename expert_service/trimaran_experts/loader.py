@@ -9,12 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
 from trimaran.errors import ModelFileError
 from trimaran.gguf import GGMLType, GGUFFile
 from trimaran.spec import ModelSpec
 from trimaran.telemetry import Log
+
 from trimaran_experts.placement import Placement
+
+OnProgress = Callable[[float], None]
+Stopped = Callable[[], bool]
 
 _PAGE = 4096
 _CHUNK = 32 << 20
@@ -93,9 +96,7 @@ def _find(
     return ExpertMatrix(info.type, shape, file.raw(name)[start:stop], path, info.offset + start)
 
 
-def read_into_memory(
-    layers: Sequence[ExpertLayer], on_progress: Callable[[float], None], stopped: Callable[[], bool]
-) -> None:
+def read_into_memory(layers: Sequence[ExpertLayer], on_progress: OnProgress, stopped: Stopped) -> None:
     """Touch every page of the experts, so that the first tokens need not wait for the disk.
 
     Args:

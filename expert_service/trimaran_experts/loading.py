@@ -7,8 +7,9 @@ import threading
 from collections.abc import Callable
 
 from trimaran_experts.engine import ShardEngine
+from trimaran_experts.loader import OnProgress, Stopped
 
-Load = Callable[[Callable[[float], None], Callable[[], bool]], ShardEngine]
+Load = Callable[[OnProgress, Stopped], ShardEngine]
 """Takes a progress callback (0 to 1) and a question whether to give up."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -17,13 +16,14 @@ from trimaran.run_dir import default_run_dir, experts_endpoint, open_run_dir
 from trimaran.spec import ModelSpec, read_spec
 from trimaran.telemetry import Log
 from trimaran.wire import EngineToExperts
+from trimaran_kernels import usable_cpus
+
 from trimaran_experts.clients import ModelFacts
 from trimaran_experts.engine import ShardEngine, build_engine
-from trimaran_experts.loader import find_experts, read_into_memory
-from trimaran_experts.loading import LoadingThread
+from trimaran_experts.loader import OnProgress, Stopped, find_experts, read_into_memory
+from trimaran_experts.loading import Load, LoadingThread
 from trimaran_experts.placement import Placement, place
 from trimaran_experts.service import ControlServer, ExpertService
-from trimaran_kernels import usable_cpus
 
 _log = Log(__name__)
 
@@ -41,18 +41,17 @@ def serve(config: Config, stop: Stop) -> None:
         run_dir = stack.enter_context(open_run_dir(config.run_dir or default_run_dir()))
         _remove_leftovers(run_dir.path)
         server = stack.enter_context(_listen(config.experts, run_dir.path, placement.shard))
-        loading = stack.enter_context(closing(LoadingThread(_loader(file, spec, placement, config.experts.isa))))
+        load = _loader(file, spec, placement, config.experts.isa)
+        loading = stack.enter_context(closing(LoadingThread(load)))
         service = ExpertService(server, _facts(file, spec), placement, loading)
         stack.callback(service.close)
         service.run(stop)
 
 
-def _loader(
-    file: GGUFFile, spec: ModelSpec, placement: Placement, isa: str
-) -> Callable[[Callable[[float], None], Callable[[], bool]], ShardEngine]:
+def _loader(file: GGUFFile, spec: ModelSpec, placement: Placement, isa: str) -> Load:
     layers = find_experts(file, spec, placement)
 
-    def load(on_progress: Callable[[float], None], stopped: Callable[[], bool]) -> ShardEngine:
+    def load(on_progress: OnProgress, stopped: Stopped) -> ShardEngine:
         read_into_memory(layers, on_progress, stopped)
         return build_engine(spec, placement, layers, isa)
 
@@ -61,7 +60,7 @@ def _loader(
 
 def _facts(file: GGUFFile, spec: ModelSpec) -> ModelFacts:
     return ModelFacts(
-        fingerprint=fingerprint(file),
+        fingerprint=fingerprint(file, spec),
         hidden_size=spec.hidden_size,
         top_k=spec.moe.top_k,
         n_experts=spec.moe.n_experts,

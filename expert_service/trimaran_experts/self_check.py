@@ -1,4 +1,4 @@
-"""The chosen kernel against a slow float64 reference, on the model's own weights, before anyone is served."""
+"""The chosen kernel against a slow float64 reference, on the model's own weights, before it serves."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-
 from trimaran.errors import KernelError
 from trimaran.gguf.dequant import dequantize
 from trimaran.wire import Status
-from trimaran_experts.loader import ExpertLayer, ExpertMatrix
 from trimaran_kernels import ExpertEngine
+
+from trimaran_experts.loader import ExpertLayer, ExpertMatrix
 
 TOLERANCE = 1e-3
 """Largest deviation allowed, relative to the largest value of the result."""

@@ -16,9 +16,9 @@ from trimaran.wire import (
     Done,
     Drain,
     EngineToExperts,
-    ExpertsToEngine,
     ExpertStats,
     ExpertStatsRequest,
+    ExpertsToEngine,
     Heartbeat,
     Hello,
     Loading,
@@ -27,6 +27,7 @@ from trimaran.wire import (
     Status,
     Submit,
 )
+
 from trimaran_experts.call_runner import CallRunner
 from trimaran_experts.clients import Clients, ModelFacts
 from trimaran_experts.engine import ShardEngine

@@ -1,4 +1,4 @@
-"""One attention service's session: how its calls reach the engine, by the notifier that its hello asked for."""
+"""One attention service's session: how its calls reach the engine, by the notifier that it asked for."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
 from trimaran.errors import KernelError
 from trimaran.wire import Hello, Status, Submit
-from trimaran_experts.engine import ShardEngine
 from trimaran_kernels.hop import ArenaWorker, HopArena
+
+from trimaran_experts.engine import ShardEngine
 
 _INT32_MAX = 2**31 - 1
 
@@ -62,6 +62,7 @@ class DoorbellSession:
 
     def compute(self, submit: Submit, frames: Sequence[memoryview]) -> Answer:
         """Refused: calls come by the doorbell."""
+        del submit, frames
         return Answer(Status.BAD_SLOT)
 
     def detach(self) -> None:
@@ -85,6 +86,7 @@ class ArenaSession:
 
     def compute(self, submit: Submit, frames: Sequence[memoryview]) -> Answer:
         """Run one slot."""
+        del frames
         if not 0 <= submit.slot <= _INT32_MAX:
             return Answer(Status.BAD_SLOT)
         if not 0 <= submit.n_tokens <= _INT32_MAX:

@@ -155,7 +155,7 @@ class HopArena:
         """Hidden size, top_k, max_tokens, n_slots, dtype ("f32" or "bf16")."""
 
     def ring(self, slot: int, sequence: int, layer: int, n_tokens: int) -> None:
-        """Ask for the computation of what lies in the slot; `sequence` must differ from the slot's last one."""
+        """Ask for the computation of what lies in the slot; `sequence` differs from the slot's last one."""
 
     def wait_done(self, slot: int, sequence: int, timeout_s: float) -> int | None:
         """The `wire.Status` code of request `sequence`, or None after `timeout_s`. Releases the GIL."""

@@ -20,8 +20,11 @@ class ArenaWorker {
   ArenaWorker(const ArenaWorker&) = delete;
   ArenaWorker& operator=(const ArenaWorker&) = delete;
 
-  // Finishes the call in flight, answers what else was asked with kShuttingDown, and joins. May be called
-  // twice.
+  // Lets the call in flight finish and answers what else was asked with kShuttingDown. Returns at once.
+  void request_stop();
+  // Whether the thread will not touch the arena any more.
+  bool finished() const { return finished_.load(); }
+  // request_stop(), then waits for the thread. May be called twice.
   void stop();
 
  private:
