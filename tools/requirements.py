@@ -1,8 +1,8 @@
 """Prints what an extra of pyproject.toml needs, one requirement a line: `requirements.py dev`.
 
 pip can install a project's dependencies only together with the project, whose kernels take a compiler and
-minutes to build. The Makefile installs them first, in a step that only pyproject.toml and constraints.txt can outdate.
-`build` stands for the build system's own requirements.
+minutes to build. The Makefile installs them first, in a step that only pyproject.toml and constraints.txt can
+outdate. `build` stands for the build system's own requirements.
 """
 
 from __future__ import annotations

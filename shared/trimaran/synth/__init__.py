@@ -4,6 +4,7 @@ shapes      the dimensions of a small V2, V2-Lite, V3, Kimi-K2, Moonlight
 metadata    the keys that describe a spec in a file
 tokenizer   a small byte-level BPE tokeniser and a chat template
 weights     random weights that keep activations sane
+blocks      random blocks of the types that cannot be quantised to
 model       puts them together and writes the file
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimaran.gguf.mix import TypeChoice, mix_named
-from trimaran.gguf.quantize import quantize
+from trimaran.gguf.quantize import QUANTIZABLE, quantize
 from trimaran.gguf.types import GGMLType
 from trimaran.gguf.writer import TensorData, write_gguf, write_split_gguf
 from trimaran.model_tensors import MlaLayout
 from trimaran.spec import ModelSpec
+from trimaran.synth.blocks import random_blocks
 from trimaran.synth.metadata import model_metadata
 from trimaran.synth.shapes import ShapeName, random_spec
 from trimaran.synth.tokenizer import synth_tokenizer
@@ -71,4 +73,7 @@ def write_random_model(
 def _encode(
     spec: ModelSpec, name: str, shape: tuple[int, ...], kind: GGMLType, seed: int
 ) -> NDArray[np.uint8]:
-    return quantize(kind, random_weights(spec, name, shape, seed))
+    weights = random_weights(spec, name, shape, seed)
+    if kind in QUANTIZABLE:
+        return quantize(kind, weights)
+    return random_blocks(kind, shape, std=float(weights.std()), seed=(seed, zlib.crc32(name.encode())))
