@@ -13,6 +13,7 @@ from trimaran.lifecycle import Stop
 from trimaran.telemetry import Log
 from trimaran.wire import (
     HEARTBEAT_S,
+    UNKNOWN_CLIENT,
     Done,
     Drain,
     EngineToExperts,
@@ -35,7 +36,6 @@ from trimaran_experts.loading import LoadingThread
 from trimaran_experts.placement import Placement
 
 ControlServer = Server[EngineToExperts, ExpertsToEngine]
-UNKNOWN_CLIENT = "unknown client, say hello"
 _log = Log(__name__)
 
 
@@ -129,7 +129,7 @@ class ExpertService:
             self._greet(peer, message)
         elif isinstance(message, ExpertStatsRequest):
             self._send(peer, self.stats())
-        elif peer not in self._clients.by_peer:
+        elif peer not in self._clients.by_peer and not isinstance(message, Drain):
             self._server.send(peer, Refused(reason=UNKNOWN_CLIENT))
         elif isinstance(message, Submit):
             self._accept(peer, message, event.frames)
