@@ -110,11 +110,11 @@ class Scheduler:
         self._by_id[request.request_id] = request
         insort(self.waiting, request, key=attrgetter("rank"))
 
-    def abort(self, request_id: str) -> Request | None:
+    def end(self, request_id: str, reason: str) -> Request | None:
         """End a request now and free its pages; None if there is no such request (any more)."""
         request = self._by_id.get(request_id)
         if request is not None:
-            self._finish(request, "abort")
+            self._finish(request, reason)
         return request
 
     def expire(self, now: float) -> list[Request]:
@@ -123,13 +123,6 @@ class Scheduler:
         for request in late:
             self._finish(request, "deadline")
         return late
-
-    def clear(self) -> list[Request]:
-        """End all requests without an answer, as when the experts are gone; their pages are free."""
-        failed = list(self.requests())
-        for request in failed:
-            self._finish(request, "failed")
-        return failed
 
     def schedule(self, now: float) -> StepPlan:
         """Plan the next step: streams, chunks of running prompts, then waiting requests, each by rank."""
@@ -152,6 +145,8 @@ class Scheduler:
         """
         for chunk in plan.chunks:
             request, samples = chunk.request, chunk.samples
+            if request.state is State.FINISHED:
+                continue
             request.n_computed += chunk.length
             if samples:
                 self._append(request, drawn[request.request_id], now)

@@ -65,7 +65,7 @@ def reference(
         gate, up, down = (_dense(matrix, int(expert)) for matrix in layer.matrices)
         for token, place in np.argwhere(experts == expert):
             h = gate @ x[token]
-            y[token] += weights[token, place] * (down @ (h / (1 + np.exp(-h)) * (up @ x[token])))
+            y[token] += weights[token, place] * (down @ (h * np.exp(-np.logaddexp(0, -h)) * (up @ x[token])))
     return y
 
 

@@ -64,7 +64,7 @@ class ExpertService:
         Raises:
             TrimaranError: loading failed.
         """
-        wakers = (stop, self._runner, self._loading)
+        wakers = (stop.fileno(), self._runner.fileno(), self._loading.fileno())
         while not stop.requested:
             self._server.poll(max(0.0, self._next_beat - time.monotonic()), wakers)
             if self._engine is None and self._loading.finished:

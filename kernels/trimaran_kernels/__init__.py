@@ -11,6 +11,7 @@ from trimaran_kernels._native import (
     detect_isa,
     explain_isa,
     linear,
+    read_memory,
     supported_types,
 )
 from trimaran_kernels.topology import usable_cpus
@@ -24,6 +25,7 @@ __all__ = [
     "detect_isa",
     "explain_isa",
     "linear",
+    "read_memory",
     "supported_types",
     "usable_cpus",
 ]

@@ -52,6 +52,13 @@ def linear(pool: ThreadPool, ggml_type: int, raw: Any, x: Any, out: Any, isa: st
         KernelError: an array of wrong dtype, shape or layout, or too few bytes in `raw`.
     """
 
+def read_memory(pool: ThreadPool, raw: Any) -> int:
+    """XOR of the whole 64-bit words of `raw` (uint8, 8-aligned), read by all threads: a bandwidth probe.
+
+    Raises:
+        KernelError: `raw` is no aligned, contiguous uint8 array.
+    """
+
 class ExpertEngine:
     """The routed experts of a model's MoE layers, or of one shard of them.
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import msgspec
 import zmq
@@ -38,14 +38,6 @@ _RECEIVE_BATCH = 1024
 In = TypeVar("In")
 Out = TypeVar("Out", bound=msgspec.Struct)
 Buffer = bytes | bytearray | memoryview
-
-
-class HasFileno(Protocol):
-    """Something with a file descriptor, as `select` takes it."""
-
-    def fileno(self) -> int:
-        """The descriptor."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -135,15 +127,18 @@ class Server(Generic[In, Out]):
         """Where clients connect, with the port that was taken."""
         return self._listener.endpoint
 
-    def poll(self, timeout_s: float, wakers: Sequence[HasFileno] = ()) -> bool:
-        """Wait for a message for up to `timeout_s`; 0 only looks. A readable waker ends the wait early."""
+    def poll(self, timeout_s: float | None, wakers: Sequence[int] = ()) -> bool:
+        """Wait for a message for up to `timeout_s`; 0 only looks, None waits until there is one.
+
+        A readable descriptor among `wakers` ends the wait too. Says whether there is a message.
+        """
+        timeout = None if timeout_s is None else _milliseconds(timeout_s)
         if not wakers:
-            return bool(self._socket.poll(_milliseconds(timeout_s)))
+            return bool(self._socket.poll(timeout))
         poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        for waker in wakers:
-            poller.register(waker.fileno(), zmq.POLLIN)
-        return self._socket in dict(poller.poll(_milliseconds(timeout_s)))
+        for source in (self._socket, *wakers):
+            poller.register(source, zmq.POLLIN)
+        return self._socket in dict(poller.poll(timeout))
 
     def recv(self, timeout_s: float) -> Received[In] | Malformed | None:
         """The next message, or None after `timeout_s`."""

@@ -43,10 +43,9 @@ def explain_mismatch(ours: str, theirs: str) -> str:
 def _samples(file: GGUFFile) -> bytes:
     parts = []
     for name in sorted(name for name in file.tensors if "_exps." in name):
-        raw = file.raw(name)
-        for sample in range(SAMPLES):
-            start = len(raw) * (2 * sample + 1) // (2 * SAMPLES)
-            parts.append(raw[start : start + SAMPLE_BYTES].tobytes())
+        nbytes = file.tensors[name].nbytes
+        places = (nbytes * (2 * sample + 1) // (2 * SAMPLES) for sample in range(SAMPLES))
+        parts += [file.peek(name, place, SAMPLE_BYTES) for place in places]
     return b"".join(parts)
 
 

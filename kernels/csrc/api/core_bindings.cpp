@@ -8,6 +8,7 @@
 #include "quant/types.h"
 #include "runtime/engine.h"
 #include "runtime/linear.h"
+#include "runtime/read_memory.h"
 #include "runtime/row_tile.h"
 #include "runtime/thread_pool.h"
 
@@ -69,6 +70,15 @@ void call_linear(ThreadPool& pool, int type, nb::handle raw_object, nb::handle x
   const nb::gil_scoped_release unlocked;
   linear(pool, *selection.primitives, matrix, out.shape[1], x.shape[1], static_cast<const float*>(x.data),
          x.shape[0], static_cast<float*>(out.data));
+}
+
+uint64_t call_read_memory(ThreadPool& pool, nb::handle raw_object) {
+  const ArrayView raw = view_array(raw_object, "raw", {Element::u8}, 1);
+  if (reinterpret_cast<uintptr_t>(raw.data) % sizeof(uint64_t) != 0) {
+    throw KernelError("raw: need an address that 8 divides");
+  }
+  const nb::gil_scoped_release unlocked;
+  return read_memory(pool, static_cast<const uint8_t*>(raw.data), static_cast<size_t>(raw.size()));
 }
 
 void make_engine(ExpertEngine* self, ThreadPool& pool, int hidden, int intermediate, int n_experts, int top_k,
@@ -162,8 +172,10 @@ void bind_core(nanobind::module_& m) {
   bind_errors();
   bind_isa(m);
   bind_pool(m);
-  m.def("dequantize", &dequantize, nb::arg("ggml_type"), nb::arg("raw"), nb::arg("n"), nb::arg("isa") = "auto");
+  m.def("dequantize", &dequantize, nb::arg("ggml_type"), nb::arg("raw"), nb::arg("n"),
+        nb::arg("isa") = "auto");
   m.def("linear", &call_linear, nb::arg("pool"), nb::arg("ggml_type"), nb::arg("raw"), nb::arg("x"),
         nb::arg("out"), nb::arg("isa") = "auto");
+  m.def("read_memory", &call_read_memory, nb::arg("pool"), nb::arg("raw"));
   bind_engine(m);
 }

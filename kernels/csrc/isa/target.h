@@ -5,6 +5,13 @@
 
 #define TRIMARAN_PRAGMA(text) _Pragma(#text)
 
+// Before a loop of eight rounds whose counter must be a constant in each, for instance as a shift count.
+#if defined(__clang__)
+#define TRIMARAN_UNROLL_8 TRIMARAN_PRAGMA(clang loop unroll(full))
+#else
+#define TRIMARAN_UNROLL_8 TRIMARAN_PRAGMA(GCC unroll 8)
+#endif
+
 #if defined(__clang__)
 #define TRIMARAN_TARGET_BEGIN(features) \
   TRIMARAN_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))

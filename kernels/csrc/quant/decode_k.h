@@ -5,7 +5,7 @@
 #include "quant/decode_legacy.h"
 #include "quant/half.h"
 
-namespace trimaran {
+namespace trimaran::scalar {
 
 struct ScaleMin {
   int scale;
@@ -112,4 +112,4 @@ inline void decode(const BlockIQ4_XS& block, float* dst) {
   }
 }
 
-}  // namespace trimaran
+}  // namespace trimaran::scalar

@@ -5,7 +5,7 @@
 #include "quant/half.h"
 #include "quant/iq_tables.h"
 
-namespace trimaran {
+namespace trimaran::scalar {
 
 inline int nibble(uint8_t byte, int high) { return high ? byte >> 4 : byte & 0x0f; }
 
@@ -52,4 +52,4 @@ inline void decode(const BlockIQ4_NL& block, float* dst) {
   }
 }
 
-}  // namespace trimaran
+}  // namespace trimaran::scalar

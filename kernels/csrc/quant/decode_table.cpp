@@ -10,7 +10,7 @@ namespace {
 template <class Block, int kBlockSize>
 void decode_row(const uint8_t* src, int64_t n, float* dst) {
   const Block* block = reinterpret_cast<const Block*>(src);
-  for (int64_t i = 0; i < n; i += kBlockSize) decode(*block++, dst + i);
+  for (int64_t i = 0; i < n; i += kBlockSize) scalar::decode(*block++, dst + i);
 }
 
 void decode_f32(const uint8_t* src, int64_t n, float* dst) {

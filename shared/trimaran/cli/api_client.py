@@ -14,8 +14,16 @@ from trimaran.errors import ConfigError, PeerError, RequestError
 
 @dataclass(frozen=True)
 class Health:
-    """What `/health` says. `progress` runs from 0 to 1 while a model loads."""
+    """What `/health` says.
 
+    Attributes:
+        answers: it takes requests, though perhaps in a degraded state.
+        ready: all of it works.
+        state, detail: in the server's words.
+        progress: 0 to 1 while a model loads.
+    """
+
+    answers: bool
     ready: bool
     state: str
     detail: str
@@ -72,9 +80,11 @@ class ApiClient:
             return None
         fields = body if isinstance(body, dict) else {}
         progress = fields.get("progress")
+        state = str(fields.get("status") or "")
         return Health(
-            ready=status == 200,
-            state=str(fields.get("status") or fields.get("state") or ""),
+            answers=status == 200,
+            ready=status == 200 and state != "degraded",
+            state=state,
             detail=str(fields.get("detail") or ""),
             progress=float(progress) if isinstance(progress, (int, float)) else None,
         )

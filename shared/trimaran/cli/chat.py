@@ -150,7 +150,7 @@ def _server(config: Config, url: str | None, key: str | None) -> Iterator[ApiCli
     address = url or f"http://{config.gateway.host}:{config.gateway.port or 8000}"
     api = ApiClient(address, key)
     health = api.health()
-    if health is not None and not health.ready:
+    if health is not None and not health.answers:
         raise PeerError(f"the server at {api.url} is not ready: {health.state} {health.detail}".rstrip())
     if health is not None:
         yield api

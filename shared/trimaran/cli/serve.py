@@ -47,8 +47,9 @@ def serve(
 
     Examples:
 
-      trimaran serve                                          the bundled demo model
-      trimaran serve --model DeepSeek-R1-Q4_K_M-00001-of-00010.gguf --device cuda:0
+      trimaran serve
+      trimaran serve --model DeepSeek-R1-Q4_K_M-00001-of-00010.gguf
+      trimaran serve --model DeepSeek-R1/ --device cuda:0
       trimaran serve --config server.yaml --port 9000
       trimaran serve --set attn.max_running=4 --context 32K
     """

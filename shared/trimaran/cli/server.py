@@ -25,7 +25,7 @@ from trimaran.config_loader import dump_config, option_environment
 from trimaran.errors import ConfigError, PeerError, TrimaranError
 from trimaran.model_path import resolve_model
 
-STOP_GRACE_S = 10.0
+STOP_GRACE_S = 20.0  # the gateway lets running answers finish
 _POLL_S = 0.2
 _IDLE_POLL_S = 60.0
 

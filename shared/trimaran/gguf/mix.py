@@ -40,7 +40,10 @@ TypeChoice = Callable[[str, tuple[int, ...]], T]
 
 @dataclass(frozen=True)
 class Mix:
-    """The types of a mix: `base` for most matrices, others for those that matter more."""
+    """The types of a mix: `base` for most matrices, others for those that matter more.
+
+    `down` is for the down projections of the layers in which errors weigh most.
+    """
 
     base: T
     output: T
@@ -48,20 +51,28 @@ class Mix:
     sensitive: T
     down: T
 
-    def choose(self, name: str, shape: tuple[int, ...]) -> T:
-        """The type of a tensor, one whose blocks its rows divide into."""
+    def choose(self, name: str, shape: tuple[int, ...], n_layers: int) -> T:
+        """The type of a tensor of a model with `n_layers`, one whose blocks its rows divide into."""
         if len(shape) == 1 or name.endswith(KEPT):
             return T.F32
-        return fitting(self._wanted(name), shape[-1])
+        return fitting(self._wanted(name, n_layers), shape[-1])
 
-    def _wanted(self, name: str) -> T:
+    def _wanted(self, name: str, n_layers: int) -> T:
         if name == "output.weight":
             return self.output
         if name == "token_embd.weight":
             return self.embedding
         if name.endswith(_SENSITIVE):
             return self.sensitive
-        return self.down if name.endswith(_DOWN) else self.base
+        if name.endswith(_DOWN) and _weighs_more(int(name.split(".")[1]), n_layers):
+            return self.down
+        return self.base
+
+
+def _weighs_more(layer: int, n_layers: int) -> bool:
+    """The first and last eighth of the layers, and every third one between."""
+    eighth = n_layers // 8
+    return layer < eighth or layer >= 7 * n_layers // 8 or (layer - eighth) % 3 == 2
 
 
 def fitting(kind: T, row: int) -> T:

@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimaran.gguf import quantize_blocks as blocks
+from trimaran.gguf import quantize_k as supers
 from trimaran.gguf.types import GGMLType
 
-ROWS_AT_ONCE = 1 << 20
+FLOAT16_MAX = 65504
+VALUES_AT_ONCE = 1 << 20
 """Values that are quantised at a time: bounds the memory that the search for scales needs."""
 
 Floats = NDArray[np.float32]
@@ -49,6 +51,13 @@ _QUANTIZERS: dict[GGMLType, Quantizer] = {
     GGMLType.Q5_0: blocks.q5_0,
     GGMLType.Q5_1: blocks.q5_1,
     GGMLType.Q8_0: blocks.q8_0,
+    GGMLType.IQ4_NL: supers.iq4_nl,
+    GGMLType.Q2_K: supers.q2_k,
+    GGMLType.Q3_K: supers.q3_k,
+    GGMLType.Q4_K: supers.q4_k,
+    GGMLType.Q5_K: supers.q5_k,
+    GGMLType.Q6_K: supers.q6_k,
+    GGMLType.IQ4_XS: supers.iq4_xs,
 }
 
 QUANTIZABLE = frozenset(_QUANTIZERS)
@@ -59,17 +68,18 @@ def quantize(kind: GGMLType, x: Floats) -> Bytes:
     """Quantise float32 `x`, whose rows (the last axis) must divide into blocks, to uint8 [nbytes].
 
     Raises:
-        ValueError: the rows do not divide into blocks, or a value that is to be quantised is not finite.
+        ValueError: the rows do not divide into blocks, or a value that is to be quantised is not finite or
+            beyond the range of float16, in which blocks keep their scales.
         NotImplementedError: the type can be read but not written (most IQ types).
     """
     if kind not in _QUANTIZERS:
         raise NotImplementedError(f"{kind.name} cannot be written")
     kind.row_bytes(x.shape[-1])
     flat = np.ascontiguousarray(x, dtype=np.float32).reshape(-1, kind.block_size)
-    if kind.is_quantised and not np.isfinite(flat).all():
-        raise ValueError(f"values that are not finite cannot be quantised to {kind.name}")
+    if kind.is_quantised and not (np.abs(flat) <= FLOAT16_MAX).all():  # false for NaN as well
+        raise ValueError(f"values beyond ±{FLOAT16_MAX} or not finite cannot be quantised to {kind.name}")
     out = np.empty((len(flat), kind.type_size), np.uint8)
-    step = ROWS_AT_ONCE // kind.block_size
+    step = VALUES_AT_ONCE // kind.block_size
     for start in range(0, len(flat), step):
         part = flat[start : start + step]
         out[start : start + step] = _QUANTIZERS[kind](part).reshape(len(part), -1)

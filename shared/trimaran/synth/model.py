@@ -1,4 +1,4 @@
-"""Writing a small random model."""
+"""Writing a small random model, or a hollow one of full size."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from trimaran.gguf.encode import Writable
 from trimaran.gguf.mix import TypeChoice, mix_named
 from trimaran.gguf.quantize import QUANTIZABLE, quantize
 from trimaran.gguf.types import GGMLType
@@ -17,6 +18,7 @@ from trimaran.model_tensors import MlaLayout
 from trimaran.spec import ModelSpec
 from trimaran.synth.blocks import random_blocks
 from trimaran.synth.metadata import model_metadata
+from trimaran.synth.real import REAL_SPECS, RealName
 from trimaran.synth.shapes import ShapeName, random_spec
 from trimaran.synth.tokenizer import synth_tokenizer
 from trimaran.synth.weights import random_weights, tensor_shapes
@@ -61,9 +63,26 @@ def write_random_model(
     """
     path = Path(path)
     spec = spec or random_spec(shape, yarn=yarn)
-    choose = mix_named(mix).choose if isinstance(mix, str) else mix
+    choose = partial(mix_named(mix).choose, n_layers=spec.n_layers) if isinstance(mix, str) else mix
     metadata = model_metadata(spec, layout) | (synth_tokenizer().metadata() if tokenizer else {})
-    tensors = random_tensors(spec, layout, choose, seed)
+    return _write(path, metadata, random_tensors(spec, layout, choose, seed), parts)
+
+
+def write_hollow_model(path: str | Path, name: RealName, *, mix: str = "Q4_K_M", parts: int = 1) -> Path:
+    """Write a model of the real dimensions whose tensors are holes: all zeros, which take no space on disk.
+
+    It serves to plan for a model that is not there. Arguments and result are those of `write_random_model`.
+    """
+    path, spec = Path(path), REAL_SPECS[name]
+    choose = mix_named(mix).choose
+    tensors = [
+        TensorData(tensor, choose(tensor, shape, spec.n_layers), shape, None)
+        for tensor, shape in tensor_shapes(spec, "split").items()
+    ]
+    return _write(path, model_metadata(spec, "split"), tensors, parts)
+
+
+def _write(path: Path, metadata: dict[str, Writable], tensors: list[TensorData], parts: int) -> Path:
     if parts > 1:
         return write_split_gguf(path.parent, path.stem, metadata, tensors, parts)[0]
     write_gguf(path, metadata, tensors)

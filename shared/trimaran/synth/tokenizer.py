@@ -34,7 +34,7 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}"
     "{% if m.role == 'user' %}<｜User｜>{{ m.content }}"
     "{% elif m.role == 'assistant' %}<｜Assistant｜>{{ (m.content or '').split('</think>')[-1] }}"
-    "{% for call in m.tool_calls or [] %}"
+    "{% for call in (m.tool_calls if m.tool_calls is defined else []) or [] %}"
     "{{ '<｜tool▁calls▁begin｜>' if loop.first else '\\n' }}"
     "<｜tool▁call▁begin｜>function<｜tool▁sep｜>{{ call.function.name }}\n"
     "```json\n{{ call.function.arguments }}\n```<｜tool▁call▁end｜>"
