@@ -94,8 +94,16 @@ class ExpertProcess:
 
     def wait_for(self, message: str, timeout_s: float = 20) -> dict[str, Any]:
         """The first such record."""
-        wait_until(lambda: bool(self.records(message)), timeout_s, lambda: self.log.read_text())
+        wait_until(lambda: bool(self.records(message)), timeout_s, self.log.read_text)
         return self.records(message)[0]
+
+    def freeze(self) -> None:
+        """Stop it, and wait until all its threads have stopped."""
+        self.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: all(" T " in text for text in self._thread_states()))
+
+    def _thread_states(self) -> list[str]:
+        return [task.read_text() for task in Path(f"/proc/{self.process.pid}/task").glob("*/stat")]
 
     def kill(self) -> None:
         self.process.kill()

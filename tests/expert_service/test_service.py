@@ -88,7 +88,7 @@ def test_bad_arguments_are_refused_here(model, start_experts, make_client: MakeC
         (1, (x, ids, weights.astype(np.float64))),
         (1, (x.astype(np.float64), ids, weights)),
     ):
-        with pytest.raises(ValueError, match="layer|shapes|need"):
+        with pytest.raises(ValueError, match=r"layer|shapes|need"):
             client.submit(layer, *arguments)
     ids[1, 1] = model.facts.n_experts
     with pytest.raises(KernelError, match="expert id"):
