@@ -75,10 +75,10 @@ class Report:
         self.rows.append(added)
         return added
 
-    def write(self, folder: Path = BENCH_DIR) -> Path:
-        """Print the table and write the JSON file; returns its path."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self.name}.json"
+    def write(self, path: Path | None = None) -> Path:
+        """Print the table and write the JSON file, by default `build/bench/<name>.json`; returns its path."""
+        path = path or BENCH_DIR / f"{self.name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
         body = msgspec.json.encode({"machine": self.machine, "rows": self.rows})
         path.write_bytes(msgspec.json.format(body, indent=2) + b"\n")
         self._print(path)

@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from _report import Report
@@ -28,7 +29,14 @@ def main() -> None:
     options = parse_options()
     pool = ThreadPool(usable_cpus(options.threads))
     bandwidth = measure_bandwidth(pool)
-    report = Report("experts", threads=pool.size, isa=explain_isa(), dims=vars(options))
+    report = Report(
+        "experts",
+        threads=pool.size,
+        isa=explain_isa(),
+        hidden=options.hidden,
+        intermediate=options.intermediate,
+        experts=options.experts,
+    )
     report.row("memory read", bandwidth / 1e9, "GB/s")
     kinds = {name: (type_id, block, size) for type_id, name, block, size in supported_types()}
     for name in options.types:
@@ -59,7 +67,7 @@ def main() -> None:
                 higher_is_better=True,
             )
             report.row(f"{case} arithmetic", 2 * n_weights * n_tokens / seconds["auto"] / 1e9, "GFLOP/s")
-    report.write()
+    report.write(options.json)
 
 
 def parse_options() -> argparse.Namespace:
@@ -77,6 +85,7 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--repeat", type=int, default=5, help="calls, of which the median counts")
     parser.add_argument("--compare", action="store_true", help="time the portable reference too (slow)")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
     return parser.parse_args()
 
 

@@ -15,47 +15,37 @@ from trimaran.config import Config
 from trimaran.config_options import Option, options
 
 DOCS = Path(__file__).parent.parent / "docs"
-_OPTION_TABLE = ("| option | default | what it does | allowed |", "|---|---|---|---|")
 _NOTE = "<!-- Written by `make docs` from the code: change it there. -->"
+_OPTION_TABLE = ("| option | default | what it does | allowed |", "|---|---|---|---|")
+_CONFIGURATION = f"""# Configuration
+
+{_NOTE}
+
+One YAML file serves all three services: `trimaran serve --config server.yaml`. What it leaves out has the
+default below. An environment variable beats the file, and a flag beats both. A mistake ends the program with
+code 2 and one line that says where it is and what is allowed.
+
+```yaml
+model: /models/DeepSeek-R1-Q4_K_M-00001-of-00010.gguf
+gateway:
+  port: 9000
+attn:
+  device: cuda:0
+  context_length: 32768
+```
+
+- Flags: `--set attn.max_running=4` sets any option; the common ones have flags of their own, see
+  [cli.md](cli.md).
+- Variables: the option's path in capitals after `TRIMARAN_`, with two underscores for the dot:
+  `TRIMARAN_GATEWAY__PORT=9000`, `TRIMARAN_MODEL=demo`.
+- In both, lists are written with commas, and `none` stands for nothing."""
 
 
 def configuration_page() -> str:
     """Every option of the configuration, by section."""
-    lines = [
-        "# Configuration",
-        "",
-        _NOTE,
-        "",
-        "One YAML file serves all three services: `trimaran serve --config server.yaml`. What it leaves out has",
-        "the default below. An environment variable beats the file, and a flag beats both:",
-        "`--set attn.max_running=4` sets any option, and the common ones have flags of their own",
-        "([cli.md](cli.md)). Lists are written with commas in variables and flags; `none` stands for nothing.",
-        "A mistake ends the program with code 2 and one line that says where it is and what is allowed.",
-        "",
-        "```yaml",
-        "model: /models/DeepSeek-R1-Q4_K_M-00001-of-00010.gguf",
-        "gateway:",
-        "  port: 9000",
-        "attn:",
-        "  device: cuda:0",
-        "  context_length: 32768",
-        "```",
-    ]
+    lines = [_CONFIGURATION]
     for section, rows in groupby(options().values(), key=lambda option: option.path.rpartition(".")[0]):
-        lines += [
-            "",
-            f"## {_title(section)}",
-            "",
-            "| option | default | what it does | allowed |",
-            "|---|---|---|---|",
-        ]
-        lines += [_option_row(option) for option in rows]
-    lines += [
-        "",
-        "Every option has an environment variable: its path in capitals after `TRIMARAN_`, with two underscores",
-        f"for the dot. For example, `{options()['gateway.port'].env}` sets `gateway.port`, and"
-        f" `{options()['model'].env}` sets `model`.",
-    ]
+        lines += ["", f"## {_title(section)}", "", *_OPTION_TABLE, *map(_option_row, rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -80,14 +70,10 @@ def cli_page() -> str:
 
 
 def _title(section: str) -> str:
-    hints = {name: hint for name, hint in inspect.get_annotations(Config, eval_str=True).items()}
-    described = inspect.getdoc(hints[section]) if section else "Of all services"
-    assert described is not None
-    return (
-        f"`{section}`: {described.rstrip('.')[0].lower()}{described.rstrip('.')[1:]}"
-        if section
-        else described
-    )
+    if not section:
+        return "Of all services"
+    described = (inspect.getdoc(inspect.get_annotations(Config, eval_str=True)[section]) or "").rstrip(".")
+    return f"`{section}`: {described[:1].lower()}{described[1:]}"
 
 
 def _option_row(option: Option) -> str:

@@ -3,6 +3,7 @@
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -18,6 +19,9 @@ namespace {
 // the other side from running.
 constexpr int kSpins = 1000;
 constexpr int kSpinsOnFewCpus = 20;
+
+// Bit of members_: no thread may join the loop any more.
+constexpr uint32_t kClosed = 1u << 31;
 
 void pause() {
 #if defined(__x86_64__)
@@ -62,6 +66,13 @@ void check_cpus(const std::vector<int>& cpus) {
   }
 }
 
+// Signals are for the program's own threads, not for workers deep in a loop.
+void block_signals() {
+  sigset_t all;
+  sigfillset(&all);
+  pthread_sigmask(SIG_BLOCK, &all, nullptr);
+}
+
 void pin_to(int cpu) {
   cpu_set_t set;
   CPU_ZERO(&set);
@@ -72,7 +83,7 @@ void pin_to(int cpu) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(const std::vector<int>& cpus) : cpus_(cpus) {
+ThreadPool::ThreadPool(const std::vector<int>& cpus) : cpus_(cpus), members_(kClosed) {
   check_cpus(cpus);
   spins_ = cpus.size() <= 2 ? kSpinsOnFewCpus : kSpins;
   try {
@@ -102,13 +113,30 @@ void ThreadPool::run(const Loop& loop) {
     return;
   }
   loop_ = &loop;
-  busy_.store(static_cast<uint32_t>(threads_.size()), std::memory_order_relaxed);
+  members_.store(0, std::memory_order_release);
   epoch_.fetch_add(1, std::memory_order_release);
   wake(epoch_);
   work(loop, 0);
-  for (uint32_t busy = busy_.load(std::memory_order_acquire); busy != 0;) {
-    busy = wait_while_equal(busy_, busy, spins_);
+  close();
+}
+
+// Ends the loop: nobody can join any more, and all members have left.
+void ThreadPool::close() {
+  uint32_t members = members_.fetch_or(kClosed, std::memory_order_acq_rel) | kClosed;
+  while (members != kClosed) members = wait_while_equal(members_, members, spins_);
+}
+
+// True if a loop was open; loop_ is then valid until leave().
+bool ThreadPool::join() {
+  uint32_t members = members_.load(std::memory_order_relaxed);
+  while ((members & kClosed) == 0) {
+    if (members_.compare_exchange_weak(members, members + 1, std::memory_order_acquire)) return true;
   }
+  return false;
+}
+
+void ThreadPool::leave() {
+  if (members_.fetch_sub(1, std::memory_order_acq_rel) == kClosed + 1) wake(members_);
 }
 
 void ThreadPool::work(const Loop& loop, int worker) {
@@ -120,13 +148,15 @@ void ThreadPool::work(const Loop& loop, int worker) {
 }
 
 void ThreadPool::worker_main(int worker, int cpu) {
+  block_signals();
   pin_to(cpu);
   uint32_t seen = 0;
   for (;;) {
     seen = wait_while_equal(epoch_, seen, spins_);
     if (stopping_.load(std::memory_order_relaxed)) return;
+    if (!join()) continue;
     work(*loop_, worker);
-    if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) wake(busy_);
+    leave();
   }
 }
 

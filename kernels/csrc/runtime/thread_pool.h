@@ -12,8 +12,9 @@ namespace trimaran {
 
 // Runs loops in parallel on one thread per given CPU. The calling thread is worker 0 and is never pinned;
 // each further CPU gets one pinned thread. Waiting threads spin for a few microseconds, then sleep in a
-// futex, so that an idle pool costs nothing and two processes can share few cores. Loops from several callers
-// run one after another. Loop bodies must not throw.
+// futex, so that an idle pool costs nothing and two processes can share few cores. A loop does not wait for a
+// thread that has not joined it by the time its items are handed out: a CPU busy with another process delays
+// nobody. Loops from several callers run one after another. Loop bodies must neither throw nor start loops.
 class ThreadPool {
  public:
   // Throws KernelError if `cpus` is empty, repeats a CPU or names one that this process may not use.
@@ -45,14 +46,17 @@ class ThreadPool {
 
   void run(const Loop& loop);
   void work(const Loop& loop, int worker);
+  bool join();
+  void leave();
+  void close();
   void worker_main(int worker, int cpu);
   void stop();
 
   const std::vector<int> cpus_;
   std::mutex callers_;                          // one loop at a time
-  const Loop* loop_ = nullptr;                  // written before epoch_ grows
+  const Loop* loop_ = nullptr;                  // valid while members_ is not kClosed
   alignas(64) std::atomic<uint32_t> epoch_{0};  // futex: grows when there is work, or at the end
-  alignas(64) std::atomic<uint32_t> busy_{0};   // futex: workers that have not finished this epoch
+  alignas(64) std::atomic<uint32_t> members_;   // futex: threads in the open loop; a top bit closes it
   alignas(64) std::atomic<int64_t> next_{0};    // next item to hand out
   std::atomic<bool> stopping_{false};
   int spins_ = 0;

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 from collections.abc import Iterator
-from types import FrameType
 from typing import Annotated
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from trimaran.cli import options
 from trimaran.cli.api_client import ApiClient, Delta
-from trimaran.cli.serve import claimed_run_dir, make_display, start
-from trimaran.cli.server import Server
-from trimaran.cli.signals import SignalInbox
+from trimaran.cli.serve import own_server
 from trimaran.config import Config
 from trimaran.errors import PeerError, RequestError
 
-READY_TIMEOUT_S = 3600.0
 HELP = "/reset forgets the conversation, /quit (or Ctrl-D) ends, Ctrl-C stops an answer."
 
 
@@ -157,42 +151,8 @@ def _server(config: Config, url: str | None, key: str | None) -> Iterator[ApiCli
         return
     if url is not None:
         raise PeerError(f"no server answers at {api.url}", remedy="start one with `trimaran serve`")
-    with _own_server(config) as server:
+    with own_server(config) as server:
         yield server.api
-
-
-@contextlib.contextmanager
-def _own_server(config: Config) -> Iterator[Server]:
-    """A server for this conversation alone, on a free port."""
-    gateway = msgspec.structs.replace(config.gateway, port=0)
-    own = msgspec.structs.replace(config, gateway=gateway, log_level="warning")
-    display = make_display(own, sys.stderr)
-    with claimed_run_dir(own, display) as run_dir, Server(own, run_dir, display.log) as server:
-        try:
-            with SignalInbox() as inbox:
-                is_ready = start(server, inbox, display, READY_TIMEOUT_S)
-            if not is_ready:
-                raise KeyboardInterrupt
-            with _exit_on_termination():
-                yield server
-        finally:
-            with SignalInbox() as inbox:
-                server.stop(inbox)
-
-
-@contextlib.contextmanager
-def _exit_on_termination() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind the stack, so that the server is stopped in order."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    previous = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _read_line() -> str | None:

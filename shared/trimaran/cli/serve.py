@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, TextIO
 
+import msgspec
 import typer
 from rich.console import Console
 
@@ -24,6 +27,8 @@ from trimaran.config import Config
 from trimaran.errors import PeerError
 from trimaran.run_dir import default_run_dir, open_run_dir
 
+READY_TIMEOUT_S = 3600.0
+
 
 def serve(
     model: options.Model = None,
@@ -35,7 +40,7 @@ def serve(
     assignments: options.Assignments = None,
     ready_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds that loading may take; a 400 GB file takes minutes.")
-    ] = 3600.0,
+    ] = READY_TIMEOUT_S,
     greeting: Annotated[
         bool, typer.Option(help="Ask the model one question when it is ready, and print its answer.")
     ] = True,
@@ -127,3 +132,37 @@ def _remove_dead_arenas(run_dir: Path) -> None:
     """A service that had to be killed could not remove its shared memory."""
     with contextlib.suppress(PeerError):  # no tmpfs: then there is no arena either
         remove_dead_arenas(arena_directory(run_dir))
+
+
+@contextlib.contextmanager
+def own_server(config: Config) -> Iterator[Server]:
+    """A server for one user alone, on a free port; stopped when the block ends, however it does."""
+    gateway = msgspec.structs.replace(config.gateway, port=0)
+    own = msgspec.structs.replace(config, gateway=gateway, log_level="warning")
+    display = make_display(own, sys.stderr)
+    with claimed_run_dir(own, display) as run_dir, Server(own, run_dir, display.log) as server:
+        try:
+            with SignalInbox() as inbox:
+                is_ready = start(server, inbox, display, READY_TIMEOUT_S)
+            if not is_ready:
+                raise KeyboardInterrupt
+            with _exit_on_termination():
+                yield server
+        finally:
+            with SignalInbox() as inbox:
+                server.stop(inbox)
+
+
+@contextlib.contextmanager
+def _exit_on_termination() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind the stack, so that the server is stopped in order."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    previous = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

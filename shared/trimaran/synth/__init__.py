@@ -5,7 +5,7 @@ real        the dimensions of the real models
 metadata    the keys that describe a spec in a file
 tokenizer   a small byte-level BPE tokeniser and a chat template
 weights     random weights that keep activations sane
-blocks      random blocks of the types that cannot be quantised to
+blocks      random weights of any type, also those that cannot be written
 model       puts them together and writes the file
 """
 

@@ -1,4 +1,7 @@
-"""Random weights in types that can be read but not written: random indices under scales of a chosen size."""
+"""Random weights of any type.
+
+Types that can be read but not written get random indices under scales of a chosen size.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimaran.gguf.dequant import dequantize
+from trimaran.gguf.quantize import QUANTIZABLE, quantize
 from trimaran.gguf.types import GGMLType
 
 Bytes = NDArray[np.uint8]
@@ -19,8 +23,10 @@ _SCATTERED_AT = 48  # IQ1_M keeps its scale's nibbles on top of the four words f
 
 
 def random_blocks(kind: GGMLType, shape: tuple[int, ...], std: float, seed: int | tuple[int, ...]) -> Bytes:
-    """Random bytes [nbytes] of an IQ type, which decode to finite values of about this standard deviation."""
+    """Random bytes [nbytes] of any type, which decode to finite values of about this standard deviation."""
     rng = np.random.default_rng(seed)
+    if kind in QUANTIZABLE:
+        return quantize(kind, rng.standard_normal(shape, np.float32) * np.float32(std))
     n_blocks = prod(shape[:-1]) * kind.row_bytes(shape[-1]) // kind.type_size
     blocks = rng.integers(0, 256, (n_blocks, kind.type_size), np.uint8)
     scales = rng.normal(1.0, SCALE_SPREAD, n_blocks) * (std / _unit_std(kind))

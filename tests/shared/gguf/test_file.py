@@ -220,6 +220,9 @@ def test_not_a_model_file(tmp_path: Path) -> None:
         (tmp_path / "other").write_bytes(content)
         with pytest.raises(ModelFileError, match="is not a GGUF file"):
             GGUFFile.open(tmp_path / "other")
+    (tmp_path / "pointer").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ModelFileError, match=r"is not a GGUF file .*git lfs pull"):
+        GGUFFile.open(tmp_path / "pointer")
 
 
 def test_large_vocabulary_opens_fast(tmp_path: Path) -> None:
