@@ -1,8 +1,8 @@
 """One shard's link: hello, heartbeats, loss and reconnection, over a control channel.
 
 Every message passes through `pump`, which the engine calls while it waits and a keeper thread otherwise, one
-at a time. A link that is lost (the process is gone, silent, or too slow) fails the calls in flight, throws its
-arena away, and says hello anew with a fresh one.
+at a time. A link that is lost (the process is gone, silent, or too slow) fails the calls in flight, throws
+its arena away, and says hello anew with a fresh one.
 """
 
 from __future__ import annotations
