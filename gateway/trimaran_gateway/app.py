@@ -48,7 +48,10 @@ def create_app(gateway: Gateway) -> FastAPI:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    message, param = validation_message(error.errors()[0])
+    problems = error.errors()
+    # Of a union's branches, the one that got farthest is what the client meant.
+    same_field = [problem for problem in problems if problem["loc"][:2] == problems[0]["loc"][:2]]
+    message, param = validation_message(max(same_field, key=lambda problem: len(problem["loc"])))
     code = "invalid_json" if param is None else "invalid_value"
     return error_response(request.url.path, bad_request(message, param=param, code=code))
 

@@ -176,7 +176,7 @@ class FakeEngine:
         self.aborts: list[str] = []
         self.scripts: list[Script] = []
         self.status = EngineStatus(
-            state="ready", instance="one", model_fingerprint="abcdef0123456789", context_length=512
+            state="ready", instance="one", model_fingerprint="abcdef0123456789", context_length=4096
         )
         self._running: dict[str, asyncio.Task[None]] = {}
 
@@ -320,7 +320,7 @@ class Stack:
 
     def start_engine(self) -> None:
         """Start it again, as a new process would."""
-        self.engine.status = EngineStatus(state="ready", instance=str(time.time()), context_length=512)
+        self.engine.status = EngineStatus(state="ready", instance=str(time.time()), context_length=4096)
 
         async def start() -> None:
             self._engine_task = asyncio.create_task(self.engine.run())

@@ -81,7 +81,8 @@ class ChatCompletionRequest(SamplingBody):
             if isinstance(value, bool):
                 return value
             if value is not None:
-                raise bad_request(f"{name}: must be a boolean", param=f"chat_template_kwargs.{name}")
+                where = f"chat_template_kwargs.{name}"
+                raise bad_request(f"{where}: must be a boolean", param=where)
         return None if self.reasoning_effort is None else self.reasoning_effort != "none"
 
     @property

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
+TINY = np.float32(1e-20)
 _4, _15 = np.uint8(4), np.uint8(15)
 
 
@@ -47,10 +48,8 @@ def q8_0(x: Floats) -> Bytes:
 
 
 def inverse(scale: Floats) -> Floats:
-    """1 / scale, and 0 where that is not finite: a block of zeros, or of values too small to tell apart."""
-    with np.errstate(divide="ignore", over="ignore"):
-        result = np.float32(1) / scale
-    return np.where(np.isfinite(result), result, np.float32(0))
+    """1 / scale, and 0 for a scale of 0 or one far below the smallest float16, which is stored as 0."""
+    return np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=np.abs(scale) > TINY)
 
 
 def half_bytes(scale: Floats) -> Bytes:
