@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from trimaran.config import AttnConfig
 from trimaran.errors import ConfigError, PlanError
+from trimaran.plan import Plan
 from trimaran.spec import ModelSpec
 from trimaran.units import format_bytes, parse_bytes
 
 from trimaran_attn.kv_cache import PAGE_SIZE, page_bytes
 from trimaran_attn.pages import pages_for
 
-# The rest is for the page cache of the model file (CPU), or for what the layers compute in (GPU).
 CPU_SHARE = 0.25
+"""Of the memory that the plan leaves free; the rest is for other programs and the page cache."""
+
 GPU_SHARE = 0.9
 
 
@@ -28,61 +28,39 @@ class CachePlan:
     context_length: int
 
 
-def plan_cache(spec: ModelSpec, config: AttnConfig, dtype: torch.dtype, available: int) -> CachePlan:
+def plan_cache(spec: ModelSpec, config: AttnConfig, dtype: torch.dtype, plan: Plan) -> CachePlan:
     """Size the cache.
 
     Args:
         spec: the model.
         config: `context_length`, `kv_memory`, `max_running`.
         dtype: element type of the cache.
-        available: bytes that `kv_memory: auto` may use; see `available_memory`.
+        plan: where everything else goes.
 
     Raises:
         ConfigError: a longer context than the model's is asked for.
         PlanError: the memory does not hold the context that is asked for.
     """
-    wanted = config.context_length or spec.context_length
-    if wanted > spec.context_length:
+    if (config.context_length or 0) > spec.context_length:
         raise ConfigError(
-            f"attn.context_length is {wanted}, the model was made for {spec.context_length}",
+            f"attn.context_length is {config.context_length}, the model was made for {spec.context_length}",
             remedy="lower it, or leave it out",
         )
-    budget = available if config.kv_memory == "auto" else parse_bytes(config.kv_memory)
     size = page_bytes(spec, dtype)
-    n_pages = min(budget // size, pages_for(wanted, PAGE_SIZE) * config.max_running)
-    required = 1 if config.context_length is None else pages_for(wanted, PAGE_SIZE)
+    budget = _auto_bytes(plan) if config.kv_memory == "auto" else parse_bytes(config.kv_memory)
+    context_pages = pages_for(plan.context, PAGE_SIZE)
+    n_pages = min(budget // size, context_pages * config.max_running)
+    required = 1 if config.context_length is None else context_pages
     if n_pages < required:
         raise PlanError(
-            f"a context of {wanted} tokens needs {format_bytes(pages_for(wanted, PAGE_SIZE) * size)} of KV "
-            f"cache, attn.kv_memory ({config.kv_memory}) gives {format_bytes(budget)}",
+            f"attn.kv_memory ({config.kv_memory}) gives {format_bytes(budget)} of KV cache, "
+            f"{required * PAGE_SIZE} tokens need {format_bytes(required * size)}",
             remedy="raise attn.kv_memory or lower attn.context_length",
         )
-    return CachePlan(n_pages, min(wanted, n_pages * PAGE_SIZE))
+    return CachePlan(n_pages, min(plan.context, n_pages * PAGE_SIZE))
 
 
-def available_memory(device: torch.device) -> int:
-    """Bytes that a cache on this device may take."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * GPU_SHARE)
-    return int(free_host_memory() * CPU_SHARE)
-
-
-def free_host_memory(root: Path = Path("/")) -> int:
-    """Bytes that this process may still take: what the machine has free and its cgroup allows."""
-    meminfo = (root / "proc/meminfo").read_text()
-    match = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE)
-    assert match is not None, "every Linux since 3.14 tells MemAvailable"
-    free = int(match[1]) * 1024
-    cgroup = root / "sys/fs/cgroup"
-    limit, used = _number(cgroup / "memory.max"), _number(cgroup / "memory.current")
-    if limit is not None and used is not None:
-        free = min(free, max(0, limit - used))
-    return free
-
-
-def _number(path: Path) -> int | None:
-    """The number in a file, None if there is none."""
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
+def _auto_bytes(plan: Plan) -> int:
+    """One whole context, and a share of what is left: more requests then run side by side."""
+    spare, share = (plan.ram.spare, CPU_SHARE) if plan.gpu is None else (plan.gpu.spare, GPU_SHARE)
+    return plan.kv_bytes + int(max(0, spare) * share)

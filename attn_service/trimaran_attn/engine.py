@@ -13,7 +13,7 @@ from trimaran.wire import EngineStats, Generate, RequestFailed, TokenBatch
 from trimaran_attn.metrics import Meter, engine_stats
 from trimaran_attn.request import Request
 from trimaran_attn.sampler import Drawn, Sampler
-from trimaran_attn.sampling_params import check_sampling, check_token_ids
+from trimaran_attn.sampling_params import check_deadline, check_sampling, check_token_ids
 from trimaran_attn.scheduler import Scheduler, StepPlan
 
 Event = TokenBatch | RequestFailed
@@ -58,10 +58,15 @@ class Engine:
         """Whether `step` has anything to do."""
         return self.scheduler.has_work
 
-    def submit(self, message: Generate) -> RequestFailed | None:
-        """Take a request; the answer says why it was refused, if it was."""
+    def submit(self, message: Generate, received_at: float | None = None) -> RequestFailed | None:
+        """Take a request; the answer says why it was refused, if it was.
+
+        Args:
+            message: the request.
+            received_at: when it came, by the engine's clock; None is now. Its deadline counts from then.
+        """
         try:
-            request = self._make_request(message)
+            request = self._make_request(message, self._clock() if received_at is None else received_at)
             self.scheduler.add(request)
         except RequestError as error:
             return RequestFailed(
@@ -100,11 +105,12 @@ class Engine:
         """Counters, gauges, and the histogram samples since the last call."""
         return engine_stats(self.scheduler, self.meter)
 
-    def _make_request(self, message: Generate) -> Request:
-        params, now = message.sampling, self._clock()
+    def _make_request(self, message: Generate, now: float) -> Request:
+        params = message.sampling
         check_sampling(params, self._vocab_size)
         check_token_ids(message.prompt_ids, self._vocab_size, "prompt_ids")
         check_token_ids(message.stop_ids, self._vocab_size, "stop_ids")
+        check_deadline(message.deadline)
         context = self.scheduler.limits.context_length
         return Request(
             request_id=message.request_id,

@@ -61,7 +61,7 @@ def engine_stats(scheduler: Scheduler, meter: Meter) -> EngineStats:
         "generation_tokens_total": counted.generated_tokens,
         "num_preemptions_total": counted.preemptions,
     }
-    for reason, count in tuple(counted.finished.items()):
+    for reason, count in counted.finished.items():
         counters[f'request_success_total{{finished_reason="{reason}"}}'] = count
     gauges = {
         "num_requests_running": float(len(scheduler.running)),

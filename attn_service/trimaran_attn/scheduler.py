@@ -18,6 +18,9 @@ from trimaran.errors import OverloadedError, RequestError
 from trimaran_attn.pages import PageAllocator, pages_for
 from trimaran_attn.request import Request, State
 
+REASONS = ("stop", "length", "abort", "deadline", "unavailable", "internal")
+"""Why requests end; the last two are failures."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -63,7 +66,7 @@ class SchedulerCounters:
     preemptions: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
-    finished: dict[str, int] = field(default_factory=dict)
+    finished: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
 
 
 class Scheduler:
@@ -233,7 +236,7 @@ class Scheduler:
         del self._by_id[request.request_id]
         request.state = State.FINISHED
         request.finish_reason = reason
-        self.counters.finished[reason] = self.counters.finished.get(reason, 0) + 1
+        self.counters.finished[reason] += 1
 
     def _give_back(self, request: Request) -> None:
         self.pages.release(request.pages)

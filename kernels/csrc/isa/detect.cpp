@@ -32,9 +32,7 @@ bool has_all(uint64_t state, uint64_t mask) { return (state & mask) == mask; }
 
 #endif
 
-}  // namespace
-
-CpuFeatures detect_cpu() {
+CpuFeatures ask_cpu() {
   CpuFeatures f;
 #if defined(__x86_64__)
   const Registers leaf1 = cpuid(1, 0);
@@ -59,6 +57,14 @@ CpuFeatures detect_cpu() {
   f.amx_int8 = tile && bit(leaf7.edx, 25);
 #endif
   return f;
+}
+
+}  // namespace
+
+const CpuFeatures& detect_cpu() {
+  // Asked once: in a virtual machine each CPUID is a trap of tens of microseconds.
+  static const CpuFeatures features = ask_cpu();
+  return features;
 }
 
 std::vector<std::string> feature_names(const CpuFeatures& f) {

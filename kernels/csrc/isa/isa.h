@@ -23,7 +23,7 @@ struct CpuFeatures {
   bool amx_bf16 = false;
 };
 
-CpuFeatures detect_cpu();
+const CpuFeatures& detect_cpu();
 
 // Names of the features that are there, e.g. {"avx2", "fma"}.
 std::vector<std::string> feature_names(const CpuFeatures& features);

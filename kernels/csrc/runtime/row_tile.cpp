@@ -18,7 +18,7 @@ float sum_lanes(const float* v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1
 // Decodes columns [c, c + n) of the tile's rows and pads them to whole vectors; returns the padded width.
 int64_t decode_run(DecodeFn decode, const RowMatrix& matrix, int64_t first_row, int rows, int64_t c,
                    int64_t n, float* w) {
-  const size_t skipped = find_type(static_cast<int32_t>(matrix.type))->row_bytes(c);
+  const size_t skipped = matrix.traits->row_bytes(c);
   const int64_t padded = round_up(n, kLanes);
   for (int r = 0; r < rows; ++r) {
     float* row = w + r * kRunColumns;
@@ -47,13 +47,13 @@ RowMatrix view_rows(const Matrix& matrix, int64_t rows, int64_t columns, const c
                       " × " + std::to_string(columns) + " weights of " + traits->name + " need " +
                       std::to_string(static_cast<size_t>(rows) * row_bytes));
   }
-  return {matrix.type, matrix.data, rows, columns, row_bytes};
+  return {traits, matrix.data, rows, columns, row_bytes};
 }
 
 void multiply_rows(const Primitives& primitives, const RowMatrix& matrix, int64_t first_row, int rows,
                    const float* const* x, int tokens, float* out, int64_t ld) {
   Scratch scratch;
-  const DecodeFn decode = primitives.decoder(matrix.type);
+  const DecodeFn decode = primitives.decoder(matrix.traits->type);
   for (int first = 0; first < tokens; first += kTileTokens) {
     const int count = std::min(kTileTokens, tokens - first);
     std::fill_n(scratch.acc, rows * count * kLanes, 0.0f);

@@ -16,7 +16,7 @@ inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1)
 
 // Rows of whole blocks, one after another.
 struct RowMatrix {
-  GgmlType type;
+  const TypeTraits* traits;
   const uint8_t* data;
   int64_t rows;
   int64_t columns;
