@@ -133,14 +133,22 @@ class Page:
         return self._devtools.call(method, self._session, **params)
 
     def open(
-        self, url: str, *, size: tuple[int, int] = (1200, 800), theme: str = "light", touch: bool = False
+        self,
+        url: str,
+        *,
+        size: tuple[int, int] = (1200, 800),
+        theme: str = "light",
+        touch: bool = False,
+        wait: bool = True,
     ) -> None:
+        """Go there, and `wait` until the page has heard from its server."""
         self.resize(size, touch=touch)
         features = [{"name": "prefers-color-scheme", "value": theme}]
         self.call("Emulation.setEmulatedMedia", features=features)
         self.call("Page.navigate", url=url)
         self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
-        self.wait("!['connecting …'].includes(document.getElementById('state-text').textContent)")
+        if wait:
+            self.wait("document.getElementById('state-text').textContent !== 'connecting …'")
 
     def resize(self, size: tuple[int, int], *, touch: bool = False) -> None:
         width, height = size

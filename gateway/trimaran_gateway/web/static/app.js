@@ -36,7 +36,8 @@ byId('new').addEventListener('click', () => {
 });
 byId('change-key').addEventListener('click', () => keys.ask().then((isNew) => isNew && status.refresh()));
 byId('starters').addEventListener('click', (event) => event.target.closest('button') && chat.send(event.target.textContent));
-addEventListener('pagehide', () => chat.leave());
+// Browsers cut connections between the first and the second; some phones send only the second.
+for (const event of ['beforeunload', 'pagehide']) addEventListener(event, () => chat.leave());
 
 document.addEventListener('keydown', (event) => {
   if (byId('key-dialog').open || event.isComposing) return;
