@@ -126,13 +126,18 @@ def wait_until(
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     path = tmp_path_factory.mktemp("model") / "model.gguf"
-    return Model.open(write_random_model(path, "v3", mix="Q4_K_M", tokenizer=False))
+    return Model.open(write_random_model(path, "v3", mix="Q8_0", tokenizer=False))
 
 
 @pytest.fixture(scope="session")
-def other_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+def other_model(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The same model but for the weights of one layer's experts."""
     path = tmp_path_factory.mktemp("other") / "model.gguf"
-    return Model.open(write_random_model(path, "v3", mix="Q4_K_M", tokenizer=False, seed=1))
+    data = np.fromfile(model.path, np.uint8)
+    changed = model.layers[0].gate
+    data[changed.offset : changed.offset + changed.raw.size] ^= 1
+    data.tofile(path)
+    return Model.open(path)
 
 
 @pytest.fixture

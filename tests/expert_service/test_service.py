@@ -124,13 +124,14 @@ def test_two_clients_are_served(model, start_experts, make_client: MakeClient) -
     for client in clients:
         client.connect()
     batches = [model.batch(4, seed) for seed in range(2)]
+    expected = [model.expected(1, *batch) for batch in batches]
     for _ in range(20):
         tickets = [client.submit(1, *batch) for client, batch in zip(clients, batches, strict=True)]
-        for client, ticket, batch in zip(clients, tickets, batches, strict=True):
-            assert_close(client.wait(ticket), model.expected(1, *batch))
+        for client, ticket, want in zip(clients, tickets, expected, strict=True):
+            assert_close(client.wait(ticket), want)
     clients[0].close()
     service.wait_for("client detached")
-    assert_close(clients[1].wait(clients[1].submit(1, *batches[1])), model.expected(1, *batches[1]))
+    assert_close(clients[1].wait(clients[1].submit(1, *batches[1])), expected[1])
 
 
 def test_statistics(model, start_experts, make_client: MakeClient, wait_until) -> None:
