@@ -126,13 +126,18 @@ def wait_until(
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     path = tmp_path_factory.mktemp("model") / "model.gguf"
-    return Model.open(write_random_model(path, "v3", mix="Q4_K_M", tokenizer=False))
+    return Model.open(write_random_model(path, "v3", mix="Q8_0", tokenizer=False))
 
 
 @pytest.fixture(scope="session")
-def other_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+def other_model(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The same model but for the weights of one layer's experts."""
     path = tmp_path_factory.mktemp("other") / "model.gguf"
-    return Model.open(write_random_model(path, "v3", mix="Q4_K_M", tokenizer=False, seed=1))
+    data = np.fromfile(model.path, np.uint8)
+    changed = model.layers[0].gate
+    data[changed.offset : changed.offset + changed.raw.size] ^= 1
+    data.tofile(path)
+    return Model.open(path)
 
 
 @pytest.fixture
@@ -161,18 +166,34 @@ def start_experts(model: Model, run_dir: Path, tmp_path: Path) -> Iterator[Start
     remove_leftovers("/dev/shm")
 
 
+@pytest.fixture(scope="session")
+def shared_dir(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Run directory of a service that tests share which do it no harm."""
+    with open_run_dir() as run_dir:
+        service = ExpertProcess(
+            model.path, run_dir.path, {}, tmp_path_factory.mktemp("shared") / "experts.log"
+        )
+        service.wait_for("ready")
+        yield run_dir.path
+        assert service.process.poll() is None, "a test killed the shared service"
+        assert service.stop() == 0
+
+
 @pytest.fixture
 def make_client(model: Model, run_dir: Path) -> Iterator[Callable[..., ExpertsClient]]:
     """Makes clients, not yet connected: `make_client(notifier="zmq", max_tokens=3)`."""
     with contextlib.ExitStack() as stack:
 
         def make(
-            *, facts: ModelFacts | None = None, max_tokens: int = 8, n_slots: int = 4, **options: Any
+            *,
+            facts: ModelFacts | None = None,
+            at: Path = run_dir,
+            max_tokens: int = 8,
+            n_slots: int = 4,
+            **options: Any,
         ) -> ExpertsClient:
             config = ExpertsConfig(**{"connect_timeout_s": 20.0, "call_timeout_s": 10.0, **options})
-            client = ExpertsClient(
-                config, facts or model.facts, run_dir, max_tokens=max_tokens, n_slots=n_slots
-            )
+            client = ExpertsClient(config, facts or model.facts, at, max_tokens=max_tokens, n_slots=n_slots)
             return stack.enter_context(client)
 
         yield make
