@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from trimaran_gateway.routes import chat, completions, models, ollama, ollama_models, operations, utilities
+from trimaran_gateway.routes import (
+    anthropic,
+    chat,
+    completions,
+    models,
+    ollama,
+    ollama_models,
+    operations,
+    utilities,
+)
 
 ROUTERS = (
+    anthropic.router,
     chat.router,
     completions.router,
     models.router,
