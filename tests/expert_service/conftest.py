@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from trimaran.arena import remove_leftovers
 from trimaran.config import ExpertsConfig
 from trimaran.fingerprint import fingerprint
 from trimaran.gguf import GGUFFile
@@ -140,10 +139,20 @@ def other_model(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model
     return Model.open(path)
 
 
+@contextlib.contextmanager
+def tmpfs_run_dir() -> Iterator[Path]:
+    """A fresh run directory on a tmpfs, so that arenas lie in it, apart from those of other servers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", "/dev/shm")
+        opened = open_run_dir()
+    with opened:
+        yield opened.path
+
+
 @pytest.fixture
 def run_dir() -> Iterator[Path]:
-    with open_run_dir() as run_dir:
-        yield run_dir.path
+    with tmpfs_run_dir() as path:
+        yield path
 
 
 StartExperts = Callable[..., ExpertProcess]
@@ -163,7 +172,6 @@ def start_experts(model: Model, run_dir: Path, tmp_path: Path) -> Iterator[Start
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-    remove_leftovers("/dev/shm")
 
 
 @pytest.fixture(scope="session")
@@ -200,9 +208,9 @@ def make_client(model: Model, run_dir: Path) -> Iterator[Callable[..., ExpertsCl
 
 
 @pytest.fixture
-def arenas() -> Callable[[], set[Path]]:
+def arenas(run_dir: Path) -> Callable[[], set[Path]]:
     """Tells which arena files exist now."""
-    return lambda: set(Path("/dev/shm").glob("trimaran-arena-*"))
+    return lambda: set(run_dir.glob("trimaran-arena-*"))
 
 
 @pytest.fixture(name="wait_until")
