@@ -250,7 +250,8 @@ def locked(make_stack: Any) -> Iterator[Any]:
 
 
 def test_the_page_is_open_and_its_figures_need_the_key(locked: Any) -> None:
-    assert httpx.get(f"{locked.url}/").status_code == 200
+    assert "<title>Trimaran</title>" in httpx.get(f"{locked.url}/").text
+    assert httpx.head(locked.url).status_code == 200
     assert httpx.get(f"{locked.url}{load_assets().base}app.js").status_code == 200
     refused = httpx.get(f"{locked.url}/internal/live")
     assert refused.status_code == 401
