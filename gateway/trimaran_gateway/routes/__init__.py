@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
-from trimaran_gateway.routes import chat, completions, models, operations
+from trimaran_gateway.routes import (
+    anthropic,
+    chat,
+    completions,
+    models,
+    ollama,
+    ollama_models,
+    operations,
+    utilities,
+)
 
-ROUTERS = (chat.router, completions.router, models.router, operations.router)
+ROUTERS = (
+    anthropic.router,
+    chat.router,
+    completions.router,
+    models.router,
+    ollama.router,
+    ollama_models.router,
+    utilities.router,
+    operations.router,
+)
