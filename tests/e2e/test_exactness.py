@@ -1,0 +1,51 @@
+"""Greedy answers over HTTP, through the three real processes, are those of transformers in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from running_server import RunningServer, running_server
+from transformers import PreTrainedModel
+from transformers_reference import greedy, reference_model
+from trimaran.synth import write_random_model
+
+N_TOKENS = 64
+PROMPTS = [[(7 * i + 3 * j) % 200 for j in range(n)] for i, n in enumerate((1, 30, 80))]
+
+
+@pytest.fixture(scope="module", params=[("v3", "split", "Q4_K_M"), ("v2-lite", "kv_b", "Q8_0")], ids="-".join)
+def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    shape, layout, mix = request.param
+    path = tmp_path_factory.mktemp("exact") / "model.gguf"
+    return write_random_model(path, shape, layout=layout, mix=mix, seed=5)
+
+
+@pytest.fixture(scope="module")
+def server(model_path: Path) -> Iterator[RunningServer]:
+    with running_server("--model", str(model_path), "--device", "cpu", "--no-greeting") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def reference(model_path: Path) -> PreTrainedModel:
+    return reference_model(model_path)
+
+
+def test_three_requests_at_once_answer_as_the_reference(
+    server: RunningServer, reference: PreTrainedModel
+) -> None:
+    def ask(prompt: list[int]) -> tuple[str, int]:
+        answer = server.complete(prompt, max_tokens=N_TOKENS, ignore_eos=True)
+        return answer["choices"][0]["text"], answer["usage"]["completion_tokens"]
+
+    with ThreadPoolExecutor(len(PROMPTS)) as pool:
+        answers = list(pool.map(ask, PROMPTS))
+    for prompt, (text, count) in zip(PROMPTS, answers, strict=True):
+        expected = greedy(reference, prompt, N_TOKENS)
+        status, detokenized = server.post("/detokenize", {"tokens": expected})
+        assert status == 200
+        assert count == N_TOKENS
+        assert text == next(iter(detokenized.values()))
