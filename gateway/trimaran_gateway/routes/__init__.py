@@ -10,6 +10,7 @@ from trimaran_gateway.routes import (
     ollama,
     ollama_models,
     operations,
+    responses,
     utilities,
 )
 
@@ -20,6 +21,7 @@ ROUTERS = (
     models.router,
     ollama.router,
     ollama_models.router,
+    responses.router,
     utilities.router,
     operations.router,
 )
