@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from running_server import RunningServer, running_server
 from transformers import PreTrainedModel
 from transformers_reference import greedy, reference_model
@@ -30,8 +31,11 @@ def server(model_path: Path) -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="module")
-def reference(model_path: Path) -> PreTrainedModel:
-    return reference_model(model_path)
+def reference(model_path: Path) -> Iterator[PreTrainedModel]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the services compute meanwhile
+    yield reference_model(model_path)
+    torch.set_num_threads(threads)
 
 
 def test_three_requests_at_once_answer_as_the_reference(

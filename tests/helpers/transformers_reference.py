@@ -21,12 +21,15 @@ from trimaran.spec import ModelSpec, read_spec
 
 
 def greedy(model: PreTrainedModel, prompt: list[int], count: int) -> list[int]:
-    """The `count` likeliest next tokens, one after the other, with float32 arithmetic and no cache."""
-    ids = list(prompt)
+    """The `count` likeliest next tokens, one after the other, in float32."""
+    ids: list[int] = []
+    step, cache = torch.tensor([prompt]), None
     with torch.no_grad():
-        for _ in range(count):
-            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-    return ids[len(prompt) :]
+        while len(ids) < count:
+            output = model(step, past_key_values=cache, use_cache=True)
+            ids.append(int(output.logits[0, -1].argmax()))
+            step, cache = torch.tensor([ids[-1:]]), output.past_key_values
+    return ids
 
 
 def reference_model(path: Path) -> PreTrainedModel:

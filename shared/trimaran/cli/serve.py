@@ -24,6 +24,7 @@ from trimaran.cli.server import Server, ServiceDiedError
 from trimaran.cli.signals import SignalInbox
 from trimaran.config import Config
 from trimaran.errors import PeerError
+from trimaran.lifecycle import die_with_supervisor
 from trimaran.run_dir import default_run_dir, open_run_dir
 
 READY_TIMEOUT_S = 3600.0
@@ -68,6 +69,7 @@ def serve(
         debug=debug,
     )
     display = make_display(config, sys.stdout)
+    die_with_supervisor()
     with (
         SignalInbox() as inbox,
         claimed_run_dir(config, display) as run_dir,
