@@ -40,7 +40,7 @@ chat: $(STAMP)/native ## chat in the terminal with a server that runs, or with o
 native: $(STAMP)/native ## build the C++ kernels
 
 demo-model: $(STAMP)/dev ## train the bundled demo model again (hours)
-	$(BIN)/python -m examples.demo_model
+	$(BIN)/python examples/demo_model/build.py $(ARGS)
 
 # --- check ----------------------------------------------------------------------------------------------------
 
