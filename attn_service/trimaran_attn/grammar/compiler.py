@@ -19,6 +19,10 @@ MAX_MESSAGE_CHARS = 500
 KEPT_GRAMMARS = 16
 """Compiled grammars kept for the next request with the same text, as agents send them turn after turn."""
 
+NO_FORCING = '%llguidance {"no_forcing": true}\n'
+"""Lets the model spell what is certain in tokens of its own choice: llguidance would have to know the BPE to
+force the usual ones."""
+
 _EXCERPT = re.compile(r"^\s*(\d+ )?[|^].*$", re.MULTILINE)
 _PLACE = re.compile(r"^at \d+\(\d+\): ")
 
@@ -28,10 +32,12 @@ class GrammarCompiler:
 
     Args:
         read_table: gives the vocabulary; called with the first grammar, so that others pay nothing.
+        limits: bounds of llguidance's work; None takes `default_limits`.
     """
 
-    def __init__(self, read_table: Callable[[], TokenTable]) -> None:
+    def __init__(self, read_table: Callable[[], TokenTable], limits: LLParserLimits | None = None) -> None:
         self._read_table = read_table
+        self._limits = limits or default_limits()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
         self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
 
@@ -64,7 +70,7 @@ class GrammarCompiler:
 
     def _compile(self, text: str) -> LLMatcher:
         kept = self._kept.pop(text, None)
-        matcher = kept or LLMatcher(self._tokenizer, text, log_level=0, limits=_limits())
+        matcher = kept or LLMatcher(self._tokenizer, NO_FORCING + text, log_level=0, limits=self._limits)
         if matcher.is_error():
             raise bad_grammar(matcher.get_error())
         self._kept[text] = matcher
@@ -79,7 +85,7 @@ def bad_grammar(problem: str) -> RequestError:
     return RequestError(f"grammar: {line[:MAX_MESSAGE_CHARS]}", code="invalid_request", param="grammar")
 
 
-def _limits() -> LLParserLimits:
+def default_limits() -> LLParserLimits:
     """About 20 ms of lexer work to compile, 15 ms a step, 50 MB of states; beyond, the request fails."""
     return LLParserLimits(
         initial_lexer_fuel=1_000_000,
