@@ -284,7 +284,7 @@ def test_reasoning_can_be_switched_off(stack: Any, client: openai.OpenAI, extra:
     stack.engine.say("hello")
     answer = client.chat.completions.create(model="tiny-test", messages=USER, extra_body=extra)
     assert answer.choices[0].message.content == "hello"
-    assert text_of(stack, stack.engine.generates[0].prompt_ids).endswith("<think>\n</think>\n\n")
+    assert text_of(stack, stack.engine.generates[0].prompt_ids).endswith("<think>\n\n</think>\n\n")
 
 
 def test_continue_final_message(stack: Any, client: openai.OpenAI) -> None:

@@ -53,7 +53,7 @@ def test_tokenize_needs_one_text(stack: Any, body: dict[str, str]) -> None:
 def test_apply_template_shows_the_prompt(stack: Any) -> None:
     body = {"messages": USER, "chat_template_kwargs": {"enable_thinking": False}}
     text = post(stack, "/apply-template", body).json()["prompt"]
-    assert text == "<｜begin▁of▁sentence｜><｜User｜>hello<｜Assistant｜><think>\n</think>\n\n"
+    assert text == "<｜begin▁of▁sentence｜><｜User｜>hello<｜Assistant｜><think>\n\n</think>\n\n"
 
 
 def test_props(stack: Any, r1_template: str) -> None:
