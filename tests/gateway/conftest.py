@@ -221,7 +221,10 @@ class FakeEngine:
         await asyncio.sleep(script.first_delay_s)
         if script.failure is not None:
             failure = RequestFailed(
-                request_id=message.request_id, code=script.failure.code, message=script.failure.message
+                request_id=message.request_id,
+                code=script.failure.code,
+                message=script.failure.message,
+                param=script.failure.param,
             )
             await server.send(peer, failure)
             return

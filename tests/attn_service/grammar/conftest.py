@@ -1,4 +1,4 @@
-"""A tiny model of random weights, whose output only a grammar can hold in shape."""
+"""Models of random weights and of plain noise, whose output only a grammar can hold in shape."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 from trimaran.gguf import GGUFFile
 from trimaran.synth import write_random_model
 from trimaran.wire import Generate, LarkGrammar, RequestFailed, SamplingParams, TokenBatch
@@ -15,6 +17,8 @@ from trimaran_attn.engine import Engine
 from trimaran_attn.grammar.compiler import GrammarCompiler
 from trimaran_attn.grammar.constraints import Constraints
 from trimaran_attn.grammar.vocabulary import TokenTable, read_token_table
+from trimaran_attn.pages import PageAllocator
+from trimaran_attn.scheduler import Limits, Scheduler, StepPlan
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +47,18 @@ def lab(model_path: Path, build_lab: Callable[..., Any]) -> Any:
 @pytest.fixture
 def engine(lab: Any, compiler: GrammarCompiler) -> Engine:
     return lab.engine(constraints=Constraints(compiler))
+
+
+class NoiseRunner:
+    """Logits that depend on nothing: faster than any model, and as wild as can be."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._random = torch.Generator().manual_seed(11)
+
+    def run(self, plan: StepPlan) -> Tensor:
+        n_rows = sum(chunk.samples for chunk in plan.chunks)
+        return 3 * torch.randn(n_rows, self._vocab_size, generator=self._random)
 
 
 class Asker:
@@ -90,6 +106,20 @@ class Asker:
 
     def value(self, name: str) -> Any:
         return json.loads(self.text(name))
+
+
+@pytest.fixture
+def noise(compiler: GrammarCompiler, table: TokenTable) -> Asker:
+    """An asker whose engine draws from noise."""
+    limits = Limits(context_length=4096, max_running=8, max_waiting=8, max_step_tokens=512, page_size=64)
+    vocab_size = len(table.tokens)
+    engine = Engine(
+        Scheduler(limits, PageAllocator(512)),
+        NoiseRunner(vocab_size),
+        vocab_size,
+        constraints=Constraints(compiler),
+    )
+    return Asker(engine, table)
 
 
 @pytest.fixture
