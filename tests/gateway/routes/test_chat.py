@@ -172,6 +172,7 @@ def test_logprobs(stack: Any, client: openai.OpenAI, stream: bool) -> None:
     assert b"".join(bytes(entry.bytes) for entry in content).decode() == "é🙂"
     assert {entry.logprob for entry in content} == {-0.25}
     assert all(len(entry.top_logprobs) == 2 for entry in content)
+    assert {entry.top_logprobs[-1].logprob for entry in content} == {-9999.0}
 
 
 CALLS = (

@@ -63,11 +63,6 @@ def test_props(stack: Any, r1_template: str) -> None:
     assert (body["bos_token"], body["eos_token"]) == ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>")
 
 
-def test_root(stack: Any) -> None:
-    assert "tiny-test" in httpx.get(stack.url).text
-    assert httpx.head(stack.url).status_code == 200
-
-
 def test_embeddings_are_501(stack: Any) -> None:
     response = post(stack, "/v1/embeddings", {"input": "x"})
     assert response.status_code == 501
