@@ -15,6 +15,7 @@ from trimaran.gguf import GGUFFile
 from trimaran.spec import ModelSpec, read_spec
 from trimaran_attn.engine import Engine
 from trimaran_attn.experts import build_local_experts
+from trimaran_attn.grammar.constraints import Constraints
 from trimaran_attn.kv_cache import PAGE_SIZE, LatentCache
 from trimaran_attn.model.attention import MlaForm
 from trimaran_attn.model.deepseek2 import Deepseek2, build_model
@@ -37,7 +38,7 @@ class Lab:
     model: Deepseek2
     cache: LatentCache
 
-    def engine(self, **changes: int) -> Engine:
+    def engine(self, constraints: Constraints | None = None, **changes: int) -> Engine:
         values = {
             "context_length": N_PAGES * PAGE_SIZE,
             "max_running": 8,
@@ -46,7 +47,8 @@ class Lab:
             "page_size": PAGE_SIZE,
         }
         scheduler = Scheduler(Limits(**{**values, **changes}), PageAllocator(self.cache.n_pages))
-        return Engine(scheduler, Runner(self.model, self.cache, CPU), self.spec.vocab_size)
+        runner = Runner(self.model, self.cache, CPU)
+        return Engine(scheduler, runner, self.spec.vocab_size, constraints=constraints)
 
 
 BuildLab = Callable[..., Lab]
