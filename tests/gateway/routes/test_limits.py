@@ -51,9 +51,11 @@ def test_every_dialect_says_it_in_its_own_way(make_stack: Any) -> None:
         with client, pytest.raises(anthropic.RateLimitError) as by_anthropic:
             client.messages.create(model="tiny-test", max_tokens=5, messages=messages)
         assert by_anthropic.value.body["error"]["type"] == "rate_limit_error"  # type: ignore[index]
-        with contextlib.closing(ollama.Client(stack.url)) as by_lines:
-            with pytest.raises(ollama.ResponseError, match="1 requests per minute") as by_ollama:
-                by_lines.chat("tiny-test", messages)
+        with (
+            contextlib.closing(ollama.Client(stack.url)) as ollama_client,
+            pytest.raises(ollama.ResponseError, match="1 requests per minute") as by_ollama,
+        ):
+            ollama_client.chat("tiny-test", messages)
         assert by_ollama.value.status_code == 429
 
 
