@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
+
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-_ONE_KIND = bytes.maketrans(b"{}", b"[]")
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
-def is_deeper(text: bytes, limit: int) -> bool:
-    """Whether arrays and objects are nested more than `limit` deep, or their brackets do not match.
+def depth_of(text: bytes) -> int:
+    """The greatest number of arrays and objects that are open at once; `[]` is 1 deep.
 
     Args:
-        text: JSON in UTF-8; need not be valid.
-        limit: greatest depth that passes; `[]` is 1 deep.
+        text: JSON in UTF-8. It need not be valid: a parser finds the error before it gets any deeper.
     """
-    if text.count(b"[") + text.count(b"{") <= limit:
-        return False
-    brackets = _STRING.sub(b"", text).translate(_ONE_KIND, _NOT_BRACKETS)
-    for _ in range(limit):
-        if not brackets:
-            return False
-        brackets = brackets.replace(b"[]", b"")  # takes the innermost level away
-    return bool(brackets)
+    steps = _STRING.sub(b"", text).translate(_STEPS, _NOT_BRACKETS)
+    if not steps:
+        return 0
+    return max(0, int(np.cumsum(np.frombuffer(steps, np.int8), dtype=np.int32).max()))
+
+
+def is_deeper(text: bytes, limit: int) -> bool:
+    """Whether `text` is more than `limit` deep; at once, if it has no more brackets than that."""
+    return text.count(b"[") + text.count(b"{") > limit and depth_of(text) > limit

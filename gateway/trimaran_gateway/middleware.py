@@ -130,8 +130,9 @@ class _Limited:
     def _end(self) -> None:
         body, self._parts = b"".join(self._parts), []
         if is_deeper(body, MAX_JSON_DEPTH):
-            why = f"the body is nested more than {MAX_JSON_DEPTH} levels deep, or its brackets do not match"
-            raise bad_request(why, code="invalid_json")
+            raise bad_request(
+                f"the body is nested more than {MAX_JSON_DEPTH} levels deep", code="invalid_json"
+            )
 
 
 def too_large(limit: int) -> ApiError:

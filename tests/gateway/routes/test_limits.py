@@ -75,7 +75,8 @@ def test_requests_at_once_end_with_their_streams(make_stack: Any, wait_for: Any)
         stack.engine.say("</think>" + "x" * 500, delay_s=0.02)
         body = {**CHAT, "stream": True}
         with httpx.stream("POST", stack.url + "/v1/chat/completions", json=body, timeout=20) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()
+            next(lines)
             assert chat(stack).status_code == 429
         wait_for(lambda: chat(stack).status_code == 200)
 
