@@ -166,13 +166,14 @@ class EngineStats(Message, frozen=True, tag="stats"):
     """Counters and gauges of the engine and, by shard name, of its expert services.
 
     Names are the exported metrics' without the `trimaran_` prefix; `observations` holds histogram samples, by
-    name, since the last stats message.
+    name, since the last stats message. `expert_tokens` sums the shards' (see `ExpertStats`).
     """
 
     counters: dict[str, float]
     gauges: dict[str, float]
     observations: dict[str, list[float]] = {}
     experts: dict[str, dict[str, float]] = {}
+    expert_tokens: dict[int, list[int]] = {}
 
 
 EngineToGateway = TokenBatch | RequestFailed | EngineStatus | EngineStats
@@ -258,11 +259,15 @@ class Done(Message, frozen=True, tag="done"):
 
 
 class ExpertStats(Message, frozen=True, tag="stats"):
-    """Counters of one expert service since it started."""
+    """Counters of one expert service since it started.
+
+    expert_tokens: by layer, how many tokens were routed to each expert; 0 for other shards' experts.
+    """
 
     shard: str
     counters: dict[str, float]
     gauges: dict[str, float] = {}
+    expert_tokens: dict[int, list[int]] = {}
 
 
 ExpertsToEngine = Loading | Ready | Refused | Done | Heartbeat | ExpertStats
