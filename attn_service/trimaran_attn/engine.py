@@ -137,7 +137,11 @@ class Engine:
 
     def _check_grammar(self, grammar: LarkGrammar) -> None:
         if self._constraints is None:
-            raise RequestError("this engine takes no grammars", code="invalid_request", param="grammar")
+            raise RequestError(
+                "grammars need a model file with a byte-level tokeniser and an end token",
+                code="invalid_request",
+                param="grammar",
+            )
         self._constraints.check(grammar)
 
     def _make_sampler(self, message: Generate) -> Sampler:

@@ -99,6 +99,7 @@ def load_engine(
         page_size=PAGE_SIZE,
     )
     scheduler = Scheduler(limits, PageAllocator(cache_plan.n_pages))
-    constraints = Constraints(GrammarCompiler(lambda: read_token_table(model.file.metadata)))
+    table = read_token_table(model.file.metadata)
+    constraints = None if table is None else Constraints(GrammarCompiler(table))
     runner = Runner(network, cache, device)
     return Engine(scheduler, runner, spec.vocab_size, meter, constraints=constraints)

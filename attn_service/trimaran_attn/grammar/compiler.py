@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits
 from trimaran.errors import RequestError
 from trimaran.wire import LarkGrammar
 
@@ -31,42 +29,29 @@ class GrammarCompiler:
     """Compiles grammars for one vocabulary; the last ones are remembered.
 
     Args:
-        read_table: gives the vocabulary; called with the first grammar, so that others pay nothing.
+        table: the vocabulary; one of 129,280 tokens takes half a second.
         limits: bounds of llguidance's work; None takes `default_limits`.
     """
 
-    def __init__(self, read_table: Callable[[], TokenTable], limits: LLParserLimits | None = None) -> None:
-        self._read_table = read_table
+    def __init__(self, table: TokenTable, limits: LLParserLimits | None = None) -> None:
+        self.table = table
+        self._tokenizer = make_tokenizer(table)
         self._limits = limits or default_limits()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
         self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
-
-    @cached_property
-    def table(self) -> TokenTable:
-        """The vocabulary.
-
-        Raises:
-            RequestError: the model has none that grammars could use.
-        """
-        return self._read_table()
 
     def check(self, grammar: LarkGrammar) -> None:
         """Refuse what cannot even be compiled.
 
         Raises:
-            RequestError: the grammar is too long, or the model has no vocabulary for grammars.
+            RequestError: the grammar is too long.
         """
-        _ = self.table
         if len(grammar.text) > MAX_GRAMMAR_CHARS:
             raise bad_grammar(f"it has {len(grammar.text)} characters, {MAX_GRAMMAR_CHARS} at most are taken")
 
     def start(self, grammar: LarkGrammar) -> Future[LLMatcher]:
         """Begin to compile; the result is a matcher at its start, or a RequestError with the reason."""
         return self._thread.submit(self._compile, grammar.text)
-
-    @cached_property
-    def _tokenizer(self) -> LLTokenizer:
-        return make_tokenizer(self.table)
 
     def _compile(self, text: str) -> LLMatcher:
         kept = self._kept.pop(text, None)

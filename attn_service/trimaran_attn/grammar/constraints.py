@@ -40,7 +40,7 @@ class Constraints:
         """Refuse what cannot even be compiled.
 
         Raises:
-            RequestError: the grammar is too long, or the model has no vocabulary for grammars.
+            RequestError: the grammar is too long.
         """
         self._compiler.check(grammar)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from llguidance import LLTokenizer, TokenizerWrapper
-from trimaran.errors import RequestError
 from trimaran.vocabulary import TokenType, token_bytes
 
 _END_KEYS = ("eos", "eot", "eom")
@@ -38,21 +37,13 @@ class TokenTable:
         return []
 
 
-def read_token_table(metadata: Mapping[str, Any]) -> TokenTable:
-    """The table of a file's `tokenizer.ggml.*` keys.
-
-    Raises:
-        RequestError: the file has no tokeniser, or none that tells its bytes; grammars cannot be used.
-    """
+def read_token_table(metadata: Mapping[str, Any]) -> TokenTable | None:
+    """The table of a file's `tokenizer.ggml.*` keys; None if it cannot serve grammars."""
     texts = metadata.get("tokenizer.ggml.tokens")
     ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in _END_KEYS]
     end_ids = list(dict.fromkeys(int(end) for end in ends if end is not None))
     if metadata.get("tokenizer.ggml.model") != "gpt2" or texts is None or not end_ids:
-        raise RequestError(
-            "grammars need a model file with a byte-level tokeniser and an end token",
-            code="invalid_request",
-            param="grammar",
-        )
+        return None
     stored = metadata.get("tokenizer.ggml.token_type")
     kinds = [TokenType.NORMAL] * len(texts) if stored is None else [int(kind) for kind in stored]
     special = [i for i, (text, kind) in enumerate(zip(texts, kinds, strict=True)) if _is_special(text, kind)]

@@ -15,8 +15,8 @@ from trimaran_gateway.text.vocabulary import Markers
 ReasoningState = Literal["open", "possible", "over"]
 """Whether the prompt ends inside the reasoning, lets the model begin one, or leaves no room for it."""
 
-_SPACE = r"[ \n\r\t]{1,40}"
-"""White space between JSON's tokens: enough to indent, too little to go on for ever."""
+_SPACE = r"( |\n {0,24}|\n\t{0,12})"
+"""White space between JSON's tokens: enough to indent, too little for a weak model to get lost in."""
 
 _EXACT = {"whitespace_pattern": _SPACE}
 _LENIENT = {**_EXACT, "lenient": True, "coerce_one_of": True}

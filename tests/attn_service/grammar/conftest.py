@@ -31,12 +31,14 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def table(model_path: Path) -> TokenTable:
     with GGUFFile.open(model_path) as file:
-        return read_token_table(file.metadata)
+        table = read_token_table(file.metadata)
+    assert table is not None
+    return table
 
 
 @pytest.fixture(scope="session")
 def compiler(table: TokenTable) -> GrammarCompiler:
-    return GrammarCompiler(lambda: table)
+    return GrammarCompiler(table)
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 from llguidance import LLParserLimits
+from trimaran.gguf import GGUFFile
 from trimaran_attn.grammar.compiler import GrammarCompiler
 from trimaran_attn.grammar.constraints import Constraints
+from trimaran_attn.grammar.vocabulary import read_token_table
 
 END = 1
 N_PAGES = 24
@@ -231,7 +234,7 @@ def test_a_grammar_that_is_too_long_is_refused_at_once(asker: Any) -> None:
 
 
 def test_a_grammar_that_explodes_is_refused_on_the_way(lab: Any, table: Any, asker: Any) -> None:
-    tight = GrammarCompiler(lambda: table, LLParserLimits(step_max_items=60, verbose_errors=False))
+    tight = GrammarCompiler(table, LLParserLimits(step_max_items=60, verbose_errors=False))
     bounded = type(asker)(lab.engine(Constraints(tight)), table)
     bounded.submit("deep", 'start: a\na: a a | "x" | "xx"', ignore_eos=True)
     bounded.submit("shallow", "start: /[0-9]{9}/")
@@ -254,3 +257,12 @@ def test_an_engine_without_a_vocabulary_refuses_grammars(lab: Any, table: Any, a
     bare = type(asker)(lab.engine(), table)
     bare.submit("any", 'start: "a"')
     assert bare.failures["any"].param == "grammar"
+
+
+def test_a_file_without_a_usable_vocabulary_has_no_table(model_path: Path) -> None:
+    with GGUFFile.open(model_path) as file:
+        metadata = dict(file.metadata)
+    assert read_token_table(metadata) is not None
+    for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.eos_token_id"):
+        assert read_token_table({name: value for name, value in metadata.items() if name != key}) is None
+    assert read_token_table({**metadata, "tokenizer.ggml.model": "llama"}) is None
