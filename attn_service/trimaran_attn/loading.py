@@ -95,5 +95,6 @@ def load_engine(
         max_step_tokens=attn.max_step_tokens,
         page_size=PAGE_SIZE,
     )
-    scheduler = Scheduler(limits, PageAllocator(cache_plan.n_pages))
+    pages = PageAllocator(cache_plan.n_pages)
+    scheduler = Scheduler(limits, pages, prefix_cache=attn.prefix_cache)
     return Engine(scheduler, Runner(network, cache, device), spec.vocab_size, meter)
