@@ -10,7 +10,7 @@ the first in rank always goes on.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -20,8 +20,8 @@ from trimaran_attn.pages import PageAllocator, pages_for
 from trimaran_attn.prefix_cache import PrefixCache
 from trimaran_attn.request import Request, State
 
-REASONS = ("stop", "length", "abort", "deadline", "unavailable", "internal")
-"""Why requests end; the last two are failures."""
+REASONS = ("stop", "length", "abort", "deadline", "invalid_request", "unavailable", "internal")
+"""Why requests end; the last three are failures."""
 
 
 @dataclass(frozen=True)
@@ -149,13 +149,16 @@ class Scheduler:
             budget -= self._schedule_prompt(chunks, admitted, budget)
         return StepPlan(tuple(chunks))
 
-    def complete(self, plan: StepPlan, drawn: Mapping[str, int], now: float) -> None:
+    def complete(
+        self, plan: StepPlan, drawn: Mapping[str, int], now: float, complete: Collection[str] = ()
+    ) -> None:
         """Book a computed step.
 
         Args:
             plan: the step.
             drawn: the token drawn for each request whose chunk samples, by request id.
             now: when the step ended.
+            complete: requests whose output needs no more tokens, whatever was drawn.
         """
         for chunk in plan.chunks:
             request, samples = chunk.request, chunk.samples
@@ -164,7 +167,7 @@ class Scheduler:
             request.n_computed += chunk.length
             self._prefixes.register(request, chunk.start)
             if samples:
-                self._append(request, drawn[request.request_id], now)
+                self._append(request, drawn[request.request_id], now, request.request_id in complete)
 
     def _check(self, request: Request) -> None:
         n_prompt, context = len(request.prompt_ids), self.limits.context_length
@@ -256,7 +259,7 @@ class Scheduler:
             self.counters.hit_tokens += request.n_cached
         insort(self.running, request, key=attrgetter("rank"))
 
-    def _append(self, request: Request, token: int, now: float) -> None:
+    def _append(self, request: Request, token: int, now: float, is_last: bool) -> None:
         if request.first_token_at is None:
             request.first_token_at = now
             self.counters.prompt_tokens += len(request.prompt_ids)
@@ -264,7 +267,7 @@ class Scheduler:
         request.last_token_at = now
         request.output_ids.append(token)
         self.counters.generated_tokens += 1
-        if token in request.stop_ids:
+        if is_last or token in request.stop_ids:
             self._finish(request, "stop")
         elif len(request.output_ids) >= request.max_tokens:
             self._finish(request, "length")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from trimaran.channel import AsyncServer, Received
 from trimaran.config import GatewayConfig
 from trimaran.gguf import write_gguf
 from trimaran.lifecycle import Stop
+from trimaran.vocabulary import byte_alphabet
 from trimaran.wire import (
     Abort,
     EngineStats,
@@ -39,7 +41,6 @@ from trimaran_gateway.metrics import GatewayMetrics
 from trimaran_gateway.model import ServedModel, load_model
 from trimaran_gateway.server import listen, run_gateway, url_of
 from trimaran_gateway.text.tokenizer import Tokenizer
-from trimaran_gateway.text.vocabulary import byte_alphabet
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 HEAD = [BOS, EOS, "<｜▁pad▁｜>"]
@@ -221,7 +222,10 @@ class FakeEngine:
         await asyncio.sleep(script.first_delay_s)
         if script.failure is not None:
             failure = RequestFailed(
-                request_id=message.request_id, code=script.failure.code, message=script.failure.message
+                request_id=message.request_id,
+                code=script.failure.code,
+                message=script.failure.message,
+                param=script.failure.param,
             )
             await server.send(peer, failure)
             return
@@ -240,6 +244,7 @@ class FakeEngine:
             logprobs = None
             if count is not None:
                 top = tuple((token, -0.5 - token) for token in range(3, 3 + count))
+                top = (*top[:-1], (top[-1][0], -math.inf)) if top else ()  # a token that cannot come
                 logprobs = [TokenLogprob(-0.25, top) for _ in part]
             await server.send(
                 peer,
@@ -260,6 +265,8 @@ STATS = EngineStats(
         'evictions_total{why="full"}': 3,
         'evictions_total{why="idle"}': 4,
         'request_success_total{finished_reason="stop"}': 1000,
+        'request_failure_total{reason="internal"}': 2,
+        "prefix_cache_hits_total": 5,
     },
     gauges={"num_requests_running": 1, "kv_cache_usage_perc": 0.5},
     observations={

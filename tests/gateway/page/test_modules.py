@@ -258,12 +258,13 @@ def test_numbers_for_people(module: Any) -> None:
         """
         return [
           ...[4.1e-5, 0.0123, 0.42, 3.14159, 200].map(m.duration),
-          ...[0, 1023, 9.2e9].map(m.bytes), ...[12, 671e9].map(m.count), ...[0.004, 0.37, 1].map(m.percent),
+          ...[0, 1023, 9.2e9].map(m.bytes), ...[12, 671e9].map(m.count), ...[2.5e6, 2e11].map(m.bandwidth),
+          ...[0.004, 0.37, 1].map(m.percent),
           m.plural(1, 'token'), m.plural(1200, 'token'),
         ];
         """,
     )
     assert found == [
         "41 µs", "12.3 ms", "420 ms", "3.1 s", "3 min 20 s", "0 B", "1,023 B", "8.57 GiB", "12", "671 B",
-        "0.4 %", "37 %", "100 %", "1 token", "1,200 tokens",
+        "2.5 MB/s", "200 GB/s", "0.4 %", "37 %", "100 %", "1 token", "1,200 tokens",
     ]  # fmt: skip

@@ -62,10 +62,11 @@ export class AssistantView {
     const { answer } = this;
     if (!answer.reasoning) return;
     const thinks = isThinking(answer);
-    const time = duration(Math.max(0, thinkingSeconds(answer, now)));
+    const seconds = thinkingSeconds(answer, now);
+    const time = seconds < 0.1 ? 'a moment' : duration(seconds); // faster is the network's doing, not the model's
     this.details.hidden = false;
     this.details.classList.toggle('active', thinks);
-    this.summary.textContent = thinks ? `Thinking … ${time}` : `Thought for ${time}`;
+    this.summary.textContent = thinks ? `Thinking for ${time} …` : `Thought for ${time}`;
     if (!this.#hasChosen) this.details.open = thinks;
     this.reasoningText.update(answer.reasoning.trim());
   }

@@ -2,6 +2,11 @@
 
 const round = (value, digits) => value.toLocaleString('en', { maximumFractionDigits: digits });
 
+/** Bytes per second in decimal units, as memory makers state them. */
+export function bandwidth(value) {
+  return value >= 1e9 ? `${number(value / 1e9)} GB/s` : `${number(value / 1e6)} MB/s`;
+}
+
 /** Three digits or so: 0.12, 4.31, 38.2, 1,204. */
 export function number(value) {
   return round(value, value >= 100 ? 0 : value >= 10 ? 1 : 2);

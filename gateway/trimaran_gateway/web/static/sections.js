@@ -2,7 +2,7 @@
 
 import { HeatMap, Sparkline } from './charts.js';
 import { el } from './dom.js';
-import { bytes, count, duration, number, percent } from './format.js';
+import { bandwidth, bytes, count, duration, number, percent } from './format.js';
 import { counter, gauge } from './rates.js';
 
 const generated = counter('generation_tokens_total');
@@ -162,7 +162,7 @@ function shardText(history, name) {
   const queue = values.expert_queue_depth;
   return [
     calls !== null && `${number(calls)} calls/s`,
-    traffic !== null && `${number(traffic / 1e9)} GB/s of weights`,
+    traffic !== null && `${bandwidth(traffic)} of weights`,
     queue > 0 && `${number(queue)} queued`,
   ].filter(Boolean).join(' · ') || 'connected';
 }
