@@ -7,7 +7,7 @@ argmax equals the reference at every position" is the same as "greedy decoding g
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 HELD_OUT_SHARE = 16  # one key in sixteen is never trained on
@@ -30,7 +30,6 @@ class Sample:
     answer: str
     reasoning: str | None
     key: str = ""
-    tools: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def completion(self) -> str:
