@@ -1,0 +1,246 @@
+"""Continuous batching: which tokens of which requests the next step computes. Pure Python, no tensors.
+
+A step has a token budget. Running streams come first, one token each, so that a long prompt never stalls
+them; what is left of the budget goes to prompts, cut in chunks. A request takes all pages of its prompt when
+it is admitted, then one page at a time; when none is left, the request of the highest rank gives its pages up
+and is computed again later. The cache holds at least one whole context, so the first in rank always goes on.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from operator import attrgetter
+
+from trimaran.errors import OverloadedError, RequestError
+
+from trimaran_attn.pages import PageAllocator, pages_for
+from trimaran_attn.request import Request, State
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of the scheduler, all in requests or tokens. `page_size` is tokens per page."""
+
+    context_length: int
+    max_running: int
+    max_waiting: int
+    max_step_tokens: int
+    page_size: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Compute `length` tokens of a request from position `start` on; draw the next token if `samples`."""
+
+    request: Request
+    start: int
+    length: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the chunk reaches the last known token, so that the next one can be drawn."""
+        return self.start + self.length == self.request.n_tokens
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What one step computes; at most `Limits.max_step_tokens` tokens."""
+
+    chunks: tuple[Chunk, ...] = ()
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all chunks."""
+        return sum(chunk.length for chunk in self.chunks)
+
+
+@dataclass
+class SchedulerCounters:
+    """Totals since the start."""
+
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    finished: dict[str, int] = field(default_factory=dict)
+
+
+class Scheduler:
+    """Holds all unfinished requests and plans steps over them.
+
+    Args:
+        limits: the bounds it keeps.
+        pages: the pages it hands out; at least one whole context of them.
+    """
+
+    def __init__(self, limits: Limits, pages: PageAllocator) -> None:
+        assert pages.n_pages >= pages_for(limits.context_length, limits.page_size)
+        self.limits = limits
+        self.pages = pages
+        self.waiting: list[Request] = []
+        self.running: list[Request] = []
+        self.counters = SchedulerCounters()
+        self._by_id: dict[str, Request] = {}
+        # Each running stream is due one token a step, and a prompt at least one beside them.
+        self._max_running = min(limits.max_running, limits.max_step_tokens)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request is unfinished."""
+        return bool(self._by_id)
+
+    def requests(self) -> Iterator[Request]:
+        """All unfinished requests."""
+        return iter(tuple(self._by_id.values()))
+
+    def add(self, request: Request) -> None:
+        """Queue a request; its `max_tokens` is clipped to what the context leaves.
+
+        Raises:
+            RequestError: the prompt leaves no room in the context, or the id is in use.
+            OverloadedError: the waiting queue is full.
+        """
+        self._check(request)
+        if len(self.waiting) >= self.limits.max_waiting + self._max_running - len(self.running):
+            raise OverloadedError(
+                f"{len(self.waiting)} requests wait already, no more than {self.limits.max_waiting} may"
+            )
+        request.max_tokens = min(request.max_tokens, self.limits.context_length - len(request.prompt_ids))
+        self._by_id[request.request_id] = request
+        insort(self.waiting, request, key=attrgetter("rank"))
+
+    def abort(self, request_id: str) -> Request | None:
+        """End a request now and free its pages; None if there is no such request (any more)."""
+        request = self._by_id.get(request_id)
+        if request is not None:
+            self._finish(request, "abort")
+        return request
+
+    def expire(self, now: float) -> list[Request]:
+        """End the requests whose deadline has passed."""
+        late = [r for r in self.requests() if r.deadline_at is not None and r.deadline_at <= now]
+        for request in late:
+            self._finish(request, "deadline")
+        return late
+
+    def clear(self) -> list[Request]:
+        """End all requests without an answer, as when the experts are gone; their pages are free."""
+        failed = list(self.requests())
+        for request in failed:
+            self._finish(request, "failed")
+        return failed
+
+    def schedule(self, now: float) -> StepPlan:
+        """Plan the next step: streams, chunks of running prompts, then waiting requests, each by rank."""
+        chunks = self._schedule_streams()
+        budget = self.limits.max_step_tokens - len(chunks)
+        for request in self.running:
+            if budget and not request.is_decoding:
+                budget -= self._schedule_prompt(chunks, request, budget)
+        while budget and self._can_admit():
+            budget -= self._schedule_prompt(chunks, self._admit(now), budget)
+        return StepPlan(tuple(chunks))
+
+    def complete(self, plan: StepPlan, drawn: Mapping[str, int], now: float) -> None:
+        """Book a computed step.
+
+        Args:
+            plan: the step.
+            drawn: the token drawn for each request whose chunk samples, by request id.
+            now: when the step ended.
+        """
+        for chunk in plan.chunks:
+            request, samples = chunk.request, chunk.samples
+            request.n_computed += chunk.length
+            if samples:
+                self._append(request, drawn[request.request_id], now)
+
+    def _check(self, request: Request) -> None:
+        n_prompt, context = len(request.prompt_ids), self.limits.context_length
+        if n_prompt >= context:
+            raise RequestError(
+                f"the prompt has {n_prompt} tokens, but the context holds {context} for prompt and answer",
+                code="context_length_exceeded",
+                param="prompt",
+            )
+        if n_prompt == 0:
+            raise RequestError("the prompt has no tokens", code="invalid_request", param="prompt")
+        if request.request_id in self._by_id:
+            raise RequestError(
+                f"request id {request.request_id!r} is in use", code="invalid_request", param="request_id"
+            )
+
+    def _schedule_streams(self) -> list[Chunk]:
+        chunks = []
+        for request in tuple(self.running):
+            if request.state is not State.RUNNING or not request.is_decoding:
+                continue
+            if self._grow(request):
+                chunks.append(Chunk(request, request.n_computed, 1))
+        return chunks
+
+    def _schedule_prompt(self, chunks: list[Chunk], request: Request, budget: int) -> int:
+        length = min(request.n_pending, budget)
+        chunks.append(Chunk(request, request.n_computed, length))
+        return length
+
+    def _grow(self, request: Request) -> bool:
+        """Give a stream the page of its next token, from requests behind it if need be; False: it gave up."""
+        missing = pages_for(request.n_tokens, self.limits.page_size) - len(request.pages)
+        while missing > self.pages.n_free:
+            victim = self.running[-1]
+            self._preempt(victim)
+            if victim is request:
+                return False
+        request.pages += self.pages.allocate(missing)
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        self.counters.preemptions += 1
+        self._give_back(request)
+        self.running.remove(request)
+        request.state = State.WAITING
+        insort(self.waiting, request, key=attrgetter("rank"))
+
+    def _can_admit(self) -> bool:
+        if not self.waiting or len(self.running) >= self._max_running:
+            return False
+        # One token more than it has, or its first own token might already drive it out again.
+        needed = pages_for(self.waiting[0].n_tokens + 1, self.limits.page_size)
+        return needed <= self.pages.n_free
+
+    def _admit(self, now: float) -> Request:
+        request = self.waiting.pop(0)
+        request.pages = self.pages.allocate(pages_for(request.n_tokens, self.limits.page_size))
+        request.state = State.RUNNING
+        if request.admitted_at is None:
+            request.admitted_at = now
+        insort(self.running, request, key=attrgetter("rank"))
+        return request
+
+    def _append(self, request: Request, token: int, now: float) -> None:
+        if request.first_token_at is None:
+            request.first_token_at = now
+            self.counters.prompt_tokens += len(request.prompt_ids)
+        request.last_token_at = now
+        request.output_ids.append(token)
+        self.counters.generated_tokens += 1
+        if token in request.stop_ids:
+            self._finish(request, "stop")
+        elif len(request.output_ids) >= request.max_tokens:
+            self._finish(request, "length")
+
+    def _finish(self, request: Request, reason: str) -> None:
+        queue = self.running if request.state is State.RUNNING else self.waiting
+        queue.remove(request)
+        self._give_back(request)
+        del self._by_id[request.request_id]
+        request.state = State.FINISHED
+        request.finish_reason = reason
+        self.counters.finished[reason] = self.counters.finished.get(reason, 0) + 1
+
+    def _give_back(self, request: Request) -> None:
+        self.pages.release(request.pages)
+        request.pages = []
+        request.n_computed = 0

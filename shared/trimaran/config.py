@@ -1,0 +1,110 @@
+"""The one configuration of all services: a YAML file, overridden by the environment, overridden by flags.
+
+Every option is a field here with its description, which `docs/configuration.md` and `--help` are made from.
+Environment variables name the path with double underscores: `TRIMARAN_GATEWAY__PORT=8080`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+Notifier = Literal["doorbell", "zmq", "tcp"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+_MEMORY = r"^(auto|\d+(\.\d+)?\s?([KMGT]i?)?B?)$"
+
+
+class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The HTTP front."""
+
+    host: Annotated[str, Meta(description="address to listen on; 0.0.0.0 opens it to the network")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, Meta(ge=0, le=65535, description="TCP port; 0 takes a free one")] = 8000
+    api_keys: Annotated[
+        tuple[str, ...], Meta(description="SHA-256 hex digests of the accepted keys; empty: open")
+    ] = ()
+    cors_origins: Annotated[tuple[str, ...], Meta(description="origins allowed to call from a browser")] = ()
+    max_body_bytes: Annotated[int, Meta(ge=1024, description="largest request body")] = 8 << 20
+    request_timeout_s: Annotated[float, Meta(gt=0, description="longest time one request may take")] = 3600.0
+
+
+class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The attention service."""
+
+    device: Annotated[
+        str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto takes the first GPU, else the CPU")
+    ] = "auto"
+    gpu_memory: Annotated[
+        str, Meta(pattern=_MEMORY, description="GPU memory to plan for, e.g. 24GiB; auto: all of the card")
+    ] = "auto"
+    context_length: Annotated[
+        Annotated[int, Meta(ge=16)] | None,
+        Meta(description="longest prompt + answer; none: the model's own, as memory allows"),
+    ] = None
+    kv_memory: Annotated[
+        str,
+        Meta(pattern=_MEMORY, description="memory of the KV cache, e.g. 4GiB; auto: from the machine"),
+    ] = "auto"
+    max_running: Annotated[int, Meta(ge=1, le=1024, description="requests computed in one batch")] = 16
+    max_waiting: Annotated[
+        int, Meta(ge=0, description="requests that may wait; more are refused with 503")
+    ] = 256
+    max_step_tokens: Annotated[
+        int, Meta(ge=1, le=65536, description="token budget of one step; longer prompts are cut in chunks")
+    ] = 512
+    threads: Annotated[
+        Annotated[int, Meta(ge=1)] | None, Meta(description="CPU threads; none: the cores it may use")
+    ] = None
+    mla: Annotated[
+        Literal["auto", "naive", "absorbed"],
+        Meta(description="form of the attention; auto picks the cheaper one per step"),
+    ] = "auto"
+    rules: Annotated[str | None, Meta(description="YAML file of optimisation rules")] = None
+
+
+class ExpertsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The expert service, or services: one per shard."""
+
+    notifier: Annotated[Notifier, Meta(description="how the two sides ring each other")] = "doorbell"
+    endpoints: Annotated[
+        tuple[str, ...], Meta(description="shards to connect to; empty: the one in the run directory")
+    ] = ()
+    threads: Annotated[
+        Annotated[int, Meta(ge=1)] | None, Meta(description="compute threads; none: the cores it may use")
+    ] = None
+    isa: Annotated[
+        Literal["auto", "amx", "avx512_vnni", "avx512", "avx2", "generic"],
+        Meta(description="best instruction set to use"),
+    ] = "auto"
+    dtype: Annotated[
+        Literal["auto", "f32", "bf16"],
+        Meta(description="element type on the hop; auto: f32 from a CPU, bf16 from a GPU"),
+    ] = "auto"
+    experts: Annotated[
+        str, Meta(pattern=r"^(all|\d+-\d+)$", description="range of expert ids of this shard, e.g. 0-127")
+    ] = "all"
+    connect_timeout_s: Annotated[
+        float, Meta(gt=0, description="how long to wait for a shard to appear before giving up")
+    ] = 60.0
+    call_timeout_s: Annotated[float, Meta(gt=0, description="longest time one layer call may take")] = 30.0
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that can be set."""
+
+    model: Annotated[
+        str, Meta(description="GGUF file, first of its split files, or `demo` for the bundled model")
+    ] = "demo"
+    model_name: Annotated[str | None, Meta(description="name that clients use; none: from the file")] = None
+    run_dir: Annotated[
+        str | None, Meta(description="private directory of sockets and arenas; none: a fresh one")
+    ] = None
+    log_level: Annotated[LogLevel, Meta(description="least severe messages to log")] = "info"
+    log_format: Annotated[
+        Literal["auto", "text", "json"], Meta(description="auto: text on a terminal, else json")
+    ] = "auto"
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    attn: AttnConfig = field(default_factory=AttnConfig)
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)

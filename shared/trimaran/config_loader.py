@@ -1,0 +1,202 @@
+"""Builds the one `Config` from a YAML file, the environment and flags, in rising order of precedence.
+
+A mistake anywhere is a `ConfigError` that names its place (file and line, variable or flag), the option, what
+is allowed, and the option's nearest spelling.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from trimaran.config import Config
+from trimaran.config_options import ENV_PREFIX, Option, nearest, options, section_names
+from trimaran.errors import ConfigError
+
+MAX_CONFIG_BYTES = 1 << 20
+
+
+def load_config(
+    path: str | Path | None = None,
+    overrides: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Config:
+    """The configuration of this process.
+
+    Args:
+        path: YAML (or JSON) file; None uses none.
+        overrides: option path, e.g. `gateway.port`, to value; text is converted to the option's type.
+        environ: environment variables; None takes the process's own.
+
+    Raises:
+        ConfigError: the file cannot be read, or any value or name is wrong.
+    """
+    values: dict[str, object] = {}
+    if path is not None:
+        values |= _from_file(Path(path))
+    values |= _from_environ(os.environ if environ is None else environ)
+    for name, value in (overrides or {}).items():
+        option = _option(name, where="option")
+        values[name] = _convert(option, value, where="option", lax=isinstance(value, str))
+    return _build(values)
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
+    """Turns `["attn.max_running=4"]` into overrides.
+
+    Raises:
+        ConfigError: an item has no `=`.
+    """
+    result = {}
+    for assignment in assignments:
+        name, separator, value = assignment.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {assignment}: no value", remedy="write it as --set attn.max_running=4")
+        result[name.strip()] = value.strip()
+    return result
+
+
+def dump_config(config: Config) -> str:
+    """The configuration as YAML that `load_config` reads back."""
+    return yaml.safe_dump(msgspec.to_builtins(config), sort_keys=False, allow_unicode=True)
+
+
+def option_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables of `environ` that set options; a supervisor keeps them from its children."""
+    names = {option.env for option in options().values()}
+    return {name: value for name, value in environ.items() if name in names}
+
+
+def _build(values: Mapping[str, object]) -> Config:
+    tree: dict[str, Any] = {}
+    for path, value in values.items():
+        section, _, name = path.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[name] = value
+    config = msgspec.convert(tree, Config)
+    first, separator, last = config.experts.experts.partition("-")
+    if separator and int(first) > int(last):
+        raise ConfigError(f"experts.experts: the range {first}-{last} is empty", remedy=f"{last}-{first}?")
+    return config
+
+
+# --- sources ------------------------------------------------------------------------------------------------
+
+
+def _from_file(path: Path) -> dict[str, object]:
+    root = _compose(path)
+    if root is None:
+        return {}
+    return dict(_leaves(root, path, prefix=""))
+
+
+def _compose(path: Path) -> yaml.Node | None:
+    """The file's YAML nodes, which know their lines."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", remedy="check the path given with --config") from error
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes, so it is no configuration file")
+    try:
+        return yaml.compose(text.decode(), Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text at byte {error.start}") from error
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
+
+
+def _leaves(node: yaml.Node, path: Path, prefix: str) -> Iterator[tuple[str, object]]:
+    where = f"{path}:{node.start_mark.line + 1}"
+    if not isinstance(node, yaml.MappingNode):
+        name = prefix.removesuffix(".") or "the file"
+        raise ConfigError(f"{where}: {name} must be a mapping of option names to values")
+    seen: set[str] = set()
+    for key, value in node.value:
+        where = f"{path}:{key.start_mark.line + 1}"
+        name = f"{prefix}{key.value}" if isinstance(key, yaml.ScalarNode) else f"{prefix}?"
+        if name in seen:
+            raise ConfigError(f"{where}: {name} is given twice")
+        seen.add(name)
+        if name in section_names():
+            if not _is_null(value):
+                yield from _leaves(value, path, prefix=f"{name}.")
+            continue
+        option = _option(name, where)
+        yield name, _convert(option, _construct(value, where, name), where)
+
+
+def _is_null(node: yaml.Node) -> bool:
+    return bool(node.tag == "tag:yaml.org,2002:null")
+
+
+def _construct(node: yaml.Node, where: str, name: str) -> object:
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: {name}: this YAML value cannot be read") from error
+    finally:
+        loader.dispose()
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[str, object]:
+    by_variable = {option.env: option for option in options().values()}
+    values: dict[str, object] = {}
+    for variable, text in environ.items():
+        if variable in by_variable:
+            option = by_variable[variable]
+            values[option.path] = _convert(option, text, where=f"environment variable {variable}", lax=True)
+        elif variable.startswith(ENV_PREFIX):
+            _refuse_misspelt(variable)
+    return values
+
+
+def _refuse_misspelt(variable: str) -> None:
+    """Misspelt options do not pass; foreign variables do, for Kubernetes makes some from service names."""
+    name = variable.removeprefix(ENV_PREFIX).lower().replace("__", ".")
+    guess = nearest(name, options())
+    if "." in name or (guess is not None and "." not in guess):
+        remedy = f"did you mean {options()[guess].env}?" if guess else "docs/configuration.md lists them"
+        raise ConfigError(f"environment variable {variable} sets no option", remedy=remedy)
+
+
+# --- values -------------------------------------------------------------------------------------------------
+
+
+def _option(name: str, where: str) -> Option:
+    option = options().get(name)
+    if option is not None:
+        return option
+    guess = nearest(name, options())
+    raise ConfigError(
+        f"{_at(where)}{name} is no option",
+        remedy=f"did you mean {guess}?" if guess else "docs/configuration.md lists them",
+    )
+
+
+def _convert(option: Option, value: object, where: str, *, lax: bool = False) -> object:
+    given = value
+    if lax and isinstance(value, str):
+        if option.is_optional and value.lower() in {"none", "null", ""}:
+            return None
+        if option.is_list:
+            value = [item.strip() for item in value.strip("[]").split(",") if item.strip()]
+    try:
+        return msgspec.convert(value, option.type, strict=not lax)
+    except msgspec.ValidationError as error:
+        raise ConfigError(
+            f"{_at(where)}{option.path} is {given!r:.80}, but must be {option.allowed}"
+        ) from error
+
+
+def _at(where: str) -> str:
+    return "" if where == "option" else f"{where}: "

@@ -1,0 +1,260 @@
+"""Messages that cross process borders: msgspec structs, msgpack on the wire, never pickle.
+
+Each direction of each link is one tagged union, so that a reader decodes exactly what it may receive and
+rejects everything else. `PROTOCOL_VERSION` travels in every hello and changes with any incompatible change.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+PROTOCOL_VERSION = 1
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", forbid_unknown_fields=True):
+    """Base of every message; the class name is the tag."""
+
+
+# --- gateway ↔ attention service ----------------------------------------------------------------------------
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the next token is drawn. The defaults sample from the model's own distribution.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the smallest set with this probability mass.
+        min_p: drop tokens less likely than min_p × the most likely one's probability.
+        seed: makes the request's draws reproducible, whatever else is in the batch.
+        frequency_penalty: subtracted from a token's logit per earlier occurrence in the output.
+        presence_penalty: subtracted once if the token occurred in the output.
+        repetition_penalty: divides positive (multiplies negative) logits of tokens in prompt or output.
+        logit_bias: token id → added to its logit.
+        max_tokens: upper bound of generated tokens; None: to the end of the context.
+        min_tokens: stop ids are not drawn before this many tokens.
+        ignore_eos: go on to max_tokens, whatever is drawn.
+        logprobs: how many of the most likely tokens to report per position; None reports nothing.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+
+class Generate(Message, frozen=True, tag="generate"):
+    """Continue `prompt_ids`. `deadline` is in seconds from receipt; a lower `priority` value runs earlier."""
+
+    request_id: str
+    prompt_ids: list[int]
+    sampling: SamplingParams
+    stop_ids: tuple[int, ...] = ()
+    priority: int = 0
+    deadline: float | None = None
+
+
+class Abort(Message, frozen=True, tag="abort"):
+    """Forget a request; unknown ids are ignored, for its last batch may already be on the way."""
+
+    request_id: str
+
+
+class EngineStatusRequest(Message, frozen=True, tag="status?"):
+    """Ask for an `EngineStatus`."""
+
+
+class EngineStatsRequest(Message, frozen=True, tag="stats?"):
+    """Ask for an `EngineStats`."""
+
+
+GatewayToEngine = Generate | Abort | EngineStatusRequest | EngineStatsRequest
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """A token's natural-log probability and its `top` alternatives as (token id, log probability)."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Token counts of one request and where its time went (seconds, monotonic clock differences)."""
+
+    prompt_tokens: int
+    generated_tokens: int
+    cached_tokens: int = 0
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+
+class TokenBatch(Message, frozen=True, tag="tokens"):
+    """New tokens of one request; the last batch carries finish_reason and usage.
+
+    finish_reason: "stop" (a stop id was drawn; it is the last of `ids`), "length", "abort", "deadline".
+    """
+
+    request_id: str
+    ids: list[int]
+    logprobs: list[TokenLogprob] | None = None
+    finish_reason: str | None = None
+    usage: Usage | None = None
+
+
+class RequestFailed(Message, frozen=True, tag="failed"):
+    """A request ended without an answer.
+
+    code: "context_length_exceeded" or "invalid_request" (a 4xx), "overloaded" (429/503), "unavailable" (an
+    expert shard is gone; 503) or "internal" (500).
+    """
+
+    request_id: str
+    code: str
+    message: str
+    param: str | None = None
+
+
+class EngineStatus(Message, frozen=True, tag="status"):
+    """How the engine is; answers EngineStatusRequest, and is also sent whenever `state` changes.
+
+    state: "loading", "ready", "degraded" (an expert shard is away; requests wait or fail), "draining".
+    progress: 0 to 1 while loading.
+    instance: random per engine process; another value means that every earlier request is lost.
+    """
+
+    state: str
+    instance: str = ""
+    detail: str = ""
+    progress: float = 0.0
+    model_fingerprint: str = ""
+    context_length: int = 0
+    max_waiting: int = 0
+
+
+class EngineStats(Message, frozen=True, tag="stats"):
+    """Counters and gauges of the engine and, by shard name, of its expert services.
+
+    Names are the exported metrics' without the `trimaran_` prefix; `observations` holds histogram samples, by
+    name, since the last stats message.
+    """
+
+    counters: dict[str, float]
+    gauges: dict[str, float]
+    observations: dict[str, list[float]] = {}
+    experts: dict[str, dict[str, float]] = {}
+
+
+EngineToGateway = TokenBatch | RequestFailed | EngineStatus | EngineStats
+
+
+# --- attention service ↔ expert service ---------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """First message of an attention service: what it loaded, and how it wants to talk.
+
+    notifier: "doorbell", "zmq" or "tcp"; the first two name an arena file, "tcp" sends tensors as frames.
+    dtype: element type of x and y in the arena or the frames, "f32" or "bf16".
+    """
+
+    protocol: int
+    model_fingerprint: str
+    hidden_size: int
+    top_k: int
+    n_experts: int
+    layers: tuple[int, ...]
+    dtype: str
+    notifier: str
+    arena: str | None = None
+    client: str = ""
+
+
+class Submit(Message, frozen=True, tag="submit"):
+    """Compute one layer of one slot. With "tcp", x, ids and weights follow as further frames."""
+
+    slot: int
+    sequence: int
+    layer: int
+    n_tokens: int
+
+
+class Drain(Message, frozen=True, tag="drain"):
+    """Finish what is in flight, then answer no more of this client's submits: it says goodbye."""
+
+
+class Heartbeat(Message, frozen=True, tag="beat"):
+    """Sent by each side at least every second; three missed ones mean the peer is gone."""
+
+    sent_ns: int
+
+
+class ExpertStatsRequest(Message, frozen=True, tag="stats?"):
+    """Ask for an `ExpertStats`."""
+
+
+EngineToExperts = Hello | Submit | Drain | Heartbeat | ExpertStatsRequest
+
+
+class Loading(Message, frozen=True, tag="loading"):
+    """Answers a hello (and repeats) while weights are still being read; `progress` is 0 to 1."""
+
+    progress: float
+
+
+class Ready(Message, frozen=True, tag="ready"):
+    """The shard serves this client now. `experts` is the half-open range of expert ids that it owns."""
+
+    shard: str
+    isa: str
+    experts: tuple[int, int]
+    threads: int
+
+
+class Refused(Message, frozen=True, tag="refused"):
+    """The hello cannot be served; `differences` lists each field as "name: ours X, yours Y"."""
+
+    reason: str
+    differences: tuple[str, ...] = ()
+
+
+class Done(Message, frozen=True, tag="done"):
+    """A submit finished; status 0 is success (see `Status`). With "tcp", y follows as a further frame."""
+
+    slot: int
+    sequence: int
+    status: int
+    message: str = ""
+
+
+class ExpertStats(Message, frozen=True, tag="stats"):
+    """Counters of one expert service since it started."""
+
+    shard: str
+    counters: dict[str, float]
+    gauges: dict[str, float] = {}
+
+
+ExpertsToEngine = Loading | Ready | Refused | Done | Heartbeat | ExpertStats
+
+
+class Status:
+    """Status codes of a slot, shared with `kernels/csrc/hop/arena.h`."""
+
+    OK = 0
+    BAD_LAYER = 1
+    BAD_TOKEN_COUNT = 2
+    BAD_EXPERT_ID = 3
+    BAD_SLOT = 4
+    NOT_FINITE = 5
+    INTERNAL = 6
+    SHUTTING_DOWN = 7
