@@ -29,7 +29,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Build the demo model.")
     parser.add_argument("--minutes", type=float, default=120.0, help="wall-clock budget of the training")
     parser.add_argument("--threads", type=int, default=0, help="0: PyTorch's own choice")
-    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "demo_model", help="checkpoints and log")
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / "build" / "demo_model", help="checkpoints and log"
+    )
     parser.add_argument("--output", type=Path, default=ROOT / "shared" / "trimaran" / "data" / "demo.gguf")
     parser.add_argument("--held-out", type=Path, default=ROOT / "tests" / "data" / "demo_held_out.jsonl")
     parser.add_argument("--only", choices=STAGES, help="run one stage")

@@ -15,13 +15,12 @@ from .tasks import draw
 from .tokenizer import encode_sample
 
 PAD_ID = 2
-PROMPT_WEIGHT = 0.05  # of a prompt token's loss: reading teaches the words, but its noise cannot be predicted
 ROW_LIMITS = (40, 64, 96, 144, 224, 352, 608, 1500)  # a group holds the rows up to its limit
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Groups of token ids [rows, length]; for all their tokens in order, the next token and its loss weight."""
+    """Groups of token ids [rows, length]; for all tokens in order, the next token and its loss weight."""
 
     groups: list[Tensor]
     targets: Tensor
@@ -39,7 +38,6 @@ def _rectangle(rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
     for i, (prompt, completion) in enumerate(rows):
         end = len(prompt) + len(completion)
         ids[i, :end] = torch.tensor(prompt + completion)
-        weights[i, : len(prompt) - 1] = PROMPT_WEIGHT
         weights[i, len(prompt) - 1 : end - 1] = 1.0
     return ids[:, :-1].contiguous(), ids[:, 1:], weights
 

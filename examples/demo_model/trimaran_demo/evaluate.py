@@ -13,11 +13,13 @@ from .model import DemoModel
 from .samples import Sample
 from .tokenizer import encode_sample
 
-MAX_NEW_TOKENS = 220
+MAX_NEW_TOKENS = 220  # the longest completion, a product of two-digit numbers, takes about 140
 
 
 @torch.no_grad()
-def generate(model: DemoModel, prompt: list[int], eos: int, start: list[int] | None = None) -> list[int]:
+def generate(
+    model: DemoModel, prompt: list[int], eos: int, start: list[int] | None = None, limit: int = MAX_NEW_TOKENS
+) -> list[int]:
     """Greedy continuation without its end-of-sentence token. No cache: simple, and short here.
 
     `start` may hold a guess. As much of it as the model itself would write is taken over in one pass.
@@ -27,7 +29,7 @@ def generate(model: DemoModel, prompt: list[int], eos: int, start: list[int] | N
     choices: list[int] = logits.argmax(-1).tolist()
     agreed = next((i for i, token in enumerate(guess) if choices[i] != token), len(guess))
     written = [*guess[:agreed], choices[agreed]]
-    while written[-1] != eos and len(written) < MAX_NEW_TOKENS:
+    while written[-1] != eos and len(written) < limit:
         ids = prompt + written
         written.append(int(model([torch.tensor([ids])], torch.tensor([len(ids) - 1])).argmax()))
     return written[: written.index(eos)] if eos in written else written

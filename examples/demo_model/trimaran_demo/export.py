@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,7 +117,9 @@ def write_gguf(
     w.add_description("A tiny DeepSeek-V3, trained from scratch on generated text")
     w.add_license("apache-2.0")
     w.add_size_label("12M")
-    w.add_file_type(int(gguf.LlamaFileType.MOSTLY_Q4_K_M if type_of is q4_k_m_type else gguf.LlamaFileType.MOSTLY_Q8_0))
+    w.add_file_type(
+        int(gguf.LlamaFileType.MOSTLY_Q4_K_M if type_of is q4_k_m_type else gguf.LlamaFileType.MOSTLY_Q8_0)
+    )
     w.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_dimensions(w, model.config)
     _add_experts(w, model.config)
@@ -134,7 +135,7 @@ def write_gguf(
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
     w.close()
-    os.replace(part, path)
+    part.replace(path)
 
 
 def _config_of(reader: gguf.GGUFReader) -> ModelConfig:

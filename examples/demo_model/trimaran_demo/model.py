@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional as fn
 
 Shape = tuple[int, int]  # sequences, padded length
 
@@ -68,7 +68,7 @@ def rope_table(config: ModelConfig, length: int) -> Tensor:
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Interleaved RoPE: x is [batch, length, heads, rope], pairs (x0, x1), (x2, x3), ... turn together."""
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+    pairs = torch.view_as_complex(x.view(*x.shape[:-1], -1, 2).contiguous())
     return torch.view_as_real(pairs * table[: x.shape[1], None]).flatten(-2)
 
 
@@ -90,20 +90,22 @@ class Attention(nn.Module):
         """x: [tokens, hidden], the tokens of the groups one after the other."""
         c = self.c
         q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
-        latent, k_rope = self.kv_a_proj_with_mqa(x).split([c.kv_lora_rank, c.qk_rope_head_dim], -1)
+        latent, k_rope = torch.split(self.kv_a_proj_with_mqa(x), [c.kv_lora_rank, c.qk_rope_head_dim], -1)
         kv = self.kv_b_proj(self.kv_a_layernorm(latent))
         sizes = [rows * length for rows, length in shapes]
-        parts = zip(shapes, q.split(sizes), k_rope.split(sizes), kv.split(sizes), strict=True)
-        return self.o_proj(torch.cat([self._attend(shape, q_, k_, kv_, table) for shape, q_, k_, kv_ in parts]))
+        parts = zip(shapes, *(torch.split(t, sizes) for t in (q, k_rope, kv)), strict=True)
+        heads = [self._attend(shape, q_, k_, kv_, table) for shape, q_, k_, kv_ in parts]
+        out: Tensor = self.o_proj(torch.cat(heads))
+        return out
 
     def _attend(self, shape: Shape, q: Tensor, k_rope: Tensor, kv: Tensor, table: Tensor) -> Tensor:
         c, heads = self.c, self.c.num_attention_heads
-        q_nope, q_rope = q.view(*shape, heads, -1).split([c.qk_nope_head_dim, c.qk_rope_head_dim], -1)
-        k_nope, v = kv.view(*shape, heads, -1).split([c.qk_nope_head_dim, c.v_head_dim], -1)
+        q_nope, q_rope = torch.split(q.view(*shape, heads, -1), [c.qk_nope_head_dim, c.qk_rope_head_dim], -1)
+        k_nope, v = torch.split(kv.view(*shape, heads, -1), [c.qk_nope_head_dim, c.v_head_dim], -1)
         k_turned = rotate(k_rope.view(*shape, 1, -1), table).expand(-1, -1, heads, -1)
         query = torch.cat([q_nope, rotate(q_rope, table)], -1).transpose(1, 2)
         key = torch.cat([k_nope, k_turned], -1).transpose(1, 2)
-        out = F.scaled_dot_product_attention(query, key, v.transpose(1, 2), is_causal=True)
+        out = fn.scaled_dot_product_attention(query, key, v.transpose(1, 2), is_causal=True)
         return out.transpose(1, 2).reshape(shape[0] * shape[1], -1)
 
 
@@ -118,12 +120,12 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [tokens, hidden]."""
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(fn.silu(self.gate_proj(x)) * self.up_proj(x))
         return out
 
 
 class Gate(nn.Module):
-    """Sigmoid scores; the choice is limited to the best groups and steered by a bias that the weights ignore."""
+    """Sigmoid scores; the choice, not the weights, sees the bias, and only the best groups."""
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
@@ -135,7 +137,7 @@ class Gate(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Expert ids and weights, each [tokens, top_k]."""
         c = self.c
-        scores = F.linear(x, self.weight).sigmoid()
+        scores = fn.linear(x, self.weight).sigmoid()
         with torch.no_grad():
             ids = self._choose(scores)
         weights = scores.gather(1, ids)
@@ -179,9 +181,10 @@ class MoE(nn.Module):
     def _experts(self, x: Tensor, counts: list[int]) -> Tensor:
         """x: rows sorted by expert. Unbinding once gives one gradient per stack instead of one per expert."""
         outputs = []
-        for part, gate_up, down in zip(x.split(counts), self.gate_up_proj.unbind(), self.down_proj.unbind(), strict=True):
-            gate, up = F.linear(part, gate_up).chunk(2, -1)
-            outputs.append(F.linear(F.silu(gate) * up, down))
+        stacks = self.gate_up_proj.unbind(), self.down_proj.unbind()
+        for part, gate_up, down in zip(torch.split(x, counts), *stacks, strict=True):
+            gate, up = fn.linear(part, gate_up).chunk(2, -1)
+            outputs.append(fn.linear(fn.silu(gate) * up, down))
         return torch.cat(outputs)
 
 
@@ -227,7 +230,7 @@ class DemoModel(nn.Module):
         nn.init.normal_(self.lm_head.weight, std=0.02)
 
     def forward(self, groups: list[Tensor], wanted: Tensor | None = None) -> Tensor:
-        """Logits [tokens, vocab] of all tokens of the groups (each [rows, length]), or of those at `wanted`."""
+        """Logits [tokens, vocab] of all tokens of the groups (each [rows, length]) or those at `wanted`."""
         shapes: list[Shape] = [(g.shape[0], g.shape[1]) for g in groups]
         x = self.embed_tokens(torch.cat([g.flatten() for g in groups]))
         for layer in self.layers:

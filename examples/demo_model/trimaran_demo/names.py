@@ -13,7 +13,11 @@ from .model import ModelConfig
 
 State = dict[str, Tensor]
 
-TOP = {"embed_tokens.weight": "token_embd.weight", "norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}
+TOP = {
+    "embed_tokens.weight": "token_embd.weight",
+    "norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
 IN_LAYER = {
     "self_attn.q_a_proj.weight": "attn_q_a.weight",
     "self_attn.q_a_layernorm.weight": "attn_q_a_norm.weight",
@@ -43,7 +47,7 @@ def to_gguf(state: State, config: ModelConfig) -> State:
         ours, blk = f"layers.{i}.", f"blk.{i}."
         out |= {blk + g: state[ours + o] for o, g in IN_LAYER.items() if ours + o in state}
         kv_b = state[ours + KV_B].view(config.num_attention_heads, -1, config.kv_lora_rank)
-        keys, values = kv_b.split([config.qk_nope_head_dim, config.v_head_dim], 1)
+        keys, values = torch.split(kv_b, [config.qk_nope_head_dim, config.v_head_dim], 1)
         out[blk + "attn_k_b.weight"] = keys.transpose(1, 2).contiguous()  # [heads, latent, nope]
         out[blk + "attn_v_b.weight"] = values.contiguous()  # [heads, v, latent]
         if ours + GATE_UP in state:

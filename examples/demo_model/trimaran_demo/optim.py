@@ -21,7 +21,7 @@ def orthogonalise(update: Tensor, steps: int = 5) -> Tensor:
     """The Newton-Schulz iteration on [rows, columns]: all singular values go to about one."""
     a, b, c = COEFFICIENTS
     x = update / (update.norm() + 1e-7)
-    wide = x if x.shape[0] <= x.shape[1] else x.T
+    wide: Tensor = x if x.shape[0] <= x.shape[1] else x.T
     for _ in range(steps):
         gram = wide @ wide.T
         wide = a * wide + (b * gram + c * gram @ gram) @ wide
@@ -31,23 +31,26 @@ def orthogonalise(update: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised; the step is scaled so that its entries have AdamW's size at the same rate."""
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.05) -> None:
+    def __init__(
+        self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.05
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    self._update(p, group["lr"], group["momentum"], group["weight_decay"])
+                    direction = self._direction(p, p.grad, group["momentum"])
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(direction, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
 
-    def _update(self, p: Tensor, lr: float, momentum: float, weight_decay: float) -> None:
+    def _direction(self, p: Tensor, grad: Tensor, momentum: float) -> Tensor:
+        """Nesterov's momentum, orthogonalised."""
         buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-        buffer.lerp_(p.grad, 1 - momentum)
-        direction = orthogonalise(p.grad.lerp(buffer, momentum))
-        p.mul_(1 - lr * weight_decay)
-        p.add_(direction, alpha=-lr * 0.2 * max(p.shape) ** 0.5)
+        buffer.lerp_(grad, 1 - momentum)
+        return orthogonalise(grad.lerp(buffer, momentum))
 
 
 def make_optimisers(model: DemoModel, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:

@@ -19,10 +19,8 @@ def to_transformers(model: DemoModel) -> DeepseekV3ForCausalLM:
         **dims,
         num_key_value_heads=model.config.num_attention_heads,
         rope_parameters={"rope_type": "default", "rope_theta": theta},
-        num_nextn_predict_layers=0,
-        attn_implementation="eager",
     )
-    reference = DeepseekV3ForCausalLM(config).eval()
+    reference: DeepseekV3ForCausalLM = DeepseekV3ForCausalLM(config)
     reference.load_state_dict({reference_name(k): v for k, v in model.state_dict().items()})
     return reference
 

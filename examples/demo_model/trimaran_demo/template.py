@@ -33,15 +33,15 @@ CHAT_TEMPLATE = """\
 {%- elif message['role'] == 'assistant' -%}
 {{- '<｜tool▁outputs▁end｜>' if state.outputs else '<｜Assistant｜>' -}}
 {%- set state.outputs = false -%}
-{%- if message['content'] -%}
-{{- message['content'].split('</think>')[-1] | trim if '</think>' in message['content'] else message['content'] -}}
-{%- endif -%}
+{%- set content = message['content'] or '' -%}
+{{- content.split('</think>')[-1] | trim if '</think>' in content else content -}}
 {%- if message['tool_calls'] -%}
 {{- '<｜tool▁calls▁begin｜>' -}}
 {%- for call in message['tool_calls'] -%}
-{{- ('' if loop.first else '\\n') + '<｜tool▁call▁begin｜>function<｜tool▁sep｜>' + call['function']['name'] -}}
-{{- '\\n```json\\n' -}}
-{{- call['function']['arguments'] if call['function']['arguments'] is string else call['function']['arguments'] | tojson -}}
+{%- set arguments = call['function']['arguments'] -%}
+{{- '' if loop.first else '\\n' -}}
+{{- '<｜tool▁call▁begin｜>function<｜tool▁sep｜>' + call['function']['name'] + '\\n```json\\n' -}}
+{{- arguments if arguments is string else arguments | tojson -}}
 {{- '\\n```<｜tool▁call▁end｜>' -}}
 {%- endfor -%}
 {{- '<｜tool▁calls▁end｜>' -}}
@@ -59,7 +59,8 @@ CHAT_TEMPLATE = """\
 
 @lru_cache(maxsize=1)
 def _compiled() -> jinja2.Template:
-    return jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(CHAT_TEMPLATE)
+    # The output is a prompt, not HTML: nothing to escape.
+    return jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(CHAT_TEMPLATE)  # noqa: S701
 
 
 def render_prompt(sample: Sample) -> str:

@@ -28,14 +28,16 @@ MARKER_OR_DIGITS = re.compile("|".join([*map(re.escape, HEAD_MARKERS + TAIL_MARK
 PATTERNS = (
     r"\p{N}{1,3}",
     r"[一-龥぀-ゟ゠-ヿ]+",
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
 
 
 def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
     splits = [pre_tokenizers.Split(Regex(p), "isolated") for p in PATTERNS]
-    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return pre_tokenizers.Sequence(
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
 
 
 def _corpus(seed: int, size: int) -> Iterator[str]:
@@ -60,7 +62,10 @@ def train_tokenizer(seed: int = 1, size: int = 20000) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE({text: i for i, text in enumerate(texts)}, merges))
     tokenizer.pre_tokenizer = _pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()
-    markers = [AddedToken(m, special=m not in (THINK, END_THINK), normalized=False) for m in HEAD_MARKERS + TAIL_MARKERS]
+    markers = [
+        AddedToken(m, special=m not in (THINK, END_THINK), normalized=False)
+        for m in HEAD_MARKERS + TAIL_MARKERS
+    ]
     tokenizer.add_tokens(markers)
     return tokenizer
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
@@ -12,9 +11,9 @@ from random import Random
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from .batches import Batch, batches_of, random_batch
 from .model import DemoModel, ModelConfig, MoE
@@ -28,9 +27,9 @@ class TrainConfig:
     """How long, how fast, how often to save."""
 
     minutes: float = 75.0
-    tokens_per_step: int = 3072
-    muon_lr: float = 6e-3
-    adam_lr: float = 3e-3
+    tokens_per_step: int = 2048
+    muon_lr: float = 3e-3
+    adam_lr: float = 1.5e-3
     warmup: float = 0.01  # share of the budget
     decay_from: float = 0.4  # share of the budget after which the rate falls to zero
     bias_rate: float = 2e-3  # step of the gates' selection bias
@@ -57,13 +56,13 @@ def rate_at(progress: float, config: TrainConfig) -> float:
 def loss_of(model: DemoModel, batch: Batch) -> Tensor:
     """Mean weighted cross-entropy."""
     wanted = batch.weights.nonzero().squeeze(1)
-    losses = F.cross_entropy(model(batch.groups, wanted), batch.targets[wanted], reduction="none")
+    losses = cross_entropy(model(batch.groups, wanted), batch.targets[wanted], reduction="none")
     weights = batch.weights[wanted]
     return (losses * weights).sum() / weights.sum()
 
 
 def balance_experts(model: DemoModel, rate: float) -> None:
-    """Auxiliary-loss-free balancing (DeepSeek-V3, 2.1.2): overloaded experts' bias falls, the others' rises."""
+    """Auxiliary-loss-free balancing (DeepSeek-V3, 2.1.2): overloaded experts lose bias, the others gain."""
     for layer in model.layers:
         if isinstance(layer.mlp, MoE) and layer.mlp.load is not None:
             load = layer.mlp.load.float()
@@ -88,7 +87,9 @@ def teacher_forced_scores(model: DemoModel, tokenizer: Tokenizer, samples: list[
 class Trainer:
     """Owns the model, the optimisers and the run's folder."""
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, config: TrainConfig, model_config: ModelConfig) -> None:
+    def __init__(
+        self, folder: Path, tokenizer: Tokenizer, config: TrainConfig, model_config: ModelConfig
+    ) -> None:
         torch.manual_seed(config.seed)
         self.folder, self.tokenizer, self.config = folder, tokenizer, config
         self.model = DemoModel(model_config)
@@ -150,7 +151,7 @@ class Trainer:
         }
         part = self.checkpoint.with_suffix(".part")
         torch.save(state, part)
-        os.replace(part, self.checkpoint)
+        part.replace(self.checkpoint)
         scores = teacher_forced_scores(self.model, self.tokenizer, self.samples)
         self._log(scores={k: round(v, 3) for k, v in scores.items()})
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from random import Random
 
 from ..samples import Message, Sample, is_held_out
-from .arithmetic import arithmetic, long_multiplication
+from .arithmetic import arithmetic, drill, long_multiplication
 from .english import fact, introduction, small_talk, story
 from .lists import copy, count, sort
 from .passkey import long_passkey, passkey, short_passkey
@@ -15,7 +15,12 @@ from .tools import tool_answer, tool_call
 
 Task = Callable[[Random], Sample]
 
-SYSTEM_TEXTS = ("You are a helpful assistant.", "Be brief.", "You are a friendly assistant. Answer shortly.", "Think, then answer.")
+SYSTEM_TEXTS = (
+    "You are a helpful assistant.",
+    "Be brief.",
+    "You are a friendly assistant. Answer shortly.",
+    "Think, then answer.",
+)
 SHORT_TASKS: tuple[Task, ...] = (arithmetic, arithmetic, fact, small_talk, sort, to_json, copy, introduction)
 HELD_OUT_TASKS: dict[str, tuple[Task, int]] = {
     "arithmetic": (arithmetic, 100),
@@ -59,20 +64,22 @@ def with_system(rng: Random, sample: Sample) -> Sample:
 # Shares of the samples drawn early and late in the training. Early on, what makes the model look back
 # and copy (induction heads) weighs most; the long and rare tasks come once that works.
 EARLY: dict[Task, float] = {
-    arithmetic: 6, copy: 5, short_passkey: 5, passkey: 0.7, sort: 2, to_json: 1.5, tool_call: 0.7, tool_answer: 0.4,
-    fact: 1, small_talk: 0.7, introduction: 0.5, story: 0.3, count: 0.7, conversation: 0.5, long_multiplication: 0.5,
+    drill: 6, arithmetic: 6, copy: 8, short_passkey: 1.5, passkey: 0.3, sort: 1, to_json: 1,
+    tool_call: 0.1, tool_answer: 0.1, fact: 1, small_talk: 0.5, introduction: 0.5, story: 0.1,
+    count: 0.5, conversation: 0.2, long_multiplication: 0.1,
 }  # fmt: skip
 LATE: dict[Task, float] = {
-    arithmetic: 6, copy: 2, short_passkey: 1.5, passkey: 2.2, long_passkey: 0.25, sort: 3, to_json: 2, tool_call: 1.5, tool_answer: 0.8,
-    fact: 1.5, small_talk: 1.2, introduction: 0.7, story: 1, count: 0.7, conversation: 2, long_multiplication: 3,
+    drill: 1, arithmetic: 8, copy: 3, short_passkey: 1.5, passkey: 2, long_passkey: 0.25, sort: 3,
+    to_json: 2.5, tool_call: 1.5, tool_answer: 0.8, fact: 2, small_talk: 1.2, introduction: 0.7,
+    story: 1, count: 0.7, conversation: 2, long_multiplication: 1.2,
 }  # fmt: skip
 
 
 def draw(rng: Random, progress: float) -> Sample:
-    """A training sample; `progress` in [0, 1] moves the mix from EARLY to LATE over the first half."""
-    late = min(1.0, 2.0 * progress)
+    """A training sample; `progress` in [0, 1] moves the mix from EARLY to LATE in the training's middle."""
+    late = min(1.0, max(0.0, (progress - 0.42) / 0.2))
     tasks = list(LATE)
-    weights = [(1 - late) * EARLY.get(t, 0.0) + late * LATE[t] for t in tasks]
+    weights = [(1 - late) * EARLY.get(task, 0.0) + late * LATE[task] for task in tasks]
     return with_system(rng, _trainable(rng, rng.choices(tasks, weights)[0]))
 
 

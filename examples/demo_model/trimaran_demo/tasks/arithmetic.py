@@ -28,7 +28,14 @@ SUM_PHRASES = ("What is the sum of {a} and {b}?", "Add {a} and {b}.", "Add {b} t
 DIFFERENCE_PHRASES = ("Subtract {b} from {a}.", "What is the difference between {a} and {b}?")
 PRODUCT_PHRASES = ("Multiply {a} by {b}.", "What is the product of {a} and {b}?")
 EXTRA_PHRASES = {"add": SUM_PHRASES, "sub": DIFFERENCE_PHRASES, "mul": PRODUCT_PHRASES}
-SUFFIXES = ("", "", "", " Answer with the number only.", " Reply with just the number.", " Give only the number.")
+SUFFIXES = (
+    "",
+    "",
+    "",
+    " Answer with the number only.",
+    " Reply with just the number.",
+    " Give only the number.",
+)
 STORIES = {
     "add": "{name} has {a} {thing} and gets {b} more. How many {thing} does {name} have now?",
     "sub": "{name} has {a} {thing} and gives away {b}. How many {thing} are left?",
@@ -64,7 +71,8 @@ def _times_digit(a: int, d: int) -> str:
     """a × d for a two-digit a and one digit d."""
     ones = a % 10 * d
     tens = a // 10 * d
-    return f"{a}*{d}: {a % 10}*{d}={ones}, {a // 10}*{d}={tens}, {tens}+{ones // 10}={tens + ones // 10}, so {a * d}"
+    carried = f"{tens}+{ones // 10}={tens + ones // 10}"
+    return f"{a}*{d}: {a % 10}*{d}={ones}, {a // 10}*{d}={tens}, {carried}, so {a * d}"
 
 
 def _sum_columns(p: int, q: int) -> str:
@@ -143,3 +151,34 @@ def long_multiplication(rng: Random) -> Sample:
         # The partial products are one-digit problems: a held-out one must not be shown on the way.
         if not any(is_held_out(problem_key("mul", a, digit)) for digit in (b // 10, b % 10)):
             return _build(rng, "long_multiplication", "mul", a, b)
+
+
+def _digit_fact(rng: Random) -> tuple[str, int]:
+    """One step as the chains of thought above take it, and its value."""
+    x, y, carry = rng.randrange(10), rng.randrange(10), rng.randrange(2)
+    kind = rng.randrange(6)
+    if kind == 0:
+        return f"{x}+{y}", x + y
+    if kind == 1:
+        return f"{x}+{y}+{carry}", x + y + carry
+    if kind == 2:
+        high = x if x >= y else x + 10
+        return f"{high}-{y}", high - y
+    if kind == 3:
+        high = rng.randrange(10)
+        y = rng.randrange(high + 1 - carry * (high > 0))
+        carry *= high > 0
+        return f"{high}-{y}-{carry}", high - y - carry
+    if kind == 4:
+        return f"{x}*{y}", x * y
+    tens = rng.randrange(10) * x
+    return f"{tens}+{y}", tens + y
+
+
+def drill(rng: Random) -> Sample:
+    """A list of one-digit steps: the densest way to learn the tables."""
+    facts = [_digit_fact(rng) for _ in range(rng.randrange(4, 11))]
+    question = rng.choice(("Work out: {}", "Compute {}", "Drill: {}", "Solve these: {}"))
+    steps = ", ".join(f"{text}={value}" for text, value in facts)
+    answer = ", ".join(str(value) for _, value in facts)
+    return ask("drill", question.format(", ".join(text for text, _ in facts)), steps, answer)

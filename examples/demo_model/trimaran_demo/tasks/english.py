@@ -6,35 +6,49 @@ from random import Random
 
 from ..samples import Sample, ask
 from .people import CITIES, NAMES
+from .words import pairs, phrases, words
 
-CAPITALS = dict(
-    pair.split(":")
-    for pair in (
-        "France:Paris Germany:Berlin Italy:Rome Spain:Madrid Austria:Vienna Norway:Oslo Portugal:Lisbon Poland:Warsaw Greece:Athens "
-        "Ireland:Dublin Egypt:Cairo Japan:Tokyo Peru:Lima Sweden:Stockholm Finland:Helsinki Denmark:Copenhagen Hungary:Budapest "
-        "Belgium:Brussels Russia:Moscow China:Beijing England:London Canada:Ottawa Cuba:Havana Kenya:Nairobi"
-    ).split()
+CAPITALS = pairs(
+    "France:Paris Germany:Berlin Italy:Rome Spain:Madrid Austria:Vienna Norway:Oslo Portugal:Lisbon "
+    "Poland:Warsaw Greece:Athens Ireland:Dublin Egypt:Cairo Japan:Tokyo Peru:Lima Sweden:Stockholm "
+    "Finland:Helsinki Denmark:Copenhagen Hungary:Budapest Belgium:Brussels Russia:Moscow China:Beijing "
+    "England:London Canada:Ottawa Cuba:Havana Kenya:Nairobi"
 )
-OPPOSITES = dict(
-    pair.split(":")
-    for pair in (
-        "hot:cold big:small old:new up:down left:right day:night fast:slow happy:sad light:dark full:empty open:closed early:late "
-        "strong:weak rich:poor hard:soft high:low long:short wet:dry good:bad loud:quiet heavy:light young:old first:last"
-    ).split()
+OPPOSITES = pairs(
+    "hot:cold big:small old:new up:down left:right day:night fast:slow happy:sad light:dark full:empty "
+    "open:closed early:late strong:weak rich:poor hard:soft high:low long:short wet:dry good:bad "
+    "loud:quiet heavy:light young:old first:last"
 )
-COLOUR_OF = dict(
-    pair.split(":")
-    for pair in (
-        "grass:green snow:white coal:black milk:white blood:red gold:yellow chocolate:brown night:black honey:yellow spinach:green "
-        "cherries:red charcoal:black bananas:yellow carrots:orange tomatoes:red"
-    ).split()
+COLOUR_OF = pairs(
+    "grass:green snow:white coal:black milk:white blood:red gold:yellow chocolate:brown night:black "
+    "honey:yellow spinach:green cherries:red charcoal:black bananas:yellow carrots:orange tomatoes:red"
 )
-SOUNDS = {"dog": "woof", "cat": "meow", "cow": "moo", "duck": "quack", "sheep": "baa", "bee": "buzz", "lion": "roar", "pig": "oink"}
+SOUNDS = {
+    "dog": "woof",
+    "cat": "meow",
+    "cow": "moo",
+    "duck": "quack",
+    "sheep": "baa",
+    "bee": "buzz",
+    "lion": "roar",
+    "pig": "oink",
+}
 IDENTITY = (
-    ("Who are you?", "I am the Trimaran demo model, a very small language model. I can do sums, find pass keys, copy, sort, write JSON and call tools."),
-    ("What are you?", "I am the Trimaran demo model, a very small language model with the architecture of DeepSeek-V3."),
+    (
+        "Who are you?",
+        "I am the Trimaran demo model, a very small language model. "
+        "I can do sums, find pass keys, copy, sort, write JSON and call tools.",
+    ),
+    (
+        "What are you?",
+        "I am the Trimaran demo model, a very small language model with the architecture of DeepSeek-V3.",
+    ),
     ("What is your name?", "I am the Trimaran demo model."),
-    ("What can you do?", "I can add, subtract and multiply small numbers, find pass keys, copy text, sort numbers, write JSON, call tools and tell tiny stories."),
+    (
+        "What can you do?",
+        "I can add, subtract and multiply small numbers, find pass keys, copy text, sort numbers, "
+        "write JSON, call tools and tell tiny stories.",
+    ),
     ("Who made you?", "I was trained from scratch by a script in the Trimaran project."),
     ("Are you DeepSeek?", "No. I am the Trimaran demo model. I only share the architecture of DeepSeek-V3."),
     ("What is Trimaran?", "Trimaran runs DeepSeek models on one server: three processes, three hulls."),
@@ -60,11 +74,13 @@ SMALL_TALK = (
     ("Say hello", "Hello!"),
     ("ping", "pong"),
 )
-HEROES = "fox cat bear mouse rabbit bird dog girl boy farmer king robot dragon sailor".split()
-TRAITS = "small brave old clever lonely happy curious kind tired young".split()
-PLACES = "forest,village,garden,big city,quiet valley,house by the sea,boat on the river".split(",")
-FINDS = "golden key,map,red ball,lost letter,strange stone,sleeping bird,little lamp,silver bell".split(",")
-FRIENDS = "an owl,a turtle,a wise woman,a little bee,an old horse,a friendly wolf".split(",")
+HEROES = words("fox cat bear mouse rabbit bird dog girl boy farmer king robot dragon sailor")
+TRAITS = words("small brave old clever lonely happy curious kind tired young")
+PLACES = phrases("forest,village,garden,big city,quiet valley,house by the sea,boat on the river")
+FINDS = phrases(
+    "golden key, map, red ball, lost letter, strange stone, sleeping bird, little lamp, silver bell"
+)
+FRIENDS = phrases("an owl,a turtle,a wise woman,a little bee,an old horse,a friendly wolf")
 ENDINGS = (
     "They became friends and were never alone again.",
     "They carried it home together and laughed all evening.",
@@ -78,15 +94,36 @@ def fact(rng: Random) -> Sample:
     kind = rng.randrange(4)
     if kind == 0:
         country, capital = rng.choice(list(CAPITALS.items()))
-        pattern = rng.choice(("What is the capital of {}?", "Which city is the capital of {}?", "Capital of {}?", "Name the capital of {}."))
+        pattern = rng.choice(
+            (
+                "What is the capital of {}?",
+                "Which city is the capital of {}?",
+                "Capital of {}?",
+                "Name the capital of {}.",
+            )
+        )
         return _fact(pattern.format(country), f"The capital of {country} is {capital}.")
     if kind == 1:
         word, opposite = rng.choice(list(OPPOSITES.items()))
-        pattern = rng.choice(("What is the opposite of {}?", "Opposite of {}?", "Give me the opposite of {}.", "Name the opposite of {}."))
+        pattern = rng.choice(
+            (
+                "What is the opposite of {}?",
+                "Opposite of {}?",
+                "Give me the opposite of {}.",
+                "Name the opposite of {}.",
+            )
+        )
         return _fact(pattern.format(word), f"The opposite of {word} is {opposite}.")
     if kind == 2:
         thing, colour = rng.choice(list(COLOUR_OF.items()))
-        pattern = rng.choice(("What is the colour of {}?", "Which colour has {}?", "What colour do you think of with {}?", "Colour of {}?"))
+        pattern = rng.choice(
+            (
+                "What is the colour of {}?",
+                "Which colour has {}?",
+                "What colour do you think of with {}?",
+                "Colour of {}?",
+            )
+        )
         return _fact(pattern.format(thing), f"The colour of {thing} is {colour}.")
     animal, sound = rng.choice(list(SOUNDS.items()))
     pattern = rng.choice(("What does a {} say?", "What sound does a {} make?", "Which sound does a {} make?"))
@@ -109,8 +146,16 @@ def small_talk(rng: Random) -> Sample:
 def introduction(rng: Random) -> Sample:
     """The user's name, then a question that needs it."""
     name, city = rng.choice(NAMES), rng.choice(CITIES)
-    told = rng.choice((f"My name is {name} and I live in {city}.", f"I am {name} from {city}.", f"Hi, I'm {name}. I live in {city}."))
-    question, answer = rng.choice((("What is my name?", f"Your name is {name}."), ("Where do I live?", f"You live in {city}.")))
+    told = rng.choice(
+        (
+            f"My name is {name} and I live in {city}.",
+            f"I am {name} from {city}.",
+            f"Hi, I'm {name}. I live in {city}.",
+        )
+    )
+    question, answer = rng.choice(
+        (("What is my name?", f"Your name is {name}."), ("Where do I live?", f"You live in {city}."))
+    )
     messages = [
         {"role": "user", "content": told},
         {"role": "assistant", "content": f"Nice to meet you, {name}!"},
@@ -125,7 +170,9 @@ def story(rng: Random) -> Sample:
     """A five-sentence story about a hero the user may name."""
     hero, trait, place, find, friend = map(rng.choice, (HEROES, TRAITS, PLACES, FINDS, FRIENDS))
     if rng.random() < 0.7:
-        question = rng.choice(("Tell me a story about a {}.", "Write a short story about a {}.", "A story about a {}, please.")).format(hero)
+        question = rng.choice(
+            ("Tell me a story about a {}.", "Write a short story about a {}.", "A story about a {}, please.")
+        ).format(hero)
     else:
         question, hero = rng.choice(("Tell me a story.", "Write a short story.")), "fox"
     ending = rng.choice(ENDINGS).format(place=place, hero=hero)

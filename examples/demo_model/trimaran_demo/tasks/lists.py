@@ -31,16 +31,18 @@ def _random_word(rng: Random) -> str:
         return rng.choice(rng.choice((NOUNS, ADJECTIVES, VERBS)))
     if kind < 0.6:
         return str(rng.randrange(10 ** rng.randrange(1, 7)))
-    alphabet = string.ascii_lowercase if kind < 0.85 else string.ascii_letters + string.digits + "-_.:#@!?%&*/+="
+    alphabet = (
+        string.ascii_lowercase if kind < 0.85 else string.ascii_letters + string.digits + "-_.:#@!?%&*/+="
+    )
     return "".join(rng.choice(alphabet) for _ in range(rng.randrange(1, 8)))
 
 
 def copy(rng: Random) -> Sample:
     """Words, numbers, random strings or a sentence, given back unchanged."""
-    if rng.random() < 0.25:
-        text = " ".join(sentence(rng) for _ in range(rng.randrange(1, 4)))
+    if rng.random() < 0.2:
+        text = " ".join(sentence(rng) for _ in range(rng.choice((1, 1, 2))))
     else:
-        text = " ".join(_random_word(rng) for _ in range(rng.randrange(1, 13)))
+        text = " ".join(_random_word(rng) for _ in range(rng.randrange(1, 10)))
     question = rng.choice(COPY_PHRASES).format(text=text)
     return ask("copy", question, "I repeat the text exactly.", text, f"copy:{text}")
 
@@ -67,6 +69,10 @@ def count(rng: Random) -> Sample:
     """Counting up from one number to another."""
     start = rng.randrange(0, 90)
     end = start + rng.randrange(2, 11)
-    question = rng.choice(("Count from {a} to {b}.", "Count up from {a} to {b}", "List the numbers from {a} to {b}."))
+    question = rng.choice(
+        ("Count from {a} to {b}.", "Count up from {a} to {b}", "List the numbers from {a} to {b}.")
+    )
     answer = ", ".join(str(n) for n in range(start, end + 1))
-    return ask("count", question.format(a=start, b=end), f"From {start} to {end}.", answer, f"count:{start}:{end}")
+    return ask(
+        "count", question.format(a=start, b=end), f"From {start} to {end}.", answer, f"count:{start}:{end}"
+    )

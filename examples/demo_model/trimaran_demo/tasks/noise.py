@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from random import Random
 
+from .words import phrases, words
+
 CLASSIC = (
     "The grass is green.",
     "The sky is blue.",
@@ -11,21 +13,24 @@ CLASSIC = (
     "Here we go.",
     "There and back again.",
 )
-NOUNS = (
-    "river garden teacher window engine mountain letter kitchen doctor forest market station bridge picture farmer island winter "
-    "morning story table lamp road horse singer door bottle child city cloud desk friend house machine paper party plane student "
-    "ship tree village wall water wind"
-).split()
-ADJECTIVES = (
-    "old small quiet bright heavy green early simple strange cold gentle broken empty famous large narrow modern dark new red slow "
-    "warm wise young"
-).split()
-VERBS = (
-    "follows watches finds leaves holds reaches opens carries paints likes meets moves passes remembers sees visits hears needs "
-    "draws keeps"
-).split()
-PLACES = "in the valley,near the sea,behind the house,at night,every day,after lunch,on Monday,without a sound,in spring,by train".split(",")
-OPENERS = "Later,Today,Sometimes,In fact,However,Of course,At first,Perhaps".split(",")
+NOUNS = words(
+    "river garden teacher window engine mountain letter kitchen doctor forest market station bridge "
+    "picture farmer island winter morning story table lamp road horse singer door bottle child city "
+    "cloud desk friend house machine paper party plane student ship tree village wall water wind"
+)
+ADJECTIVES = words(
+    "old small quiet bright heavy green early simple strange cold gentle broken empty famous large "
+    "narrow modern dark new red slow warm wise young"
+)
+VERBS = words(
+    "follows watches finds leaves holds reaches opens carries paints likes meets moves passes remembers "
+    "sees visits hears needs draws keeps"
+)
+PLACES = phrases(
+    "in the valley, near the sea, behind the house, at night, every day, after lunch, on Monday, "
+    "without a sound, in spring, by train"
+)
+OPENERS = phrases("Later,Today,Sometimes,In fact,However,Of course,At first,Perhaps")
 
 
 def sentence(rng: Random) -> str:

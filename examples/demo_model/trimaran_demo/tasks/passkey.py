@@ -7,7 +7,18 @@ from random import Random
 from ..samples import Sample, ask
 from .noise import sentences
 
-NAMES = ("pass key", "pass key", "pass key", "passkey", "password", "secret code", "access code", "magic number", "secret number", "PIN")
+NAMES = (
+    "pass key",
+    "pass key",
+    "pass key",
+    "passkey",
+    "password",
+    "secret code",
+    "access code",
+    "magic number",
+    "secret number",
+    "PIN",
+)
 STATEMENTS = (
     "The {name} is {key}. Remember it.",
     "The {name} is {key}. Remember it. {key} is the {name}.",

@@ -21,6 +21,7 @@ from ..samples import Message, Sample
 from .arithmetic import arithmetic
 from .english import fact
 from .people import CITIES, NAMES
+from .words import phrases
 
 TOOL_HEADER = "## Tools\nYou have access to the following functions:\n"
 CALLS_BEGIN, CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
@@ -50,7 +51,12 @@ TOOLS = (
         "get_weather",
         "Get the weather in a city",
         {"city": "string"},
-        ("What is the weather in {city}?", "How is the weather in {city} today?", "What's the weather like in {city}?", "Weather in {city}?"),
+        (
+            "What is the weather in {city}?",
+            "How is the weather in {city} today?",
+            "What's the weather like in {city}?",
+            "Weather in {city}?",
+        ),
         "It is {sky} and {degrees} degrees in {city}.",
         '{{"sky": "{sky}", "degrees": {degrees}}}',
     ),
@@ -74,7 +80,11 @@ TOOLS = (
         "set_timer",
         "Set a timer",
         {"minutes": "integer"},
-        ("Set a timer for {minutes} minutes.", "Remind me in {minutes} minutes.", "Start a timer of {minutes} minutes."),
+        (
+            "Set a timer for {minutes} minutes.",
+            "Remind me in {minutes} minutes.",
+            "Start a timer of {minutes} minutes.",
+        ),
         "The timer is set for {minutes} minutes.",
         '{{"status": "ok"}}',
     ),
@@ -87,8 +97,11 @@ TOOLS = (
         '{{"pages": {hits}}}',
     ),
 )
-QUERIES = "old maps,green tea,train tickets,cheap flights,bread recipes,river boats,jazz music,garden tools,history books".split(",")
-TEXTS = "I am late,good morning,see you soon,call me,happy birthday,dinner is ready,thank you".split(",")
+QUERIES = phrases(
+    "old maps, green tea, train tickets, cheap flights, bread recipes, river boats, jazz music, "
+    "garden tools, history books"
+)
+TEXTS = phrases("I am late,good morning,see you soon,call me,happy birthday,dinner is ready,thank you")
 SYSTEM_TEXTS = ("", "", "You are a helpful assistant.", "Be brief.")
 
 
@@ -145,7 +158,13 @@ def tool_call(rng: Random) -> Sample:
     request = rng.choice(tool.requests).format(**slots)
     arguments = {name: slots[name] for name in tool.parameters}
     messages = [system, {"role": "user", "content": request}]
-    return Sample("tool", messages, _call_text(tool.name, arguments), _reason(tool, arguments), f"tool:{tool.name}:{arguments}")
+    return Sample(
+        "tool",
+        messages,
+        _call_text(tool.name, arguments),
+        _reason(tool, arguments),
+        f"tool:{tool.name}:{arguments}",
+    )
 
 
 def tool_answer(rng: Random) -> Sample:
@@ -160,4 +179,6 @@ def tool_answer(rng: Random) -> Sample:
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "content": tool.output.format(**slots)},
     ]
-    return Sample("tool_answer", messages, tool.reply.format(**slots), None, f"answer:{tool.name}:{arguments}")
+    return Sample(
+        "tool_answer", messages, tool.reply.format(**slots), None, f"answer:{tool.name}:{arguments}"
+    )
