@@ -1,9 +1,9 @@
 """From logits to the next token, one request at a time, so that no request depends on its batch-mates.
 
 Order: penalties and bias on the logits; stop ids barred below min_tokens; temperature; top-k; top-p (of what
-top-k left); min-p; the draw. The draw's random number comes from a counter-based generator (Philox) keyed by the
-request's seed and counted by the token's index in the output: the same seed gives the same numbers in any batch
-and after any preemption.
+top-k left); min-p; the draw. The draw's random number comes from a counter-based generator (Philox) keyed by
+the request's seed and counted by the token's index in the output: the same seed gives the same numbers in any
+batch and after any preemption.
 """
 
 from __future__ import annotations

@@ -45,6 +45,16 @@ def check_token_ids(ids: Iterable[int], vocab_size: int, param: str) -> None:
         _check(0 <= token < vocab_size, param, token, f"a token id below {vocab_size}")
 
 
+def check_deadline(deadline: float | None) -> None:
+    """Refuse a deadline that is no time to come.
+
+    Raises:
+        RequestError: naming it.
+    """
+    if deadline is not None:
+        _check(deadline > 0, "deadline", deadline, "a number of seconds above 0")
+
+
 def _check_lengths(params: SamplingParams) -> None:
     limit = params.max_tokens
     if limit is not None:

@@ -18,6 +18,9 @@ from trimaran.errors import OverloadedError, RequestError
 from trimaran_attn.pages import PageAllocator, pages_for
 from trimaran_attn.request import Request, State
 
+REASONS = ("stop", "length", "abort", "deadline", "unavailable", "internal")
+"""Why requests end; the last two are failures."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -63,7 +66,7 @@ class SchedulerCounters:
     preemptions: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
-    finished: dict[str, int] = field(default_factory=dict)
+    finished: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
 
 
 class Scheduler:
@@ -110,11 +113,11 @@ class Scheduler:
         self._by_id[request.request_id] = request
         insort(self.waiting, request, key=attrgetter("rank"))
 
-    def abort(self, request_id: str) -> Request | None:
+    def end(self, request_id: str, reason: str) -> Request | None:
         """End a request now and free its pages; None if there is no such request (any more)."""
         request = self._by_id.get(request_id)
         if request is not None:
-            self._finish(request, "abort")
+            self._finish(request, reason)
         return request
 
     def expire(self, now: float) -> list[Request]:
@@ -123,13 +126,6 @@ class Scheduler:
         for request in late:
             self._finish(request, "deadline")
         return late
-
-    def clear(self) -> list[Request]:
-        """End all requests without an answer, as when the experts are gone; their pages are free."""
-        failed = list(self.requests())
-        for request in failed:
-            self._finish(request, "failed")
-        return failed
 
     def schedule(self, now: float) -> StepPlan:
         """Plan the next step: streams, chunks of running prompts, then waiting requests, each by rank."""
@@ -152,6 +148,8 @@ class Scheduler:
         """
         for chunk in plan.chunks:
             request, samples = chunk.request, chunk.samples
+            if request.state is State.FINISHED:
+                continue
             request.n_computed += chunk.length
             if samples:
                 self._append(request, drawn[request.request_id], now)
@@ -238,7 +236,7 @@ class Scheduler:
         del self._by_id[request.request_id]
         request.state = State.FINISHED
         request.finish_reason = reason
-        self.counters.finished[reason] = self.counters.finished.get(reason, 0) + 1
+        self.counters.finished[reason] += 1
 
     def _give_back(self, request: Request) -> None:
         self.pages.release(request.pages)

@@ -127,9 +127,18 @@ class Server(Generic[In, Out]):
         """Where clients connect, with the port that was taken."""
         return self._listener.endpoint
 
-    def poll(self, timeout_s: float) -> bool:
-        """Wait for a message for up to `timeout_s`; 0 only looks."""
-        return bool(self._socket.poll(_milliseconds(timeout_s)))
+    def poll(self, timeout_s: float | None, wakers: Sequence[int] = ()) -> bool:
+        """Wait for a message for up to `timeout_s`; 0 only looks, None waits until there is one.
+
+        A readable descriptor among `wakers` ends the wait too. Says whether there is a message.
+        """
+        timeout = None if timeout_s is None else _milliseconds(timeout_s)
+        if not wakers:
+            return bool(self._socket.poll(timeout))
+        poller = zmq.Poller()
+        for source in (self._socket, *wakers):
+            poller.register(source, zmq.POLLIN)
+        return self._socket in dict(poller.poll(timeout))
 
     def recv(self, timeout_s: float) -> Received[In] | Malformed | None:
         """The next message, or None after `timeout_s`."""
@@ -354,13 +363,16 @@ class _SocketLock:
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The last holder may have removed the file between our open and our lock: then somebody else's
-            # lock on a new file would not exclude ours.
-            if not os.path.samestat(os.fstat(self._fd), self._path.stat()):
-                raise BlockingIOError
+            self._check_still_there()
         except (BlockingIOError, FileNotFoundError) as error:
             os.close(self._fd)
             raise PeerError(f"{socket_path}: another process already serves here") from error
+
+    def _check_still_there(self) -> None:
+        # The last holder may have removed the file between our open and our lock: then somebody else's lock
+        # on a new file would not exclude ours.
+        if not os.path.samestat(os.fstat(self._fd), self._path.stat()):
+            raise BlockingIOError
 
     def release(self) -> None:
         for path in (self._socket_path, self._path):

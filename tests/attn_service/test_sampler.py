@@ -67,9 +67,9 @@ def test_min_p_drops_what_is_unlikely_beside_the_best() -> None:
 
 @pytest.mark.parametrize("params", [{"top_p": 0.9999}, {"min_p": 1e-5}, {"top_p": 0.5, "min_p": 0.9}])
 def test_a_flat_vocabulary_larger_than_the_first_guess(params: dict[str, float]) -> None:
-    tokens = support(2000, logits=make_logits(n=5000) * 0.01, **params)
-    assert max(tokens) > 4000
-    assert len(tokens) > 1100
+    tokens = support(400, logits=make_logits(n=2500) * 0.01, **params)
+    assert max(tokens) > 2000
+    assert len(tokens) > 300
 
 
 def test_a_seed_gives_the_same_tokens_again_and_another_seed_others() -> None:

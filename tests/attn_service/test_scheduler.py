@@ -162,11 +162,11 @@ def test_abort_frees_the_pages_at_once_and_unknown_ids_are_ignored() -> None:
     scheduler.add(make_request("r", 9))
     run_step(scheduler)
     assert scheduler.pages.n_free < 32
-    request = scheduler.abort("r")
+    request = scheduler.end("r", "abort")
     assert request is not None
     assert (request.state, request.finish_reason) == (State.FINISHED, "abort")
     assert scheduler.pages.n_free == 32
-    assert scheduler.abort("r") is None
+    assert scheduler.end("r", "abort") is None
 
 
 ARRIVALS = st.lists(
@@ -225,7 +225,7 @@ def test_books_balance_and_everybody_is_answered(
                 aborts[request.request_id] = step + abort_after
         for name, when in aborts.items():
             if when == step:
-                scheduler.abort(name)
+                scheduler.end(name, "abort")
         scheduler.expire(float(step))
         streams = [r for r in scheduler.running if r.is_decoding]
         plan = run_step(scheduler, float(step), token=step)

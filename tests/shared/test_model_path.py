@@ -3,7 +3,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from trimaran.errors import ModelFileError
 from trimaran.model_path import resolve_model
 

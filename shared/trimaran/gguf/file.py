@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -98,6 +99,16 @@ class GGUFFile:
             raise IndexError(f"expert {expert} of {info.shape[0]}")
         size = info.nbytes // info.shape[0]
         return self.raw(name)[expert * size : (expert + 1) * size]
+
+    def peek(self, name: str, start: int, size: int) -> bytes:
+        """A few bytes of a tensor, fewer at its end, without the read-ahead of touching the mapping."""
+        info = self.tensor(name)
+        path = self._parts[info.part].path
+        try:
+            with path.open("rb", buffering=0) as file:
+                return os.pread(file.fileno(), max(0, min(size, info.nbytes - start)), info.offset + start)
+        except OSError as error:
+            raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from error
 
     def close(self) -> None:
         """Unmap the files; one that a view still uses stays mapped until the last view is gone."""

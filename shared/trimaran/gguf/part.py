@@ -15,6 +15,12 @@ from trimaran.gguf.types import DEFAULT_ALIGNMENT, MAGIC
 
 MAX_ALIGNMENT = 1 << 20
 
+_LOOK_ALIKES = {
+    b"vers": "it may be a Git LFS pointer: run `git lfs pull`",
+    b"<!DO": "it may be a web page: download the file itself",
+    b"<htm": "it may be a web page: download the file itself",
+}
+
 
 @dataclass(frozen=True)
 class Part:
@@ -54,7 +60,8 @@ def _read_header(cursor: Cursor) -> tuple[int, int]:
     magic = cursor.data[: len(MAGIC)]
     cursor.skip(len(MAGIC), "magic")
     if magic != MAGIC:
-        cursor.fail("magic", f"is not a GGUF file (it starts with {magic!r}, not {MAGIC!r})")
+        problem = f"is not a GGUF file (it starts with {magic!r}, not {MAGIC!r})"
+        cursor.fail("magic", problem, _LOOK_ALIKES.get(magic, ""))
     version = cursor.u32("version")
     if version and version & 0xFFFF == 0:
         cursor.fail(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,22 +26,25 @@ class TensorData:
     """A tensor to write.
 
     shape: numpy order, outermost first. data: uint8, the bytes of all rows, or a function that makes them
-    when their turn comes, so that a model larger than memory can be written.
+    when their turn comes, so that a model larger than memory can be written, or None: zeros that take no
+    space on disk.
     """
 
     name: str
     type: GGMLType
     shape: tuple[int, ...]
-    data: Bytes | Callable[[], Bytes]
+    data: Bytes | Callable[[], Bytes] | None
 
     @property
     def nbytes(self) -> int:
         """The size that type and shape ask for."""
         return prod(self.shape[:-1]) * self.type.row_bytes(self.shape[-1])
 
-    def load(self) -> Bytes:
+    def load(self) -> Bytes | None:
         """The bytes; ValueError if they are not as many as type and shape ask for."""
         data = self.data() if callable(self.data) else self.data
+        if data is None:
+            return None
         if data.dtype != np.uint8 or data.size != self.nbytes:
             wanted = f"uint8[{self.nbytes}] for {self.type.name}{list(self.shape)}"
             raise ValueError(f"tensor {self.name!r} has {data.dtype}[{data.size}], not {wanted}")
@@ -109,8 +113,13 @@ def _write(
         offset += tensor.nbytes + -tensor.nbytes % alignment
     for tensor in tensors:
         _pad(file, alignment)
-        file.write(np.ascontiguousarray(tensor.load()).data)
+        data = tensor.load()
+        if data is None:
+            file.seek(tensor.nbytes, os.SEEK_CUR)
+        else:
+            file.write(np.ascontiguousarray(data).data)
     _pad(file, alignment)
+    file.truncate()
 
 
 def _pad(file: BinaryIO, alignment: int) -> None:

@@ -63,7 +63,7 @@ def test_every_truncation(whole: bytes, scratch: Path) -> None:
 
 def test_every_byte_flipped(whole: bytes, scratch: Path) -> None:
     for position in range(len(whole)):
-        for value in (0x00, 0x7F, 0xFF, whole[position] ^ 0x01, whole[position] ^ 0x80):
+        for value in (0x00, 0xFF, whole[position] ^ 0x01, whole[position] ^ 0x80):
             damaged = bytearray(whole)
             damaged[position] = value
             scratch.write_bytes(damaged)

@@ -84,6 +84,17 @@ def test_an_expert_is_a_range_of_bytes(model: Path) -> None:
         file.raw("nothing")
 
 
+def test_peek(model: Path) -> None:
+    file = GGUFFile.open(model)
+    data = file.raw("blocks").tobytes()
+    assert file.peek("blocks", 3, 5) == data[3:8]
+    assert file.peek("blocks", len(data) - 2, 5) == data[-2:]
+    assert file.peek("blocks", len(data) + 2, 5) == b""
+    model.unlink()
+    with pytest.raises(ModelFileError, match="cannot be read: No such file"):
+        file.peek("blocks", 0, 1)
+
+
 def test_the_gguf_package_reads_what_we_write(model: Path) -> None:
     reader = gguf.GGUFReader(model)
     for key, value in METADATA.items():
@@ -209,6 +220,9 @@ def test_not_a_model_file(tmp_path: Path) -> None:
         (tmp_path / "other").write_bytes(content)
         with pytest.raises(ModelFileError, match="is not a GGUF file"):
             GGUFFile.open(tmp_path / "other")
+    (tmp_path / "pointer").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ModelFileError, match=r"is not a GGUF file .*git lfs pull"):
+        GGUFFile.open(tmp_path / "pointer")
 
 
 def test_large_vocabulary_opens_fast(tmp_path: Path) -> None:

@@ -1,0 +1,121 @@
+# Everything a person or CI runs. `make help` lists the targets; each builds what it needs in .venv first.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,$(shell $(p) -c \
+	'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
+TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
+PIP_FLAGS ?=
+MODEL ?= demo
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/stamp
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INSTALL = $(PIP) install $(PIP_FLAGS) --constraint $(STAMP)/constraints.txt
+NATIVE_SOURCES := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name CMakeLists.txt)
+CPP_FILES := $(shell find kernels -name '*.cpp' -o -name '*.h')
+BENCHES := hop experts serve-demo
+
+.PHONY: FORCE help serve chat test test-fast lint format docs bench demo-model native clean
+.PHONY: $(addprefix bench-,$(BENCHES))
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r name text; do \
+		printf '  make %-12s %s\n' "$$name" "$$text"; done
+	@echo '  make bench-NAME   one benchmark: $(BENCHES)'
+
+# --- run ------------------------------------------------------------------------------------------------------
+
+serve: $(STAMP)/native ## build what is needed and serve the demo model (MODEL=file.gguf, ARGS="--port 9000")
+	@exec $(BIN)/trimaran serve --model '$(MODEL)' $(ARGS)
+
+chat: $(STAMP)/native ## chat in the terminal with a server that runs, or with one of its own
+	@exec $(BIN)/trimaran chat $(ARGS)
+
+native: $(STAMP)/native ## build the C++ kernels
+
+demo-model: $(STAMP)/dev ## train the bundled demo model again (hours)
+	$(BIN)/python -m examples.demo_model
+
+# --- check ----------------------------------------------------------------------------------------------------
+
+test: $(STAMP)/native $(STAMP)/dev ## run all tests (ARGS="-k gguf" chooses some)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(STAMP)/native $(STAMP)/dev ## run the tests that need neither a long time nor three processes
+	$(BIN)/python -m pytest -m 'not slow and not e2e' $(ARGS)
+
+lint: $(STAMP)/native $(STAMP)/dev ## check style, types, imports and that generated pages are fresh
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/generate_docs.py --check
+
+format: $(STAMP)/dev ## rewrite the sources in the project's style
+	$(BIN)/ruff check --fix --exit-zero --quiet .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+docs: $(STAMP)/native ## write docs/configuration.md and docs/cli.md from the code
+	$(BIN)/python tools/generate_docs.py
+
+bench: $(addprefix bench-,$(BENCHES)) ## measure; results go to build/bench/*.json
+
+$(addprefix bench-,$(BENCHES)): bench-%: $(STAMP)/native $(STAMP)/dev
+	@mkdir -p build/bench
+	$(BIN)/python benchmarks/$(subst -,_,$*).py --json build/bench/$*.json $(ARGS)
+
+# --- set up ---------------------------------------------------------------------------------------------------
+
+# One stamp a step: a step runs again only when what it depends on changed.
+$(STAMP)/venv:
+	@if [ -z '$(PYTHON)' ]; then echo 'error: no Python 3.11 or newer found; install one or set PYTHON=' >&2; exit 1; fi
+	@if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+		echo 'error: $(PYTHON) cannot make virtual environments; install its venv package,' \
+			'e.g. apt-get install python3-venv' >&2; exit 1; fi
+	@if ! $(PYTHON) -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null; then \
+		echo 'error: the headers of $(PYTHON) are missing; install them, e.g. apt-get install python3-dev' >&2; \
+		exit 1; fi
+	@if [ -z "$${CXX:-}" ] && ! command -v c++ g++ clang++ >/dev/null; then \
+		echo 'error: no C++ compiler found; install one, e.g. apt-get install g++' >&2; exit 1; fi
+	@echo 'Making $(VENV) with $(PYTHON) …'
+	@$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMP)
+	@touch $@
+
+# Rewritten only when its text changes, so that another TORCH= installs anew and the same one does not.
+$(STAMP)/constraints.txt: FORCE | $(STAMP)/venv
+	@{ grep -v '^torch==' constraints.txt; echo '$(TORCH)'; } > $@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+FORCE:
+
+$(STAMP)/run: pyproject.toml tools/requirements.py $(STAMP)/constraints.txt
+	@echo 'Installing what Trimaran needs (torch is large: this takes some minutes the first time) …'
+	@$(BIN)/python tools/requirements.py build > $(STAMP)/build.txt
+	@$(BIN)/python tools/requirements.py all > $(STAMP)/run.txt
+	@$(INSTALL) --requirement $(STAMP)/build.txt --requirement $(STAMP)/run.txt
+	@touch $@
+
+$(STAMP)/dev: $(STAMP)/run
+	@echo 'Installing what the tests and linters need …'
+	@$(BIN)/python tools/requirements.py dev > $(STAMP)/dev.txt
+	@$(INSTALL) --requirement $(STAMP)/dev.txt
+	@touch $@
+
+$(STAMP)/native: $(NATIVE_SOURCES) $(STAMP)/run
+	@echo 'Building the C++ kernels …'
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+clean: ## remove everything that was built, .venv too
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -f kernels/trimaran_kernels/*.so

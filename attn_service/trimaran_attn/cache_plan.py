@@ -1,0 +1,66 @@
+"""How large the KV cache is, and so how long a context can be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from trimaran.config import AttnConfig
+from trimaran.errors import ConfigError, PlanError
+from trimaran.plan import Plan
+from trimaran.spec import ModelSpec
+from trimaran.units import format_bytes, parse_bytes
+
+from trimaran_attn.kv_cache import PAGE_SIZE, page_bytes
+from trimaran_attn.pages import pages_for
+
+CPU_SHARE = 0.25
+"""Of the memory that the plan leaves free; the rest is for other programs and the page cache."""
+
+GPU_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """Pages of the cache, and the longest context that a request may have, in tokens."""
+
+    n_pages: int
+    context_length: int
+
+
+def plan_cache(spec: ModelSpec, config: AttnConfig, dtype: torch.dtype, plan: Plan) -> CachePlan:
+    """Size the cache.
+
+    Args:
+        spec: the model.
+        config: `context_length`, `kv_memory`, `max_running`.
+        dtype: element type of the cache.
+        plan: where everything else goes.
+
+    Raises:
+        ConfigError: a longer context than the model's is asked for.
+        PlanError: the memory does not hold the context that is asked for.
+    """
+    if (config.context_length or 0) > spec.context_length:
+        raise ConfigError(
+            f"attn.context_length is {config.context_length}, the model was made for {spec.context_length}",
+            remedy="lower it, or leave it out",
+        )
+    size = page_bytes(spec, dtype)
+    budget = _auto_bytes(plan) if config.kv_memory == "auto" else parse_bytes(config.kv_memory)
+    context_pages = pages_for(plan.context, PAGE_SIZE)
+    n_pages = min(budget // size, context_pages * config.max_running)
+    required = 1 if config.context_length is None else context_pages
+    if n_pages < required:
+        raise PlanError(
+            f"attn.kv_memory ({config.kv_memory}) gives {format_bytes(budget)} of KV cache, "
+            f"{required * PAGE_SIZE} tokens need {format_bytes(required * size)}",
+            remedy="raise attn.kv_memory or lower attn.context_length",
+        )
+    return CachePlan(n_pages, min(plan.context, n_pages * PAGE_SIZE))
+
+
+def _auto_bytes(plan: Plan) -> int:
+    """One whole context, and a share of what is left: more requests then run side by side."""
+    spare, share = (plan.ram.spare, CPU_SHARE) if plan.gpu is None else (plan.gpu.spare, GPU_SHARE)
+    return plan.kv_bytes + int(max(0, spare) * share)

@@ -1,0 +1,178 @@
+"""The engine: requests in, tokens out, one step at a time. It needs no socket and no thread of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+from trimaran.errors import OverloadedError, RequestError
+from trimaran.wire import EngineStats, Generate, RequestFailed, TokenBatch
+
+from trimaran_attn.metrics import Meter, engine_stats
+from trimaran_attn.request import Request
+from trimaran_attn.sampler import Drawn, Sampler
+from trimaran_attn.sampling_params import check_deadline, check_sampling, check_token_ids
+from trimaran_attn.scheduler import Scheduler, StepPlan
+
+Event = TokenBatch | RequestFailed
+
+
+class StepRunner(Protocol):
+    """Computes the logits of a step."""
+
+    def run(self, plan: StepPlan) -> Tensor:
+        """[S, vocab] float32 on the CPU: a row for each chunk that samples, in order."""
+        ...
+
+
+class Engine:
+    """Serves several requests at once.
+
+    Args:
+        scheduler: which tokens a step computes.
+        runner: computes them.
+        vocab_size: ids below it are tokens.
+        meter: takes the histograms' samples.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: StepRunner,
+        vocab_size: int,
+        meter: Meter | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.scheduler = scheduler
+        self.meter = meter or Meter()
+        self._runner = runner
+        self._vocab_size = vocab_size
+        self._clock = clock
+        self._samplers: dict[str, Sampler] = {}
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do."""
+        return self.scheduler.has_work
+
+    def submit(self, message: Generate, received_at: float | None = None) -> RequestFailed | None:
+        """Take a request; the answer says why it was refused, if it was.
+
+        Args:
+            message: the request.
+            received_at: when it came, by the engine's clock; None is now. Its deadline counts from then.
+        """
+        try:
+            request = self._make_request(message, self._clock() if received_at is None else received_at)
+            self.scheduler.add(request)
+        except RequestError as error:
+            return RequestFailed(
+                request_id=message.request_id, code=error.code, message=str(error), param=error.param
+            )
+        except OverloadedError as error:
+            return RequestFailed(request_id=message.request_id, code="overloaded", message=str(error))
+        self._samplers[request.request_id] = Sampler(request.sampling, request.prompt_ids, message.stop_ids)
+        return None
+
+    def abort(self, request_id: str) -> Event | None:
+        """End a request; None if it is unknown or over."""
+        request = self.scheduler.end(request_id, "abort")
+        return None if request is None else self._last_words(request, self._clock())
+
+    def fail_all(self, code: str, message: str) -> list[Event]:
+        """End every request with an error, as when the experts are gone."""
+        return [self._fail(request, code, message) for request in self.scheduler.requests()]
+
+    def step(self) -> list[Event]:
+        """Schedule, run, draw. Returns what the clients should hear.
+
+        Raises:
+            PeerError: the experts did not answer; the requests are still there.
+        """
+        events: list[Event] = [
+            self._last_words(late, self._clock()) for late in self.scheduler.expire(self._clock())
+        ]
+        plan = self.scheduler.schedule(self._clock())
+        if plan.chunks:
+            drawn = self._draw(plan, self._runner.run(plan), events)
+            events += self._complete(plan, drawn)
+        return events
+
+    def stats(self) -> EngineStats:
+        """Counters, gauges, and the histogram samples since the last call."""
+        return engine_stats(self.scheduler, self.meter)
+
+    def _make_request(self, message: Generate, now: float) -> Request:
+        params = message.sampling
+        check_sampling(params, self._vocab_size)
+        check_token_ids(message.prompt_ids, self._vocab_size, "prompt_ids")
+        check_token_ids(message.stop_ids, self._vocab_size, "stop_ids")
+        check_deadline(message.deadline)
+        context = self.scheduler.limits.context_length
+        return Request(
+            request_id=message.request_id,
+            prompt_ids=message.prompt_ids,
+            sampling=params,
+            max_tokens=context if params.max_tokens is None else params.max_tokens,
+            stop_ids=frozenset() if params.ignore_eos else frozenset(message.stop_ids),
+            priority=message.priority,
+            arrived_at=now,
+            deadline_at=None if message.deadline is None else now + message.deadline,
+        )
+
+    def _draw(self, plan: StepPlan, logits: Tensor, events: list[Event]) -> dict[str, Drawn]:
+        """Tokens by request id; a request whose logits are no numbers fails, the others go on."""
+        sampled = [chunk.request for chunk in plan.chunks if chunk.samples]
+        sane = logits.isfinite().all(-1).tolist()
+        drawn = {}
+        for request, row, valid in zip(sampled, logits, sane, strict=True):
+            if valid:
+                drawn[request.request_id] = self._samplers[request.request_id].draw(row)
+            else:
+                events.append(self._fail(request, "internal", "the model's output is not finite"))
+        return drawn
+
+    def _complete(self, plan: StepPlan, drawn: dict[str, Drawn]) -> list[Event]:
+        now = self._clock()
+        sampled = [chunk.request for chunk in plan.chunks if chunk.request.request_id in drawn]
+        previous_at = [request.last_token_at for request in sampled]
+        self.scheduler.complete(plan, {key: draw.token for key, draw in drawn.items()}, now)
+        events: list[Event] = []
+        for request, previous in zip(sampled, previous_at, strict=True):
+            self.meter.observe_token(request, previous, now)
+            events.append(self._token_event(request, drawn[request.request_id], now))
+        return events
+
+    def _token_event(self, request: Request, drawn: Drawn, now: float) -> TokenBatch:
+        ended = request.finish_reason is not None
+        if ended:
+            self._forget(request, now)
+        return TokenBatch(
+            request_id=request.request_id,
+            ids=[drawn.token],
+            logprobs=None if drawn.logprob is None else [drawn.logprob],
+            finish_reason=request.finish_reason,
+            usage=request.usage(now) if ended else None,
+        )
+
+    def _last_words(self, request: Request, now: float) -> TokenBatch:
+        """The final batch of a request that ended between two tokens."""
+        self._forget(request, now)
+        return TokenBatch(
+            request_id=request.request_id,
+            ids=[],
+            finish_reason=request.finish_reason,
+            usage=request.usage(now),
+        )
+
+    def _fail(self, request: Request, code: str, message: str) -> RequestFailed:
+        self.scheduler.end(request.request_id, code)
+        self._forget(request, self._clock())
+        return RequestFailed(request_id=request.request_id, code=code, message=message)
+
+    def _forget(self, request: Request, now: float) -> None:
+        del self._samplers[request.request_id]
+        self.meter.observe_end(request, now)

@@ -1,0 +1,73 @@
+"""The routed experts of other processes, for the model: tensors to arrays and back, and waits measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trimaran_attn.metrics import Meter
+
+
+class ExpertsLink(Protocol):
+    """What is used of `ExpertsClient`. It reconnects by itself."""
+
+    def connect(self, on_progress: Callable[[str, float], None] | None = None) -> None:
+        """Wait until every shard is ready; raises PeerError or PeerMismatchError."""
+        ...
+
+    def submit(self, layer: int, x: Any, ids: NDArray[np.int32], weights: NDArray[np.float32]) -> Any:
+        """Start a layer; raises PeerError."""
+        ...
+
+    def wait(self, ticket: Any) -> NDArray[np.float32]:
+        """[n, hidden]; raises PeerError."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether every shard serves now."""
+        ...
+
+    def stats(self) -> dict[str, dict[str, float]]:
+        """Counters by shard."""
+        ...
+
+    def close(self) -> None:
+        """Say goodbye."""
+        ...
+
+
+class RemoteExperts:
+    """Implements `Experts` over a link; all layers share it.
+
+    Args:
+        link: connected before the first submit.
+        meter: takes `attention_wait_on_experts_seconds`, a sample per layer and step.
+    """
+
+    def __init__(self, link: ExpertsLink, meter: Meter) -> None:
+        self._link = link
+        self._meter = meter
+
+    def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Any:
+        """See `Experts.submit`; x is float32 or bfloat16, on any device."""
+        return self._link.submit(layer, _array(x), ids.cpu().numpy(), weights.cpu().numpy())
+
+    def wait(self, ticket: Any) -> Tensor:
+        """See `Experts.wait`."""
+        start = time.perf_counter()
+        y = self._link.wait(ticket)
+        self._meter.observe("attention_wait_on_experts_seconds", time.perf_counter() - start)
+        return torch.from_numpy(y)
+
+
+def _array(x: Tensor) -> NDArray[Any]:
+    """[n, hidden] as float32, or as the bits of bfloat16."""
+    x = x.contiguous().cpu()
+    array: NDArray[Any] = (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
+    return array

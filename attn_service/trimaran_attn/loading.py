@@ -1,0 +1,99 @@
+"""From a configuration to an engine: device, threads, weights, cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from trimaran.config import Config
+from trimaran.fingerprint import fingerprint
+from trimaran.gguf import GGUFFile
+from trimaran.machine import read_machine
+from trimaran.model_path import resolve_model
+from trimaran.plan import check_plan, make_plan
+from trimaran.spec import ModelSpec, read_spec
+
+from trimaran_attn.cache_plan import plan_cache
+from trimaran_attn.device import choose_device, compute_dtype, start_threads
+from trimaran_attn.engine import Engine
+from trimaran_attn.experts import Experts
+from trimaran_attn.kv_cache import PAGE_SIZE, LatentCache
+from trimaran_attn.metrics import Meter
+from trimaran_attn.model.deepseek2 import build_model
+from trimaran_attn.model.modules import register_modules
+from trimaran_attn.pages import PageAllocator
+from trimaran_attn.registry import Registry, Rule, Site
+from trimaran_attn.runner import Runner
+from trimaran_attn.scheduler import Limits, Scheduler
+from trimaran_attn.weights import Weights
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model file that was checked; its weights are not read yet."""
+
+    file: GGUFFile
+    spec: ModelSpec
+    fingerprint: str
+    device: torch.device
+
+
+def open_model(config: Config) -> OpenModel:
+    """Open the configured model.
+
+    Raises:
+        ConfigError: there is no such device.
+        ModelFileError: the file is missing, damaged or of another architecture.
+        PlanError: it does not fit.
+    """
+    device = choose_device(config.attn.device)
+    file = GGUFFile.open(resolve_model(config.model))
+    spec = read_spec(file)
+    return OpenModel(file, spec, fingerprint(file, spec), device)
+
+
+def load_engine(
+    config: Config,
+    model: OpenModel,
+    experts: Callable[[Site], Experts],
+    meter: Meter,
+    *,
+    rules: tuple[Rule, ...] = (),
+    progress: Callable[[float], None] = lambda _: None,
+) -> Engine:
+    """Read the weights and size the cache.
+
+    Args:
+        config: device, memory and limits.
+        model: from `open_model`.
+        experts: gives each layer its way to the routed experts.
+        meter: takes the histograms' samples.
+        rules: choose other implementations, devices or types for modules.
+        progress: told the share that is done, 0 to 1.
+
+    Raises:
+        ConfigError: a context longer than the model's, or a rule that names an unknown implementation.
+        PlanError: the model or the context do not fit the memory.
+        ModelFileError: a tensor is missing or has another shape.
+    """
+    spec, device, attn = model.spec, model.device, config.attn
+    machine = read_machine(with_gpus=device.type == "cuda")
+    plan = make_plan(spec, model.file.tensors, machine, config)
+    check_plan(plan)
+    dtype = compute_dtype(device)
+    cache_plan = plan_cache(spec, attn, dtype, plan)
+    registry = Registry(spec, Weights(model.file), device, dtype, rules)
+    linears = "quantised" if device.type == "cpu" else "dense"
+    register_modules(registry, experts=experts, pool=start_threads(attn), linears=linears, mla=attn.mla)
+    network = build_model(spec, registry, device, progress)
+    cache = LatentCache(spec, cache_plan.n_pages, device, dtype)
+    limits = Limits(
+        context_length=cache_plan.context_length,
+        max_running=attn.max_running,
+        max_waiting=attn.max_waiting,
+        max_step_tokens=attn.max_step_tokens,
+        page_size=PAGE_SIZE,
+    )
+    scheduler = Scheduler(limits, PageAllocator(cache_plan.n_pages))
+    return Engine(scheduler, Runner(network, cache, device), spec.vocab_size, meter)

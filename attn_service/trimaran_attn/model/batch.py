@@ -1,0 +1,51 @@
+"""The tokens of one step: of several requests, flattened one after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive tokens of one request in the batch.
+
+    Attributes:
+        rows: the batch's rows that belong to it.
+        position: position of its first token in the request.
+        pages: the request's pages of the cache; they cover `position` + its length.
+    """
+
+    rows: slice
+    position: int
+    pages: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of this step."""
+        return int(self.rows.stop - self.rows.start)
+
+    @property
+    def n_visible(self) -> int:
+        """Tokens that its last token attends to, itself included."""
+        return self.position + self.length
+
+
+@dataclass(frozen=True)
+class Batch:
+    """T tokens of one step, on the model's device.
+
+    Attributes:
+        token_ids: [T] int64.
+        positions: [T] int64, in their requests.
+        slots: [T] int64, where their latents go in the cache: page × page size + offset.
+        segments: which rows belong together; they cover all T rows.
+        sampled_rows: [S] int64, the rows whose logits are wanted.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    segments: tuple[Segment, ...]
+    sampled_rows: Tensor

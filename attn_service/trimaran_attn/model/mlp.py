@@ -1,0 +1,31 @@
+"""SwiGLU: the dense layers' feed-forward network, and the shared experts."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+from torch.nn.functional import silu
+
+from trimaran_attn.model.linear import Linear
+
+
+class FeedForward(Protocol):
+    """The second half of a layer."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [T, hidden] → [T, hidden]."""
+        ...
+
+
+class MLP:
+    """down(silu(gate(x)) × up(x))."""
+
+    def __init__(self, gate: Linear, up: Linear, down: Linear) -> None:
+        self._gate = gate
+        self._up = up
+        self._down = down
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [T, hidden] → [T, hidden]."""
+        return self._down(silu(self._gate(x)).mul_(self._up(x)))

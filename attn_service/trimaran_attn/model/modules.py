@@ -1,0 +1,67 @@
+"""The implementations that exist of each kind of module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trimaran_kernels
+
+from trimaran_attn.experts import Experts
+from trimaran_attn.model.attention import MlaForm, attention_builder
+from trimaran_attn.model.embedding import build_embedding
+from trimaran_attn.model.gate import build_gate
+from trimaran_attn.model.kinds import ATTENTION, EMBEDDING, EXPERTS, GATE, HEAD, LINEAR, MLP, MOE, NORM
+from trimaran_attn.model.linear import DenseLinear, QuantLinear
+from trimaran_attn.model.moe import build_mlp, build_moe
+from trimaran_attn.model.norm import build_norm
+from trimaran_attn.registry import Registry, Site
+
+FORMS: tuple[MlaForm, ...] = ("auto", "naive", "absorbed")
+
+
+def register_modules(
+    registry: Registry,
+    *,
+    experts: Callable[[Site], Experts],
+    pool: trimaran_kernels.ThreadPool,
+    linears: str,
+    mla: MlaForm,
+) -> None:
+    """Fill a registry.
+
+    Args:
+        registry: to be filled.
+        experts: gives each layer its way to the routed experts.
+        pool: threads of the quantised matrices.
+        linears: default of the matrices, "quantised" (CPU) or "dense".
+        mla: default of the attention.
+    """
+    registry.register(EMBEDDING, "quantised", build_embedding)
+    registry.register(NORM, "rms", build_norm)
+    for kind in (LINEAR, HEAD):
+        registry.register(kind, "quantised", _quantised(pool), default=linears == "quantised")
+        registry.register(kind, "dense", build_dense, default=linears == "dense")
+    for form in FORMS:
+        registry.register(ATTENTION, form, attention_builder(form), default=form == mla)
+    registry.register(MLP, "swiglu", build_mlp)
+    registry.register(MOE, "moe", build_moe)
+    registry.register(GATE, "topk", build_gate)
+    registry.register(EXPERTS, "service", experts)
+
+
+def build_dense(site: Site) -> DenseLinear:
+    """Expand the matrix once, in the site's element type."""
+    return DenseLinear(site.weights.dense(_matrix_path(site), site.shape).to(site.device, site.dtype))
+
+
+def _quantised(pool: trimaran_kernels.ThreadPool) -> Callable[[Site], QuantLinear]:
+    def build(site: Site) -> QuantLinear:
+        return QuantLinear(site.weights.quantised(_matrix_path(site), site.shape), pool)
+
+    return build
+
+
+def _matrix_path(site: Site) -> str:
+    """The module's own tensor; a model without a head of its own uses the embeddings' table."""
+    tied = site.path == "lm_head" and not site.weights.has(site.path)
+    return "model.embed_tokens" if tied else site.path

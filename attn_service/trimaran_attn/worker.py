@@ -1,0 +1,192 @@
+"""The thread that loads the model and runs the engine, so that the service can answer meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Thread
+
+from trimaran.errors import PeerError, TrimaranError
+from trimaran.telemetry import Log
+from trimaran.wire import EngineStatus, Generate
+
+from trimaran_attn.engine import Engine, Event
+from trimaran_attn.experts_link import ExpertsLink
+from trimaran_attn.mailbox import Mailbox
+
+LOOK_S = 0.5
+"""How often an idle engine looks whether its experts are still there."""
+
+STOPPING = "the attention service is stopping"
+_log = Log(__name__)
+
+
+class CancelledError(Exception):
+    """Loading was given up because the service is to stop."""
+
+
+@dataclass(frozen=True)
+class SubmitCommand:
+    """Serve a request. `received_at`: seconds of the monotonic clock."""
+
+    message: Generate
+    received_at: float
+
+
+@dataclass(frozen=True)
+class AbortCommand:
+    """Forget a request."""
+
+    request_id: str
+
+
+@dataclass(frozen=True)
+class StopCommand:
+    """End the thread; unfinished requests fail."""
+
+
+Command = SubmitCommand | AbortCommand | StopCommand
+Output = Event | EngineStatus
+
+
+class EngineWorker:
+    """Owns the engine.
+
+    Args:
+        load: makes the engine; told where to report progress (one line, 0 to 1).
+        link: the way to the experts; closed by whoever made it.
+        fingerprint: of the model, for the status.
+        max_waiting: for the status.
+
+    Attributes:
+        outbox: what clients should hear, and each change of status.
+        status: how the engine is now.
+        engine: None until it is loaded. Other threads may only read its statistics.
+        failure: why loading failed, if it did.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[Callable[[str, float], None]], Engine],
+        link: ExpertsLink,
+        fingerprint: str,
+        max_waiting: int,
+    ) -> None:
+        self.outbox: Mailbox[Output] = Mailbox()
+        self.status = EngineStatus(
+            state="loading", model_fingerprint=fingerprint, max_waiting=max_waiting, detail="starting"
+        )
+        self.engine: Engine | None = None
+        self.failure: BaseException | None = None
+        self._load = load
+        self._link = link
+        self._inbox: SimpleQueue[Command] = SimpleQueue()
+        self._cancelled = False
+        self._thread = Thread(target=self._main, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to load."""
+        self._thread.start()
+
+    def put(self, command: Command) -> None:
+        """Hand a command over; taken before the next step."""
+        self._inbox.put(command)
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread, after its step or the next word of progress; False if that took too long."""
+        self._cancelled = True
+        self.put(StopCommand())
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _main(self) -> None:
+        try:
+            engine = self._load(self._set_progress)
+        except CancelledError:
+            return
+        except BaseException as error:
+            self.failure = error
+            self._set_status("draining", "loading failed")
+            return
+        self.engine = engine
+        self._set_status("ready", "")
+        while self._take_commands(engine):
+            if not self._link.ready():
+                self._degrade(engine, "an expert service is away, reconnecting")
+            elif self.status.state == "degraded":
+                self._set_status("ready", "")
+            self._step(engine)
+
+    def _take_commands(self, engine: Engine) -> bool:
+        """Everything in the inbox; sleeps if there is nothing else to do. False: the end."""
+        try:
+            command = self._inbox.get(timeout=None if engine.has_work else LOOK_S, block=not engine.has_work)
+            while self._obey(engine, command):
+                command = self._inbox.get_nowait()
+        except Empty:
+            return True
+        return False
+
+    def _obey(self, engine: Engine, command: Command) -> bool:
+        match command:
+            case SubmitCommand():
+                self._emit(engine.submit(command.message, command.received_at))
+            case AbortCommand():
+                self._emit(engine.abort(command.request_id))
+            case StopCommand():
+                self._set_status("draining", STOPPING)
+                self._emit(*engine.fail_all("unavailable", STOPPING))
+                return False
+        return True
+
+    def _step(self, engine: Engine) -> None:
+        try:
+            self._emit(*engine.step())
+        except PeerError as error:
+            self._degrade(engine, str(error))
+        except TrimaranError as error:
+            _log.error("step failed", reason=str(error))
+            self._emit(*engine.fail_all("internal", str(error)))
+        except Exception:
+            # A fault of ours must not take the service down with all other requests to come.
+            _log.exception("step failed")
+            self._emit(*engine.fail_all("internal", "the step failed, see the attention service's log"))
+
+    def _degrade(self, engine: Engine, reason: str) -> None:
+        if self.status.state != "degraded":
+            _log.warning("degraded", reason=reason)
+            self._set_status("degraded", reason)
+        self._emit(*engine.fail_all("unavailable", f"experts: {reason}"))
+
+    def _set_progress(self, detail: str, progress: float) -> None:
+        """Only remembered: a status is sent when the state changes, and to those who ask."""
+        if self._cancelled:
+            raise CancelledError
+        self._replace_status("loading", detail, progress)
+
+    def _set_status(self, state: str, detail: str) -> None:
+        self._replace_status(state, detail, 1.0)
+        self.outbox.put(self.status)
+
+    def _replace_status(self, state: str, detail: str, progress: float) -> None:
+        old, engine = self.status, self.engine
+        self.status = EngineStatus(
+            state=state,
+            detail=detail,
+            progress=progress,
+            model_fingerprint=old.model_fingerprint,
+            context_length=0 if engine is None else engine.scheduler.limits.context_length,
+            max_waiting=old.max_waiting,
+        )
+
+    def _emit(self, *events: Event | None) -> None:
+        for event in events:
+            if event is not None:
+                self.outbox.put(event)
+
+
+def received(message: Generate) -> SubmitCommand:
+    """A request that arrived just now."""
+    return SubmitCommand(message, time.monotonic())

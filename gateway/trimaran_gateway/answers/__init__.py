@@ -1,0 +1,1 @@
+"""Events of a generation as each dialect's answers, whole and streamed."""

@@ -1,0 +1,1 @@
+"""Messages to a prompt: the model's own chat template, tools, and the reasoning switch."""

@@ -1,0 +1,54 @@
+"""A chat request of any dialect, made ready to generate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trimaran.wire import SamplingParams
+
+from trimaran_gateway.chat.prompt import ChatPromptRequest, Prompt
+from trimaran_gateway.context import Gateway, off_loop
+from trimaran_gateway.generation import GenerationRequest
+from trimaran_gateway.output.parser import OutputFormat
+
+
+@dataclass(frozen=True)
+class ChatJob:
+    """What a dialect's route fills in; `n` is how many answers it wants."""
+
+    prompt: ChatPromptRequest
+    sampling: SamplingParams
+    stops: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    one_call: bool = False
+    n: int = 1
+    priority: int = 0
+
+
+async def build_prompt(gateway: Gateway, request: ChatPromptRequest) -> Prompt:
+    """Render and encode; long conversations do so in a thread.
+
+    Raises:
+        RequestError: the template refuses, or the model lacks what the request needs.
+    """
+    size = sum(len(str(message.get("content"))) for message in request.messages)
+    return await off_loop(lambda: gateway.model.prompts.build(request), size)
+
+
+async def prepare(gateway: Gateway, job: ChatJob) -> list[GenerationRequest]:
+    """One generation request per wanted answer.
+
+    Raises:
+        RequestError: as `build_prompt`.
+    """
+    prompt = await build_prompt(gateway, job.prompt)
+    stop_ids = () if job.sampling.ignore_eos else gateway.model.tokenizer.eog_ids
+    output = OutputFormat(
+        reasoning=prompt.reasoning,
+        tools=bool(job.prompt.tools),
+        one_call=job.one_call,
+        stops=job.stops,
+        stop_ids=tuple(dict.fromkeys((*stop_ids, *job.stop_ids))),
+    )
+    request = GenerationRequest(prompt, job.sampling, output, job.priority)
+    return gateway.generator.fan_out(request, job.n)

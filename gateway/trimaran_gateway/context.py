@@ -1,0 +1,63 @@
+"""What every route needs, made once per process and handed to the app: no globals."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar, cast
+
+from starlette.requests import Request
+from trimaran.config import GatewayConfig
+
+from trimaran_gateway.engine.client import EngineClient
+from trimaran_gateway.errors import ApiError
+from trimaran_gateway.generation import Generator
+from trimaran_gateway.metrics import GatewayMetrics
+from trimaran_gateway.model import ServedModel
+
+KEEPALIVE_S = 5.0
+_LARGE_CHARS = 4096
+
+T = TypeVar("T")
+
+
+@dataclass
+class Gateway:
+    """The parts of a running gateway.
+
+    Attributes:
+        is_draining: no new requests; what runs may finish.
+        keepalive_s: a stream that is silent for so long gets a comment line.
+    """
+
+    config: GatewayConfig
+    model: ServedModel
+    engine: EngineClient
+    metrics: GatewayMetrics
+    keepalive_s: float = KEEPALIVE_S
+    is_draining: bool = False
+    generator: Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.generator = Generator(self.engine, self.model, self.metrics, self.config.request_timeout_s)
+
+    def require_model(self, name: str | None) -> None:
+        """Refuse requests for a model that is not served here; no name means the one that is."""
+        if name is not None and not self.model.answers_to(name):
+            raise ApiError(
+                404,
+                f"the model {name!r:.100} does not exist; this server has {self.model.name!r}",
+                code="model_not_found",
+                param="model",
+            )
+
+
+def gateway_of(request: Request) -> Gateway:
+    """The gateway that a request arrived at; a FastAPI dependency."""
+    return cast(Gateway, request.app.state.gateway)
+
+
+async def off_loop(work: Callable[[], T], size: int) -> T:
+    """Run `work` over a text of `size` characters: in a thread if it is long, so that streams go on."""
+    return await asyncio.to_thread(work) if size > _LARGE_CHARS else work()

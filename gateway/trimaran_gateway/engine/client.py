@@ -1,0 +1,223 @@
+"""The gateway's one connection to the attention service, shared by all requests.
+
+The engine may start later than the gateway, restart under it or hang: waiting requests then fail with a
+`PeerError`, and the gateway lives on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+from trimaran.channel import AsyncClient, Malformed
+from trimaran.errors import OverloadedError, PeerError, RequestError, TrimaranError
+from trimaran.telemetry import Log
+from trimaran.wire import (
+    Abort,
+    EngineStats,
+    EngineStatsRequest,
+    EngineStatus,
+    EngineStatusRequest,
+    EngineToGateway,
+    GatewayToEngine,
+    Generate,
+    RequestFailed,
+    TokenBatch,
+)
+
+from trimaran_gateway.engine.stream import EngineStream
+
+POLL_S = 1.0
+SILENCE_S = 60.0
+STATS_TIMEOUT_S = 2.0
+READY_STATES = ("ready", "degraded")
+
+_log = Log(__name__)
+
+
+class InternalEngineError(TrimaranError):
+    """The engine met a failure of its own."""
+
+
+class EngineClient:
+    """Sends requests, delivers answers by request id, and keeps watch over the engine.
+
+    Args:
+        endpoint: where the attention service listens.
+        poll_s: how often its status is asked for; a lost connection is noticed as fast.
+        silence_s: how long a connected engine may leave questions unanswered.
+
+    Attributes:
+        status: what the engine last said; None while none is connected.
+    """
+
+    def __init__(self, endpoint: str, *, poll_s: float = POLL_S, silence_s: float = SILENCE_S) -> None:
+        self.status: EngineStatus | None = None
+        self._endpoint = endpoint
+        self._poll_s = poll_s
+        self._silence_s = silence_s
+        self._streams: dict[str, EngineStream] = {}
+        self._stats_waiters: list[asyncio.Future[EngineStats]] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._heard = 0.0
+        self._status_changed = asyncio.Event()
+
+    async def start(self) -> None:
+        """Connect; returns at once, whether or not an engine is there."""
+        self._channel: AsyncClient[EngineToGateway, GatewayToEngine] = AsyncClient(
+            self._endpoint, EngineToGateway
+        )
+        self._heard = time.monotonic()
+        self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch())]
+
+    async def close(self) -> None:
+        """Abort what runs and disconnect."""
+        for stream in list(self._streams.values()):
+            await self._abort(stream)
+        self._fail_all(PeerError("the gateway is shutting down"))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._channel.close()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are accepted now."""
+        return self.status is not None and self.status.state in READY_STATES
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are not answered in full yet."""
+        return len(self._streams)
+
+    async def wait_ready(self, timeout_s: float) -> bool:
+        """Wait until the engine accepts requests; False after `timeout_s`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not self.is_ready:
+                    self._status_changed.clear()
+                    await self._status_changed.wait()
+        return self.is_ready
+
+    @contextlib.asynccontextmanager
+    async def generate(self, message: Generate) -> AsyncIterator[EngineStream]:
+        """Start a request; leaving the context before its last batch aborts it.
+
+        Raises:
+            PeerError: no engine is there, or it went away.
+            RequestError, OverloadedError, InternalEngineError: (while iterating) the engine's refusal.
+        """
+        self._require_ready()
+        stream = EngineStream(message.request_id)
+        self._streams[message.request_id] = stream
+        try:
+            if not await self._channel.send(message):
+                raise PeerError("the engine is not there or takes no more requests")
+            yield stream
+        finally:
+            self._streams.pop(message.request_id, None)
+            if not stream.is_over:
+                await self._abort(stream)
+
+    async def stats(self) -> EngineStats | None:
+        """The engine's counters now; None if it does not answer in time."""
+        if self.status is None or not await self._channel.send(EngineStatsRequest()):
+            return None
+        waiter: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()
+        self._stats_waiters.append(waiter)
+        try:
+            async with asyncio.timeout(STATS_TIMEOUT_S):
+                return await waiter
+        except TimeoutError:
+            return None
+        finally:
+            self._stats_waiters = [other for other in self._stats_waiters if other is not waiter]
+
+    def _require_ready(self) -> None:
+        if self.is_ready:
+            return
+        if self.status is None:
+            raise PeerError("the engine is not running")
+        raise PeerError(f"the engine is {self.status.state}")
+
+    async def _abort(self, stream: EngineStream) -> None:
+        await self._channel.send(Abort(request_id=stream.request_id))
+
+    # --- receiving ---
+
+    async def _receive(self) -> None:
+        while True:
+            event = await self._channel.recv()
+            if event is None:
+                continue
+            if isinstance(event, Malformed):
+                _log.warning("a message from the engine cannot be read", reason=event.reason)
+                continue
+            self._heard = time.monotonic()
+            await self._dispatch(event.message)
+
+    async def _dispatch(self, message: EngineToGateway) -> None:
+        match message:
+            case TokenBatch():
+                await self._deliver(message)
+            case RequestFailed():
+                stream = self._streams.get(message.request_id)
+                if stream is not None:
+                    stream.fail(_error_of(message))
+            case EngineStatus():
+                self._take_status(message)
+            case EngineStats():
+                for waiter in self._stats_waiters:
+                    if not waiter.done():
+                        waiter.set_result(message)
+
+    async def _deliver(self, batch: TokenBatch) -> None:
+        stream = self._streams.get(batch.request_id)
+        if stream is not None and not stream.put(batch):
+            stream.fail(OverloadedError("the client reads its answer too slowly"))
+            await self._abort(stream)
+
+    def _take_status(self, status: EngineStatus) -> None:
+        before, self.status = self.status, status
+        if before is not None and before.instance != status.instance:
+            self._fail_all(PeerError("the engine restarted and lost this request"))
+        if before is None or before.state != status.state:
+            _log.info("engine", state=status.state, detail=status.detail)
+        self._status_changed.set()
+
+    # --- keeping watch ---
+
+    async def _watch(self) -> None:
+        while True:
+            connected = await self._channel.send(EngineStatusRequest())
+            silent = time.monotonic() - self._heard > self._silence_s
+            if not connected:
+                self._lose("the engine went away")
+            elif silent:
+                self._lose("the engine does not answer")
+            await asyncio.sleep(self._poll_s)
+
+    def _lose(self, reason: str) -> None:
+        if self.status is not None:
+            _log.warning(reason, waiting=len(self._streams))
+            self.status = None
+            self._status_changed.set()
+        self._fail_all(PeerError(reason))
+
+    def _fail_all(self, error: PeerError) -> None:
+        for stream in self._streams.values():
+            stream.fail(error)
+
+
+def _error_of(failure: RequestFailed) -> TrimaranError:
+    match failure.code:
+        case "overloaded":
+            return OverloadedError(failure.message)
+        case "unavailable":
+            return PeerError(failure.message)
+        case "internal":
+            return InternalEngineError(failure.message)
+        case _:
+            return RequestError(failure.message, code=failure.code, param=failure.param)

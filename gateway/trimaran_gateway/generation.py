@@ -1,0 +1,225 @@
+"""The one way to generate, which every dialect of the API goes through."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+from trimaran.errors import RequestError
+from trimaran.wire import Generate, SamplingParams, TokenBatch
+
+from trimaran_gateway.chat.prompt import Prompt
+from trimaran_gateway.engine.client import EngineClient
+from trimaran_gateway.engine.stream import EngineStream
+from trimaran_gateway.errors import DeadlineError
+from trimaran_gateway.metrics import GatewayMetrics, RequestTimer
+from trimaran_gateway.model import ServedModel
+from trimaran_gateway.output.events import Event, Finished, FinishReason, Progress, TokenEntry, TokenUsage
+from trimaran_gateway.output.parser import OutputFormat, OutputParser
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One answer wanted.
+
+    Attributes:
+        prompt: what to continue.
+        sampling: `max_tokens` may be None: to the end of the context.
+        output: how to read the answer.
+        priority: lower runs earlier.
+    """
+
+    prompt: Prompt
+    sampling: SamplingParams
+    output: OutputFormat
+    priority: int = 0
+
+
+class Generator:
+    """Turns requests into events.
+
+    Args:
+        engine: the attention service.
+        model: the model that it serves.
+        metrics: where latencies are counted.
+        timeout_s: longest time that one request may take.
+    """
+
+    def __init__(
+        self, engine: EngineClient, model: ServedModel, metrics: GatewayMetrics, timeout_s: float
+    ) -> None:
+        self._engine = engine
+        self._model = model
+        self._metrics = metrics
+        self._timeout_s = timeout_s
+
+    @property
+    def context_length(self) -> int:
+        """Longest prompt + answer that the engine takes now."""
+        status = self._engine.status
+        return (status.context_length if status else 0) or self._model.facts.context_length
+
+    def fan_out(self, request: GenerationRequest, n: int) -> list[GenerationRequest]:
+        """`n` requests for as many answers to one prompt; a seed gives each its own."""
+        seed = request.sampling.seed
+        if n == 1:
+            return [request]
+        return [
+            replace(
+                request,
+                sampling=msgspec.structs.replace(
+                    request.sampling, seed=None if seed is None else (seed + index) % (1 << 63)
+                ),
+            )
+            for index in range(n)
+        ]
+
+    async def run(self, request: GenerationRequest) -> AsyncGenerator[Event]:
+        """The events of one answer; the last is `Finished`. Closing the iterator early aborts the request.
+
+        Raises:
+            RequestError: the prompt does not fit the context, or the engine refuses the request.
+            PeerError, OverloadedError, InternalEngineError: the engine is away, full or broken.
+            DeadlineError: it took too long.
+        """
+        parser = OutputParser(self._model.tokenizer.vocabulary, request.output)
+        timer = self._metrics.start_request(len(request.prompt.ids))
+        try:
+            if request.prompt.forced_call:
+                for event in parser.feed(self._model.tokenizer.encode(request.prompt.forced_call)):
+                    yield event
+            async with self._engine.generate(self._message(request)) as stream:
+                async for batch in self._batches(stream):
+                    timer.tokens(len(batch.ids))
+                    for event in parser.feed(batch.ids, _entries(batch)):
+                        yield event
+                    usage = _usage(request, parser, timer, batch)
+                    if batch.finish_reason is not None or parser.done:
+                        for event in parser.finish():
+                            yield event
+                        finished = _finished(parser, batch, usage)
+                        timer.finished(finished.reason, usage)
+                        yield finished
+                        return
+                    yield Progress(usage)
+        finally:
+            timer.close()
+
+    async def run_all(self, requests: Sequence[GenerationRequest]) -> AsyncGenerator[tuple[int, Event]]:
+        """The events of several answers, each with the answer's index, as they come."""
+        if len(requests) == 1:
+            async with contextlib.aclosing(self.run(requests[0])) as events:
+                async for event in events:
+                    yield 0, event
+            return
+        async with contextlib.aclosing(_merge([self.run(request) for request in requests])) as merged:
+            async for item in merged:
+                yield item
+
+    def _message(self, request: GenerationRequest) -> Generate:
+        room = self.context_length - len(request.prompt.ids)
+        if not request.prompt.ids:
+            raise RequestError("the prompt is empty", code="invalid_value", param="prompt")
+        if room < 1:
+            raise RequestError(
+                f"This model's maximum context length is {self.context_length} tokens. However, "
+                f"your prompt has {len(request.prompt.ids)} tokens. Please reduce the length of the prompt.",
+                code="context_length_exceeded",
+                param="messages" if request.output.chat else "prompt",
+            )
+        wanted = request.sampling.max_tokens
+        sampling = msgspec.structs.replace(
+            request.sampling, max_tokens=room if wanted is None else min(wanted, room)
+        )
+        return Generate(
+            request_id=secrets.token_hex(12),
+            prompt_ids=request.prompt.ids,
+            sampling=sampling,
+            stop_ids=request.output.stop_ids,
+            priority=request.priority,
+            deadline=self._timeout_s,
+        )
+
+    async def _batches(self, stream: EngineStream) -> AsyncIterator[TokenBatch]:
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        while not stream.is_over:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    batch = await anext(stream)
+            except TimeoutError:
+                raise DeadlineError(f"the request took longer than {self._timeout_s:g} s") from None
+            if batch.finish_reason == "deadline":
+                raise DeadlineError(f"the request took longer than {self._timeout_s:g} s")
+            yield batch
+
+
+def _entries(batch: TokenBatch) -> list[TokenEntry] | None:
+    if batch.logprobs is None:
+        return None
+    return [
+        TokenEntry(token, value.logprob, value.top)
+        for token, value in zip(batch.ids, batch.logprobs, strict=True)
+    ]
+
+
+def _usage(
+    request: GenerationRequest, parser: OutputParser, timer: RequestTimer, batch: TokenBatch
+) -> TokenUsage:
+    usage = TokenUsage(
+        prompt_tokens=len(request.prompt.ids),
+        completion_tokens=timer.generated,
+        reasoning_tokens=min(parser.reasoning_tokens, timer.generated),
+        prefill_s=timer.prefill_s,
+        decode_s=timer.decode_s,
+    )
+    if batch.usage is None:
+        return usage
+    return replace(
+        usage,
+        cached_tokens=batch.usage.cached_tokens,
+        queue_s=batch.usage.queue_s,
+        prefill_s=batch.usage.prefill_s,
+        decode_s=batch.usage.decode_s,
+    )
+
+
+def _finished(parser: OutputParser, batch: TokenBatch, usage: TokenUsage) -> Finished:
+    reason: FinishReason = "stop"
+    if parser.stop_sequence is None and parser.calls:
+        reason = "tool_calls"
+    if not parser.done and batch.finish_reason == "length":
+        reason = "length"
+    return Finished(reason, usage, parser.stop_sequence)
+
+
+async def _merge(sources: Sequence[AsyncGenerator[Event]]) -> AsyncGenerator[tuple[int, Event]]:
+    queue: asyncio.Queue[tuple[int, Event | Exception | None]] = asyncio.Queue(maxsize=8 * len(sources))
+
+    async def pump(index: int, source: AsyncGenerator[Event]) -> None:
+        try:
+            async with contextlib.aclosing(source):
+                async for event in source:
+                    await queue.put((index, event))
+            await queue.put((index, None))
+        except Exception as error:
+            await queue.put((index, error))
+
+    tasks = [asyncio.create_task(pump(index, source)) for index, source in enumerate(sources)]
+    try:
+        left = len(tasks)
+        while left:
+            index, item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                left -= 1
+            else:
+                yield index, item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

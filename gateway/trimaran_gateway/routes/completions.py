@@ -1,0 +1,95 @@
+"""`/v1/completions`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+
+from trimaran_gateway import sse
+from trimaran_gateway.answers.openai_completion import (
+    CompletionAnswerOptions,
+    completion_answer,
+    completion_chunks,
+)
+from trimaran_gateway.chat.prompt import Prompt
+from trimaran_gateway.context import Gateway, gateway_of, off_loop
+from trimaran_gateway.errors import bad_request
+from trimaran_gateway.generation import GenerationRequest
+from trimaran_gateway.output.collect import collect
+from trimaran_gateway.output.parser import OutputFormat
+from trimaran_gateway.routes.chat import answer_head
+from trimaran_gateway.schemas.openai import CompletionRequest
+from trimaran_gateway.streaming import open_stream, until_disconnect
+
+router = APIRouter(tags=["openai"])
+TheGateway = Annotated[Gateway, Depends(gateway_of)]
+
+
+@router.post("/v1/completions")
+async def completions(body: CompletionRequest, request: Request, gateway: TheGateway) -> Response:
+    """Continue one or several prompts, whole or (`stream`) as server-sent events."""
+    gateway.require_model(body.model)
+    body.check()
+    requests = await _requests(body, gateway)
+    events = gateway.generator.run_all(requests)
+    head = answer_head("cmpl", gateway)
+    options = _options(body, requests)
+    vocabulary = gateway.model.tokenizer.vocabulary
+    if not body.stream:
+        answers = await until_disconnect(request, collect(events, len(requests)))
+        return JSONResponse(completion_answer(head, answers, vocabulary, options))
+    return await open_stream(
+        request,
+        completion_chunks(head, events, vocabulary, options),
+        media_type=sse.MEDIA_TYPE,
+        on_error=sse.openai_error,
+        keepalive=sse.KEEPALIVE,
+        keepalive_s=gateway.keepalive_s,
+    )
+
+
+async def _requests(body: CompletionRequest, gateway: Gateway) -> list[GenerationRequest]:
+    vocabulary = gateway.model.tokenizer.vocabulary
+    eog = () if body.ignore_eos else gateway.model.tokenizer.eog_ids
+    output = OutputFormat(
+        chat=False,
+        stops=body.stops,
+        stop_ids=tuple(dict.fromkeys((*eog, *(body.stop_token_ids or ())))),
+    )
+    max_tokens = body.max_tokens if body.max_tokens is not None else _DEFAULT_MAX_TOKENS
+    sampling = body.sampling(len(vocabulary), max_tokens=max_tokens, logprobs=body.logprobs)
+    requests: list[GenerationRequest] = []
+    for given in body.prompts:
+        prompt = await _prompt(given, body, gateway)
+        request = GenerationRequest(prompt, sampling, output, body.priority)
+        requests += gateway.generator.fan_out(request, body.n or 1)
+    return requests
+
+
+_DEFAULT_MAX_TOKENS = 16
+"""OpenAI's default for plain completions."""
+
+
+async def _prompt(given: str | list[int], body: CompletionRequest, gateway: Gateway) -> Prompt:
+    tokenizer = gateway.model.tokenizer
+    if isinstance(given, str):
+        add_bos = tokenizer.add_bos and body.add_special_tokens
+        return Prompt(await off_loop(lambda: tokenizer.encode(given, add_bos=add_bos), len(given)), given)
+    size = len(tokenizer.vocabulary)
+    outside = next((token for token in given if token >= size), None)
+    if outside is not None:
+        raise bad_request(f"prompt: token {outside} is not in the vocabulary of {size}", param="prompt")
+    return Prompt(given, tokenizer.decode(given))
+
+
+def _options(body: CompletionRequest, requests: list[GenerationRequest]) -> CompletionAnswerOptions:
+    stream = body.stream_options
+    return CompletionAnswerOptions(
+        echo=tuple(request.prompt.text if body.echo else "" for request in requests),
+        per_prompt=body.n or 1,
+        logprobs=body.logprobs is not None,
+        include_usage=stream is not None and stream.include_usage,
+        continuous_usage=stream is not None and stream.continuous_usage_stats,
+    )

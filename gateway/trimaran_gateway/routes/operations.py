@@ -1,0 +1,47 @@
+"""Health, readiness and metrics: for supervisors, load balancers and Prometheus."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Response
+from fastapi.responses import JSONResponse
+
+from trimaran_gateway.context import Gateway, gateway_of
+from trimaran_gateway.errors import RETRY_AFTER_S
+from trimaran_gateway.metrics import CONTENT_TYPE
+
+router = APIRouter(tags=["operations"])
+TheGateway = Annotated[Gateway, Depends(gateway_of)]
+
+
+@router.get("/health", responses={503: {"description": "loading, draining or without an engine"}})
+@router.get("/ready", responses={503: {"description": "loading, draining or without an engine"}})
+async def health(gateway: TheGateway) -> Response:
+    """200 while requests are answered; 503 with `status` and `progress` (0 to 1) while they are not."""
+    body = _state(gateway)
+    if body["status"] in ("ready", "degraded"):
+        return JSONResponse(body)
+    return JSONResponse(body, 503, {"Retry-After": str(RETRY_AFTER_S)})
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(gateway: TheGateway) -> Response:
+    """Prometheus metrics of the gateway, the engine and the expert services."""
+    gateway.metrics.take_stats(await gateway.engine.stats(), gateway.engine.status)
+    return Response(gateway.metrics.expose(), media_type=CONTENT_TYPE)
+
+
+def _state(gateway: Gateway) -> dict[str, Any]:
+    status = gateway.engine.status
+    if gateway.is_draining:
+        return {"status": "draining", "model": gateway.model.name}
+    if status is None:
+        return {"status": "unavailable", "detail": "the engine is not running", "progress": 0.0}
+    return {
+        "status": status.state,
+        "detail": status.detail,
+        "progress": 1.0 if status.state in ("ready", "degraded") else status.progress,
+        "model": gateway.model.name,
+        "context_length": status.context_length,
+    }

@@ -1,0 +1,1 @@
+"""Request bodies of each dialect, validated field by field."""

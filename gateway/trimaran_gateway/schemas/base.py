@@ -1,0 +1,68 @@
+"""What the bodies of all dialects share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from trimaran_gateway.errors import unsupported
+
+MAX_STOPS = 16
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+StopString = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOPS)]
+Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+LogitBias = dict[
+    Annotated[str, StringConstraints(pattern=r"^\d{1,7}$")], Annotated[float, Field(ge=-100, le=100)]
+]
+
+
+class Body(BaseModel):
+    """A request body: unknown fields are accepted, numbers in strings are not.
+
+    `refused` lists fields that clients are known to send and that cannot be honoured; a value other than
+    null (or one of `harmless`) is a 400 that says why.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=())
+    refused: ClassVar[Mapping[str, str]] = {}
+    harmless: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    def refuse_unsupported(self) -> None:
+        """Fail for the first field that cannot be honoured.
+
+        Raises:
+            ApiError: 400, naming the field.
+        """
+        for name, value in (self.model_extra or {}).items():
+            why = self.refused.get(name)
+            if why is not None and value is not None and value not in self.harmless.get(name, ()):
+                raise unsupported(name, why)
+
+
+NO_GRAMMAR = "output cannot be constrained to a grammar or schema"
+NO_SUCH_SAMPLER = "this server has no such sampler"
+
+_GRAMMAR = "guided_json guided_regex guided_choice guided_grammar structured_outputs grammar json_schema"
+GRAMMAR_FIELDS = dict.fromkeys(_GRAMMAR.split(), NO_GRAMMAR)
+
+SAMPLER_HARMLESS: dict[str, tuple[Any, ...]] = {
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "early_stopping": (False,),
+    "bad_words": ([],),
+    "typical_p": (1,),
+    "tfs_z": (1,),
+    "top_a": (0,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "mirostat": (0,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
+    "dynatemp_range": (0,),
+}
+
+SAMPLER_FIELDS = dict.fromkeys(SAMPLER_HARMLESS, NO_SUCH_SAMPLER)

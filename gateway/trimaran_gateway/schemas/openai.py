@@ -1,0 +1,156 @@
+"""Bodies of OpenAI's chat and plain completions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+from pydantic import Field
+
+from trimaran_gateway.errors import bad_request, unsupported
+from trimaran_gateway.schemas.base import GRAMMAR_FIELDS, NO_GRAMMAR, SAMPLER_FIELDS, SAMPLER_HARMLESS, Body
+from trimaran_gateway.schemas.messages import Messages, Tool, ToolChoice
+from trimaran_gateway.schemas.sampling import SamplingBody
+
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+TokenIds = list[Annotated[int, Field(ge=0)]]
+
+
+class ResponseFormat(Body):
+    """The form of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+
+
+class ChatCompletionRequest(SamplingBody):
+    """`POST /v1/chat/completions`."""
+
+    messages: Messages
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool = False
+    add_generation_prompt: bool = True
+
+    refused: ClassVar[Mapping[str, str]] = {
+        **GRAMMAR_FIELDS,
+        **SAMPLER_FIELDS,
+        "functions": "give the functions as tools",
+        "function_call": "use tool_choice",
+        "modalities": "this model takes and gives text only",
+        "audio": "this model takes and gives text only",
+        "prediction": "there is no speculation on a predicted answer",
+        "store": "answers are not stored",
+        "web_search_options": "there is no web search",
+        "verbosity": "this model has no such switch",
+        "prompt_logprobs": "log probabilities are given for generated tokens only",
+        "best_of": "use n",
+    }
+    harmless: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **SAMPLER_HARMLESS,
+        "modalities": (["text"],),
+        "store": (False,),
+        "function_call": ("auto", "none"),
+        "functions": ([],),
+        "verbosity": ("medium",),
+        "best_of": (1,),
+    }
+
+    @property
+    def token_limit(self) -> int | None:
+        """`max_completion_tokens`, or its older name."""
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """Alternatives per token, None without logprobs."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def thinking(self) -> bool | None:
+        """Whether to reason: `enable_thinking` (or `thinking`) decides, then `reasoning_effort`."""
+        kwargs = self.chat_template_kwargs or {}
+        for name in ("enable_thinking", "thinking"):
+            value = kwargs.get(name)
+            if isinstance(value, bool):
+                return value
+            if value is not None:
+                where = f"chat_template_kwargs.{name}"
+                raise bad_request(f"{where}: must be a boolean", param=where)
+        return None if self.reasoning_effort is None else self.reasoning_effort != "none"
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """Variables for the chat template."""
+        effort = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        return {**effort, **(self.chat_template_kwargs or {})}
+
+    def check(self) -> None:
+        """Fail for what cannot be honoured together or at all.
+
+        Raises:
+            ApiError: 400, naming the field.
+        """
+        self.refuse_unsupported()
+        if self.response_format is not None and self.response_format.type != "text":
+            raise unsupported("response_format", NO_GRAMMAR)
+        if self.top_logprobs and not self.logprobs:
+            raise bad_request("top_logprobs needs logprobs: true", param="top_logprobs")
+        if self.tool_choice not in (None, "none", "auto") and not self.tools:
+            raise bad_request("tool_choice needs tools", param="tool_choice")
+        if self.stream_options is not None and not self.stream:
+            raise bad_request("stream_options needs stream: true", param="stream_options")
+        if self.continue_final_message and self.tools and self.tool_choice not in (None, "none", "auto"):
+            raise bad_request("a forced call cannot continue a message", param="continue_final_message")
+
+
+class CompletionRequest(SamplingBody):
+    """`POST /v1/completions`: continue a text, several texts, or token ids."""
+
+    prompt: str | list[str] | TokenIds | list[TokenIds]
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: bool = False
+    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
+    response_format: ResponseFormat | None = None
+    add_special_tokens: bool = True
+
+    refused: ClassVar[Mapping[str, str]] = {
+        **GRAMMAR_FIELDS,
+        **SAMPLER_FIELDS,
+        "suffix": "the model is not asked to fill in the middle",
+        "prompt_logprobs": "log probabilities are given for generated tokens only",
+    }
+    harmless: ClassVar[Mapping[str, tuple[Any, ...]]] = {**SAMPLER_HARMLESS, "suffix": ("",)}
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """One entry per prompt."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(cast(list[str | list[int]], self.prompt))
+
+    def check(self) -> None:
+        """Fail for what cannot be honoured together or at all.
+
+        Raises:
+            ApiError: 400, naming the field.
+        """
+        self.refuse_unsupported()
+        if self.response_format is not None and self.response_format.type != "text":
+            raise unsupported("response_format", NO_GRAMMAR)
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise unsupported("best_of", "answers are not ranked; use n")
+        if self.echo and self.logprobs is not None:
+            raise unsupported("echo", "log probabilities are given for generated tokens only")
+        if self.stream_options is not None and not self.stream:
+            raise bad_request("stream_options needs stream: true", param="stream_options")
+        if not self.prompts or len(self.prompts) > 128:
+            raise bad_request("prompt: give 1 to 128 prompts", param="prompt")

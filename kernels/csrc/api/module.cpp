@@ -1,0 +1,7 @@
+#include "api/module.h"
+
+NB_MODULE(_native, module) {
+  module.doc() = "Native kernels of Trimaran.";
+  bind_core(module);
+  bind_hop(module);
+}

@@ -1,0 +1,30 @@
+#include "avx2/avx2.h"
+
+#if defined(__x86_64__)
+
+#include "avx2/decode.h"
+#include "avx2/panel.h"
+#include "quant/decode_table.h"
+
+namespace trimaran::avx2 {
+namespace {
+
+Primitives make() {
+  Primitives p{"avx2", {}, accumulate};
+  fill_scalar_decoders(p.decode);  // F32 keeps it: a copy
+  fill_legacy_decoders(p.decode);
+  fill_k_decoders(p.decode);
+  fill_grid_decoders(p.decode);
+  return p;
+}
+
+}  // namespace
+
+const Primitives& primitives() {
+  static const Primitives instance = make();
+  return instance;
+}
+
+}  // namespace trimaran::avx2
+
+#endif

@@ -1,0 +1,66 @@
+// The routed experts of a model: y = Σ_j weight_j · down_j(silu(gate_j x) · up_j x), from the file's own
+// bits.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "isa/primitives.h"
+#include "runtime/matrix.h"
+#include "runtime/status.h"
+#include "runtime/thread_pool.h"
+
+namespace trimaran {
+
+struct EngineDims {
+  int hidden;
+  int intermediate;
+  int n_experts;  // of the whole model: valid ids are [0, n_experts)
+  int top_k;
+  int max_tokens;  // of one call
+};
+
+// Weights of one layer of this shard: experts [first_expert, first_expert + n_experts), one after another.
+struct LayerWeights {
+  Matrix gate;  // n_experts × [intermediate, hidden]
+  Matrix up;    // n_experts × [intermediate, hidden]
+  Matrix down;  // n_experts × [hidden, intermediate]
+  int first_expert;
+  int n_experts;
+};
+
+// Results do not depend on the number of threads nor on the other tokens of a call: every dot product has one
+// fixed order of operations, and a token's experts are summed in the order of its ids.
+class ExpertEngine {
+ public:
+  // The pool and the primitives must outlive the engine. Throws KernelError on dimensions < 1.
+  ExpertEngine(ThreadPool& pool, const Primitives& primitives, const EngineDims& dims);
+  ~ExpertEngine();
+  ExpertEngine(const ExpertEngine&) = delete;
+  ExpertEngine& operator=(const ExpertEngine&) = delete;
+
+  // Takes the pointers, copies nothing: the memory must outlive the engine. Throws KernelError on a type
+  // whose blocks do not divide the row, on too few bytes, on a bad expert range or a layer that is there
+  // already.
+  void add_layer(int layer, const LayerWeights& weights);
+
+  // x, y: [n_tokens, hidden] of dtype, row-major; ids: [n_tokens, top_k]; weights: [n_tokens, top_k] f32.
+  // Ids outside this shard's range (but inside the model's) add nothing, so shards' outputs can be summed; an
+  // id may repeat. n_tokens is in [0, max_tokens]. On an error y is untouched. A NaN or infinity in x or
+  // weights shows in that token's y and nowhere else. Safe to call from several threads; calls run one after
+  // another.
+  Status forward(int layer, int n_tokens, const void* x, const int32_t* ids, const float* weights, void* y,
+                 DType dtype) noexcept;
+
+  const EngineDims& dims() const;
+  const char* isa() const;  // name of the implementation, e.g. "avx2"
+  bool has_layer(int layer) const;
+  // Weight bytes that forward() has read since the engine was made.
+  uint64_t bytes_read() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace trimaran

@@ -1,0 +1,163 @@
+#include "runtime/thread_pool.h"
+
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <climits>
+#include <set>
+
+#include "runtime/status.h"
+
+namespace trimaran {
+namespace {
+
+// About 3 µs of pause instructions; next to nothing on one or two CPUs, where a spinning thread only keeps
+// the other side from running.
+constexpr int kSpins = 1000;
+constexpr int kSpinsOnFewCpus = 20;
+
+// Bit of members_: no thread may join the loop any more.
+constexpr uint32_t kClosed = 1u << 31;
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+void sleep_while_equal(std::atomic<uint32_t>& word, uint32_t value) {
+  static_assert(sizeof(std::atomic<uint32_t>) == sizeof(uint32_t));
+  syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
+}
+
+void wake(std::atomic<uint32_t>& word) {
+  syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+}
+
+// Spins, then sleeps, until the word differs from `value`; returns what it became.
+uint32_t wait_while_equal(std::atomic<uint32_t>& word, uint32_t value, int spins) {
+  for (int i = 0; i < spins; ++i) {
+    const uint32_t now = word.load(std::memory_order_acquire);
+    if (now != value) return now;
+    pause();
+  }
+  for (;;) {
+    const uint32_t now = word.load(std::memory_order_acquire);
+    if (now != value) return now;
+    sleep_while_equal(word, value);
+  }
+}
+
+void check_cpus(const std::vector<int>& cpus) {
+  if (cpus.empty()) throw KernelError("cpus: need at least one CPU");
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  sched_getaffinity(0, sizeof allowed, &allowed);
+  std::set<int> seen;
+  for (const int cpu : cpus) {
+    if (cpu < 0 || cpu >= CPU_SETSIZE || !CPU_ISSET(cpu, &allowed)) {
+      throw KernelError("cpus: this process may not use CPU " + std::to_string(cpu));
+    }
+    if (!seen.insert(cpu).second) throw KernelError("cpus: CPU " + std::to_string(cpu) + " is named twice");
+  }
+}
+
+// Signals are for the program's own threads, not for workers deep in a loop.
+void block_signals() {
+  sigset_t all;
+  sigfillset(&all);
+  pthread_sigmask(SIG_BLOCK, &all, nullptr);
+}
+
+void pin_to(int cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  // Best effort: the CPU may have been taken from this process since; then the thread runs unpinned.
+  pthread_setaffinity_np(pthread_self(), sizeof set, &set);
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(const std::vector<int>& cpus) : cpus_(cpus), members_(kClosed) {
+  check_cpus(cpus);
+  spins_ = cpus.size() <= 2 ? kSpinsOnFewCpus : kSpins;
+  try {
+    for (size_t i = 1; i < cpus.size(); ++i) {
+      threads_.emplace_back(&ThreadPool::worker_main, this, static_cast<int>(i), cpus[i]);
+    }
+  } catch (const std::system_error& error) {
+    stop();
+    throw KernelError(std::string("cpus: cannot start a worker thread: ") + error.what());
+  }
+}
+
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
+  stopping_.store(true, std::memory_order_relaxed);
+  epoch_.fetch_add(1, std::memory_order_release);
+  wake(epoch_);
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void ThreadPool::run(const Loop& loop) {
+  const std::lock_guard<std::mutex> one_at_a_time(callers_);
+  next_.store(0, std::memory_order_relaxed);
+  if (threads_.empty() || loop.n_items <= 1) {
+    work(loop, 0);
+    return;
+  }
+  loop_ = &loop;
+  members_.store(0, std::memory_order_release);
+  epoch_.fetch_add(1, std::memory_order_release);
+  wake(epoch_);
+  work(loop, 0);
+  close();
+}
+
+// Ends the loop: nobody can join any more, and all members have left.
+void ThreadPool::close() {
+  uint32_t members = members_.fetch_or(kClosed, std::memory_order_acq_rel) | kClosed;
+  while (members != kClosed) members = wait_while_equal(members_, members, spins_);
+}
+
+// True if a loop was open; loop_ is then valid until leave().
+bool ThreadPool::join() {
+  uint32_t members = members_.load(std::memory_order_relaxed);
+  while ((members & kClosed) == 0) {
+    if (members_.compare_exchange_weak(members, members + 1, std::memory_order_acquire)) return true;
+  }
+  return false;
+}
+
+void ThreadPool::leave() {
+  if (members_.fetch_sub(1, std::memory_order_acq_rel) == kClosed + 1) wake(members_);
+}
+
+void ThreadPool::work(const Loop& loop, int worker) {
+  for (;;) {
+    const int64_t item = next_.fetch_add(1, std::memory_order_relaxed);
+    if (item >= loop.n_items) return;
+    loop.call(loop.context, item, worker);
+  }
+}
+
+void ThreadPool::worker_main(int worker, int cpu) {
+  block_signals();
+  pin_to(cpu);
+  uint32_t seen = 0;
+  for (;;) {
+    seen = wait_while_equal(epoch_, seen, spins_);
+    if (stopping_.load(std::memory_order_relaxed)) return;
+    if (!join()) continue;
+    work(*loop_, worker);
+    leave();
+  }
+}
+
+}  // namespace trimaran

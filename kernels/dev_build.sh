@@ -1,0 +1,30 @@
+#!/bin/sh
+# Build the native module into kernels/trimaran_kernels/ for work in a checkout.
+#   kernels/dev_build.sh            the Python module, with the python of .venv (or $PYTHON)
+#   kernels/dev_build.sh sanitize   the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
+set -eu
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-$root/.venv/bin/python}
+PATH=$(dirname "$python"):$PATH
+jobs=${JOBS:-2}
+
+case "${1:-module}" in
+module)
+    build=$root/build/native
+    cmake -S "$root/kernels" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
+        -DPython_EXECUTABLE="$python" -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$build/module" >/dev/null
+    cmake --build "$build" -j "$jobs"
+    cp "$build"/module/_native*.so "$root/kernels/trimaran_kernels/"
+    ;;
+sanitize)
+    build=$root/build/sanitize
+    cmake -S "$root/kernels" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+        -DTRIMARAN_PYTHON=OFF -DTRIMARAN_NATIVE_TESTS=ON -DTRIMARAN_SANITIZE=ON >/dev/null
+    cmake --build "$build" -j "$jobs"
+    ctest --test-dir "$build" --output-on-failure
+    ;;
+*)
+    echo "usage: $0 [module|sanitize]" >&2
+    exit 2
+    ;;
+esac

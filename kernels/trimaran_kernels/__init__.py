@@ -1,0 +1,31 @@
+"""Native CPU kernels: quantised linear layers and routed experts, computed from the model file's own bits."""
+
+from __future__ import annotations
+
+from trimaran_kernels._native import (
+    ExpertEngine,
+    ThreadPool,
+    built_isas,
+    cpu_features,
+    dequantize,
+    detect_isa,
+    explain_isa,
+    linear,
+    read_memory,
+    supported_types,
+)
+from trimaran_kernels.topology import usable_cpus
+
+__all__ = [
+    "ExpertEngine",
+    "ThreadPool",
+    "built_isas",
+    "cpu_features",
+    "dequantize",
+    "detect_isa",
+    "explain_isa",
+    "linear",
+    "read_memory",
+    "supported_types",
+    "usable_cpus",
+]

@@ -1,0 +1,139 @@
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+def detect_isa(cap: str = "auto") -> str:
+    """Name of the implementation that runs: the best that the CPU, `cap` and TRIMARAN_ISA allow."""
+
+def explain_isa(cap: str = "auto") -> str:
+    """Which implementation was chosen, and why each better one was refused."""
+
+def built_isas() -> list[str]:
+    """Implementations in this build, best first."""
+
+def cpu_features() -> list[str]:
+    """Features of this CPU that matter to the kernels and that the operating system supports."""
+
+def supported_types() -> list[tuple[int, str, int, int]]:
+    """(GGUF type id, name, weights in a block, bytes of a block) of each type."""
+
+class ThreadPool:
+    """One thread per CPU of `cpus`, the calling thread being the first; all but it are pinned.
+
+    Idle threads sleep. Loops from several callers run one after another.
+
+    Raises:
+        KernelError: no CPU, one twice, or one that this process may not use.
+    """
+
+    def __init__(self, cpus: Sequence[int]) -> None: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def cpus(self) -> list[int]: ...
+
+def dequantize(ggml_type: int, raw: Any, n: int, isa: str = "auto") -> NDArray[np.float32]:
+    """The first `n` weights of `raw` (uint8) as float32, exactly as the format defines them.
+
+    Raises:
+        KernelError: an unsupported type, too few bytes, or n no multiple of the block size.
+    """
+
+def linear(pool: ThreadPool, ggml_type: int, raw: Any, x: Any, out: Any, isa: str = "auto") -> None:
+    """out = x · Wᵀ with float32 activations.
+
+    W has out.shape[1] rows of x.shape[1] weights, quantised in `raw` (uint8) as `ggml_type`.
+    x: float32 [n, in]; out: float32 [n, out], written. n and out may be 0. Releases the GIL. A row of `out`
+    depends on its row of x only, to the bit, whatever the number of threads.
+
+    Raises:
+        KernelError: an array of wrong dtype, shape or layout, or too few bytes in `raw`.
+    """
+
+def read_memory(pool: ThreadPool, raw: Any) -> int:
+    """XOR of the whole 64-bit words of `raw` (uint8, 8-aligned), read by all threads: a bandwidth probe.
+
+    Raises:
+        KernelError: `raw` is no aligned, contiguous uint8 array.
+    """
+
+class ExpertEngine:
+    """The routed experts of a model's MoE layers, or of one shard of them.
+
+    Args:
+        pool: threads to compute on; kept alive.
+        hidden: elements of a token's vector.
+        intermediate: rows of an expert's gate and up matrices.
+        n_experts: experts of the whole model; valid ids are below it.
+        top_k: experts per token.
+        max_tokens: most tokens of one call; scratch memory grows with the largest call seen.
+        isa: best instruction set to use, see `detect_isa`.
+
+    Raises:
+        KernelError: a dimension below 1 or an unknown instruction set.
+    """
+
+    def __init__(
+        self,
+        pool: ThreadPool,
+        hidden: int,
+        intermediate: int,
+        n_experts: int,
+        top_k: int,
+        max_tokens: int = 4096,
+        isa: str = "auto",
+    ) -> None: ...
+    def add_layer(
+        self,
+        layer: int,
+        gate: tuple[int, Any],
+        up: tuple[int, Any],
+        down: tuple[int, Any],
+        first_expert: int,
+        n_experts: int,
+    ) -> None:
+        """Take a layer's experts [first_expert, first_expert + n_experts): (GGUF type, uint8 array) each.
+
+        The arrays hold the experts one after another: gate and up [intermediate, hidden], down
+        [hidden, intermediate] each. They are kept alive and read in place, never copied.
+
+        Raises:
+            KernelError: an unsupported type, rows that blocks do not divide, too few bytes, a bad range, or a
+                layer that is there already.
+        """
+
+    def forward(self, layer: int, x: Any, ids: Any, weights: Any, y: Any) -> int:
+        """y[t] = Σ_j weights[t, j] · down(silu(gate x[t]) · up x[t]) with the matrices of expert ids[t, j].
+
+        x, y: [n, hidden], both float32 or both bfloat16 (torch, or its bits as numpy uint16); ids: int32
+        [n, top_k]; weights: float32 [n, top_k]. Releases the GIL.
+        Ids of other shards add nothing, so the shards' outputs can be summed; an id may repeat. A NaN or
+        infinity in x or weights shows in that token's y only. Experts are summed in the order of ids, so a
+        token's result does not depend on the other tokens or on the number of threads, to the bit.
+
+        Returns:
+            A `trimaran.wire.Status` code: OK, or with y untouched BAD_LAYER, BAD_TOKEN_COUNT, BAD_EXPERT_ID
+            or INTERNAL (out of memory).
+
+        Raises:
+            KernelError: an array of wrong dtype, shape or layout.
+        """
+
+    def has_layer(self, layer: int) -> bool: ...
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def intermediate(self) -> int: ...
+    @property
+    def n_experts(self) -> int: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def bytes_read(self) -> int:
+        """Weight bytes that forward() has computed from since the engine was made."""

@@ -1,0 +1,1 @@
+"""The command line: `trimaran serve`, `chat`, `plan`, `doctor` and the single services."""

@@ -1,0 +1,151 @@
+"""`trimaran plan`: what of a model would go where, and whether it fits."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from trimaran.bandwidth import measure_ram_bandwidth
+from trimaran.cli import options
+from trimaran.config import Config
+from trimaran.errors import PlanError
+from trimaran.gguf import GGUFFile
+from trimaran.machine import Gpu, Machine, read_machine
+from trimaran.model_path import resolve_model
+from trimaran.plan import Bandwidth, Plan, check_plan, make_plan
+from trimaran.spec import read_spec
+from trimaran.units import format_bytes, parse_bytes
+
+_MOST_THREADS = 64
+
+
+def plan(
+    model: Annotated[
+        str | None, typer.Argument(help="GGUF file, the first of split files, a folder, or 'demo'.")
+    ] = None,
+    config_file: options.ConfigFile = None,
+    device: options.Device = None,
+    context: options.Context = None,
+    gpu_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Plan for a GPU with this memory, e.g. 24GiB.")
+    ] = None,
+    ram: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Plan for this much RAM, e.g. 512GiB.")
+    ] = None,
+    ram_bandwidth: Annotated[
+        str | None,
+        typer.Option(metavar="RATE", help="RAM bandwidth a second, e.g. 440GB. Measured without it."),
+    ] = None,
+    gpu_bandwidth: Annotated[
+        str | None, typer.Option(metavar="RATE", help="GPU memory bandwidth a second, e.g. 1000GB.")
+    ] = None,
+    assignments: options.Assignments = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show what of a model goes to the GPU and what to RAM, and refuse what cannot fit (exit code 4).
+
+    Only the file's metadata are read, so a 400 GB model takes a second. The predicted speed is an upper bound
+    from the bytes that one token reads.
+
+    Examples:
+
+      trimaran plan DeepSeek-R1-Q4_K_M-00001-of-00010.gguf
+      trimaran plan r1.gguf --gpu-memory 24GiB --ram 512GiB --context 128K
+      trimaran plan r1.gguf --ram-bandwidth 440GB --gpu-bandwidth 1000GB --json
+    """
+    config = options.make_config(
+        config_file, assignments, model=model, device=device, context=context, debug=debug
+    )
+    machine, config = _for_machine(read_machine(), config, gpu_memory, ram)
+    bandwidth = Bandwidth(
+        ram=_ram_bandwidth(machine, given=ram_bandwidth, is_here=ram is None),
+        gpu=float(parse_bytes(gpu_bandwidth)) if gpu_bandwidth else None,
+    )
+    with GGUFFile.open(resolve_model(config.model)) as file:
+        made = make_plan(read_spec(file), file.tensors, machine, config, bandwidth)
+    if json:
+        print(msgspec.json.encode({**asdict(made), "problems": made.problems()}).decode())
+    else:
+        show(made, Console(highlight=False))
+    check_plan(made)
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Prints the plan as a table and sentences."""
+    table = Table(title=f"{plan.model}, attention on {plan.device}", title_justify="left", box=None)
+    for heading in ("part", "where"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("in the file", "in memory"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("types")
+    for item in plan.items:
+        sizes = (format_bytes(item.file_bytes), format_bytes(item.nbytes))
+        table.add_row(item.part, item.place, *sizes, item.types)
+    place = "RAM" if plan.gpu is None else "GPU"
+    table.add_row("latent cache", place, "", format_bytes(plan.kv_bytes), f"{plan.context} tokens")
+    table.add_row("workspace", place, "", format_bytes(plan.workspace), "")
+    console.print(table)
+    for line in _summary(plan):
+        console.print(line, soft_wrap=True)
+
+
+def _summary(plan: Plan) -> list[str]:
+    lines = [""]
+    if plan.skipped:
+        lines.append(f"skipped: {format_bytes(plan.skipped)} of the file (multi-token prediction)")
+    lines.append(f"cache: {format_bytes(plan.kv_per_token * 1000)} per 1,000 tokens")
+    if plan.context < plan.wanted_context:
+        lines.append(f"context: {plan.context} of the model's {plan.wanted_context} tokens fit")
+    if plan.gpu is not None:
+        lines.append(_budget_line("GPU", plan.gpu.needed, plan.gpu.available))
+    lines.append(_budget_line("RAM", plan.ram.needed, plan.ram.available))
+    lines.append(_speed_line(plan))
+    if not plan.problems():
+        lines.append("verdict: it fits")
+    return lines
+
+
+def _budget_line(name: str, needed: int, available: int) -> str:
+    return f"{name}: {format_bytes(needed)} needed of {format_bytes(available)}"
+
+
+def _speed_line(plan: Plan) -> str:
+    speed = plan.speed
+    read = f"a token reads {format_bytes(speed.ram_bytes)} of RAM"
+    if speed.gpu_bytes:
+        read += f" and {format_bytes(speed.gpu_bytes)} of GPU memory"
+    if speed.tokens_per_second is None:
+        return f"decode: {read}; give --ram-bandwidth and --gpu-bandwidth for a bound in tokens per second"
+    return f"decode: {read}: {speed.tokens_per_second:.3g} tokens/s at most, for one request"
+
+
+def _for_machine(
+    machine: Machine, config: Config, gpu_memory: str | None, ram: str | None
+) -> tuple[Machine, Config]:
+    """The machine as asked for on the command line, and a configuration that uses its GPU."""
+    if ram is not None:
+        memory = replace(machine.memory, limit=parse_bytes(ram), total=parse_bytes(ram))
+        machine = replace(machine, memory=memory)
+    if gpu_memory is not None:
+        if config.attn.device == "cpu":
+            raise PlanError("--gpu-memory contradicts --device cpu")
+        size = parse_bytes(gpu_memory)
+        gpu = Gpu("planned", memory=size, memory_free=size, capability="", driver="")
+        machine = replace(machine, gpus=(gpu,))
+        config = msgspec.structs.replace(
+            config, attn=msgspec.structs.replace(config.attn, device="cuda:0", gpu_memory="auto")
+        )
+    return machine, config
+
+
+def _ram_bandwidth(machine: Machine, *, given: str | None, is_here: bool) -> float | None:
+    """As given, or measured; another machine's cannot be measured here."""
+    if given is not None:
+        return float(parse_bytes(given))
+    return measure_ram_bandwidth(min(machine.cores, _MOST_THREADS)) if is_here else None

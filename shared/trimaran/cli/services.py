@@ -1,0 +1,51 @@
+"""The three services as command lines. The common core imports none of them: each is its own process."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trimaran.cli.children import ServiceCommand
+from trimaran.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Service:
+    """One of the three services.
+
+    Attributes:
+        name: what the command line and the logs call it.
+        module: what `python -m` runs.
+        needs: modules that must be installed for it.
+        extra: the extra that installs them.
+    """
+
+    name: str
+    module: str
+    needs: tuple[str, ...]
+    extra: str
+
+    def command(self, arguments: Sequence[str]) -> ServiceCommand:
+        """The command line that runs it with `arguments`.
+
+        Raises:
+            ConfigError: a module that it needs is not installed.
+        """
+        for module in (self.module, *self.needs):
+            if importlib.util.find_spec(module) is None:
+                package = f"trimaran[{self.extra}]" if self.extra else "trimaran"
+                raise ConfigError(
+                    f"the {self.name} service needs the Python module {module}, which is not installed",
+                    remedy=f"pip install '{package}'",
+                )
+        # -P keeps the working directory off sys.path: a folder there must not shadow a package.
+        return ServiceCommand(self.name, (sys.executable, "-P", "-m", self.module, *arguments))
+
+
+EXPERTS = Service("experts", "trimaran_experts", ("trimaran_kernels",), "")
+ATTN = Service("attn", "trimaran_attn", ("torch",), "attn")
+GATEWAY = Service("gateway", "trimaran_gateway", ("fastapi", "uvicorn", "tokenizers"), "gateway")
+
+IN_START_ORDER = (EXPERTS, ATTN, GATEWAY)

@@ -1,0 +1,85 @@
+"""`trimaran gateway`, `attn` and `experts`: one service alone, in place of this process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NoReturn
+
+from trimaran.cli import options
+from trimaran.cli.services import ATTN, EXPERTS, GATEWAY, Service
+
+
+def gateway(
+    model: options.Model = None,
+    config_file: options.ConfigFile = None,
+    host: options.Host = None,
+    port: options.Port = None,
+    assignments: options.Assignments = None,
+    debug: options.Debug = False,
+) -> None:
+    """Run the HTTP gateway alone. It needs no torch and no GPU.
+
+    It takes tokeniser and chat template from the model file, and finds the attention service in the run
+    directory. Use it where a process manager of your own starts the three services.
+
+    Examples:
+
+      trimaran gateway --model r1.gguf --set run_dir=/run/trimaran
+      trimaran gateway --config server.yaml --host 0.0.0.0
+    """
+    _become(
+        GATEWAY, config_file, options.overrides(assignments, model=model, host=host, port=port), debug=debug
+    )
+
+
+def attn(
+    model: options.Model = None,
+    config_file: options.ConfigFile = None,
+    device: options.Device = None,
+    context: options.Context = None,
+    assignments: options.Assignments = None,
+    debug: options.Debug = False,
+) -> None:
+    """Run the attention service alone: everything of the model but the routed experts.
+
+    Examples:
+
+      trimaran attn --model r1.gguf --device cuda:0 --set run_dir=/run/trimaran
+      trimaran attn --config server.yaml --set experts.endpoints=tcp://127.0.0.1:7000
+    """
+    _become(
+        ATTN,
+        config_file,
+        options.overrides(assignments, model=model, device=device, context=context),
+        debug=debug,
+    )
+
+
+def experts(
+    model: options.Model = None,
+    config_file: options.ConfigFile = None,
+    assignments: options.Assignments = None,
+    debug: options.Debug = False,
+) -> None:
+    """Run the expert service alone: the routed experts, in RAM, on the CPU.
+
+    Examples:
+
+      trimaran experts --model r1.gguf --set run_dir=/run/trimaran
+      trimaran experts --model r1.gguf --set experts.experts=0-127 --set experts.threads=32
+    """
+    _become(EXPERTS, config_file, options.overrides(assignments, model=model), debug=debug)
+
+
+def _become(
+    service: Service, config_file: Path | None, overrides: dict[str, object], *, debug: bool
+) -> NoReturn:
+    """Replaces this process by the service, so that signals and exit codes are its own."""
+    arguments = [f"--set={path}={value}" for path, value in overrides.items()]
+    if config_file is not None:
+        arguments.append(f"--config={config_file}")
+    if debug:
+        arguments += ["--debug", "--set=log_level=debug"]
+    argv = service.command(arguments).argv
+    os.execv(argv[0], list(argv))  # noqa: S606 - that there is no shell is the point

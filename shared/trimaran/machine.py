@@ -1,0 +1,233 @@
+"""What this machine offers: cores, instruction sets, memory, NUMA nodes, GPUs, and the limits of its cgroup.
+
+Everything is read from `/proc` and `/sys` below a root that tests replace; GPUs are asked of `nvidia-smi`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+_ISA_FLAGS = {
+    "avx2": ("avx2", "fma", "f16c"),
+    "avx512": ("avx512f", "avx512bw", "avx512vl", "avx512dq"),
+    "avx512_vnni": ("avx512f", "avx512_vnni"),
+    "avx512_bf16": ("avx512f", "avx512_bf16"),
+    "amx": ("amx_tile", "amx_int8", "amx_bf16"),
+}
+_GPU_QUERY = "name,memory.total,memory.free,compute_cap,driver_version"
+_NO_LIMIT = 1 << 60
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes. `limit` is what this process may use at most: the machine's total or its cgroup's limit."""
+
+    total: int
+    available: int
+    limit: int
+    huge_pages_free: int
+    huge_page_size: int
+    transparent_huge_pages: str
+
+
+@dataclass(frozen=True)
+class NumaNode:
+    """One memory node: its CPUs, and its bytes of memory."""
+
+    number: int
+    cpus: tuple[int, ...]
+    memory: int
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU; memory in bytes, `capability` such as `9.0`."""
+
+    name: str
+    memory: int
+    memory_free: int
+    capability: str
+    driver: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The whole.
+
+    Attributes:
+        cpu: model name of the processor.
+        isas: names of instruction sets, least first: avx2, avx512, avx512_vnni, avx512_bf16, amx.
+        cpus: numbers of the CPUs that this process may run on.
+        cpu_quota: cores' worth of time that the cgroup grants; None is no limit.
+        shared_memory: size and free bytes of /dev/shm.
+    """
+
+    cpu: str
+    isas: tuple[str, ...]
+    cpus: tuple[int, ...]
+    cpu_quota: float | None
+    memory: Memory
+    nodes: tuple[NumaNode, ...]
+    shared_memory: tuple[int, int]
+    gpus: tuple[Gpu, ...]
+
+    @property
+    def cores(self) -> int:
+        """How many threads can run at once."""
+        quota = len(self.cpus) if self.cpu_quota is None else max(1, int(self.cpu_quota))
+        return min(len(self.cpus), quota)
+
+
+def read_machine(root: Path = Path("/"), *, with_gpus: bool = True) -> Machine:
+    """Looks at the machine. `root` stands in for `/` in tests."""
+    cpuinfo = _text(root / "proc/cpuinfo")
+    return Machine(
+        cpu=_field(cpuinfo, "model name") or _field(cpuinfo, "Processor") or "unknown processor",
+        isas=parse_isas(_field(cpuinfo, "flags") or ""),
+        cpus=tuple(sorted(os.sched_getaffinity(0))),
+        cpu_quota=_cpu_quota(root),
+        memory=_memory(root),
+        nodes=_nodes(root),
+        shared_memory=_shared_memory(root / "dev/shm"),
+        gpus=read_gpus() if with_gpus else (),
+    )
+
+
+def parse_isas(flags: str) -> tuple[str, ...]:
+    """The instruction sets whose flags are all in a `flags` line of /proc/cpuinfo."""
+    present = set(flags.split())
+    return tuple(name for name, needed in _ISA_FLAGS.items() if present.issuperset(needed))
+
+
+def parse_cpu_list(text: str) -> tuple[int, ...]:
+    """`0-2,8` as numbers."""
+    cpus: list[int] = []
+    for item in filter(None, text.strip().split(",")):
+        first, _, last = item.partition("-")
+        cpus.extend(range(int(first), int(last or first) + 1))
+    return tuple(cpus)
+
+
+def read_gpus(timeout_s: float = 10.0) -> tuple[Gpu, ...]:
+    """The GPUs that `nvidia-smi` lists; none if it is not there or does not answer in time."""
+    command = ["nvidia-smi", f"--query-gpu={_GPU_QUERY}", "--format=csv,noheader,nounits"]
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout_s, check=True, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return parse_gpus(result.stdout)
+
+
+def parse_gpus(output: str) -> tuple[Gpu, ...]:
+    """GPUs from nvidia-smi's CSV lines; a GPU whose memory it does not tell is left out."""
+    gpus = []
+    for line in output.splitlines():
+        fields = [field.strip() for field in line.split(",")]
+        if len(fields) == 5 and fields[1].isdigit() and fields[2].isdigit():
+            name, total, free, capability, driver = fields
+            gpus.append(Gpu(name, int(total) << 20, int(free) << 20, capability, driver))
+    return tuple(gpus)
+
+
+# --- parts --------------------------------------------------------------------------------------------------
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _field(text: str, name: str) -> str | None:
+    match = re.search(rf"^{re.escape(name)}\s*:\s*(.*)$", text, re.MULTILINE)
+    return match[1].strip() if match else None
+
+
+def _cgroup_folders(root: Path) -> list[Path]:
+    """The folders of this process's cgroup (version 2, then 1), each with its ancestors: any may limit it."""
+    base = root / "sys/fs/cgroup"
+    folders = []
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        number, controllers, path = line.split(":", 2)
+        for hierarchy in [""] if number == "0" else controllers.split(","):
+            folder = base / hierarchy / path.lstrip("/")
+            while folder != base and base in folder.parents:
+                folders.append(folder)
+                folder = folder.parent
+            folders.append(base / hierarchy)
+    return list(dict.fromkeys(folders)) or [base]
+
+
+def _cpu_quota(root: Path) -> float | None:
+    quotas = [quota for folder in _cgroup_folders(root) if (quota := _folder_quota(folder)) is not None]
+    return min(quotas, default=None)
+
+
+def _folder_quota(folder: Path) -> float | None:
+    text = _text(folder / "cpu.max")  # version 2: "max 100000" or "150000 100000"
+    if not text:
+        text = f"{_text(folder / 'cpu.cfs_quota_us').strip()} {_text(folder / 'cpu.cfs_period_us').strip()}"
+    match text.split():
+        case [quota, period] if quota.isdigit() and period.isdigit() and int(period) > 0:
+            return int(quota) / int(period)
+        case _:
+            return None
+
+
+def _memory_limit(root: Path) -> int:
+    limits = [_NO_LIMIT]
+    for folder in _cgroup_folders(root):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            text = _text(folder / name).strip()
+            if text.isdigit():
+                limits.append(int(text))
+    return min(limits)
+
+
+def _memory(root: Path) -> Memory:
+    meminfo = _text(root / "proc/meminfo")
+    total = _kilobytes(meminfo, "MemTotal")
+    limit = min(total, _memory_limit(root))
+    thp = re.search(r"\[(\w+)\]", _text(root / "sys/kernel/mm/transparent_hugepage/enabled"))
+    return Memory(
+        total=total,
+        available=min(_kilobytes(meminfo, "MemAvailable"), limit),
+        limit=limit,
+        huge_pages_free=int(_field(meminfo, "HugePages_Free") or 0),
+        huge_page_size=_kilobytes(meminfo, "Hugepagesize"),
+        transparent_huge_pages=thp[1] if thp else "unknown",
+    )
+
+
+def _kilobytes(meminfo: str, name: str) -> int:
+    text = _field(meminfo, name)
+    return int(text.split()[0]) * 1024 if text else 0
+
+
+def _nodes(root: Path) -> tuple[NumaNode, ...]:
+    nodes = []
+    for folder in (root / "sys/devices/system/node").glob("node[0-9]*"):
+        memory = re.search(r"MemTotal:\s*(\d+) kB", _text(folder / "meminfo"))
+        nodes.append(
+            NumaNode(
+                number=int(folder.name.removeprefix("node")),
+                cpus=parse_cpu_list(_text(folder / "cpulist")),
+                memory=int(memory[1]) * 1024 if memory else 0,
+            )
+        )
+    return tuple(sorted(nodes, key=lambda node: node.number))
+
+
+def _shared_memory(path: Path) -> tuple[int, int]:
+    try:
+        stat = os.statvfs(path)
+    except OSError:
+        return 0, 0
+    return stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+
+def test_models(stack: Any, client: openai.OpenAI) -> None:
+    models = client.models.list().data
+    assert [model.id for model in models] == ["tiny-test"]
+    assert client.models.retrieve("tiny-test").owned_by == "trimaran"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other/model")
+
+
+def test_health(stack: Any) -> None:
+    for path in ("/health", "/ready"):
+        response = httpx.get(stack.url + path)
+        assert response.status_code == 200
+        assert response.json()["status"] == "ready"
+
+
+def samples(stack: Any) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    text = httpx.get(stack.url + "/metrics").text
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_metrics_count_requests(make_stack: Any) -> None:
+    with make_stack() as stack:
+        stack.engine.say("</think>hello world")
+        stack.client().chat.completions.create(model="tiny-test", messages=[{"role": "user", "content": "x"}])
+        found = samples(stack)
+        generated = len(stack.model.tokenizer.encode("</think>hello world")) + 1
+        assert found["trimaran_request_success_total", (("finished_reason", "stop"),)] == 1
+        assert found["trimaran_time_to_first_token_seconds_count", ()] == 1
+        assert found["trimaran_inter_token_latency_seconds_count", ()] == generated - 1
+        assert found["trimaran_request_generation_tokens_sum", ()] == generated
+        assert found["trimaran_e2e_request_latency_seconds_count", ()] == 1
+        assert found["trimaran_gateway_requests_in_flight", ()] == 0
+        assert (
+            found["trimaran_http_requests_total", (("path", "/v1/chat/completions"), ("status", "200"))] == 1
+        )
+
+
+def test_metrics_carry_what_the_engine_reports(make_stack: Any) -> None:
+    with make_stack() as stack:
+        samples(stack)
+        found = samples(stack)
+        assert found["trimaran_prompt_tokens_total", ()] == 7
+        assert found["trimaran_num_requests_running", ()] == 1
+        assert found["trimaran_expert_tokens_total", (("shard", "0"),)] == 11
+        assert found["trimaran_expert_queue_depth", (("shard", "0"),)] == 2
+        assert found["trimaran_attention_wait_on_experts_seconds_count", ()] == 4
+        assert found["trimaran_engine_up", ()] == 1
+
+
+def test_openapi_lists_every_route(stack: Any) -> None:
+    paths = httpx.get(stack.url + "/openapi.json").json()["paths"]
+    assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics"} <= set(paths)

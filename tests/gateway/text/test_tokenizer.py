@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as ReferenceTokenizer
+from tokenizers.pre_tokenizers import PreTokenizer
+from trimaran.errors import ModelFileError
+from trimaran_gateway.text.pretokenizers import pre_tokenizer
+from trimaran_gateway.text.tokenizer import Tokenizer
+
+NASTY = [
+    "",
+    " ",
+    "\n\n\t  \r\n x  ",
+    "12345678 3.14159 1e-10 ½ ٣٤٥ 一二三",
+    "你好，世界！カタカナ ひらがな 한국어",
+    "don't we'll HE'S x's 'tis",
+    "🙂👨‍👩‍👧‍👦🏳️‍🌈 é à ǅ ﬁ Å Å",
+    "def f(x):\n    return x**2  # 平方\n\n\n\tif x: pass",
+    "<think>\nhm</think><｜User｜>x<｜tool▁sep｜><｜place▁holder▁no▁3｜>",
+    "<｜User> <| not a token |> <thin k>",
+    "a" * 500 + " " * 300 + "!" * 200,
+    "\u200b\u00a0\u3000\ufeff\x00\x1f\x7f",
+    "https://example.org/?q=1&r=%20#frag user@mail.com C:\\path",
+    '{"json": [1, 2.5, null, "\\u00e9"]}',
+    "ᚠᛇᚻ ߊ ก็ ༀ བོད་ ʰ ͏ \U0001f1e9\U0001f1ea \U000e0041",
+    "".join(map(chr, range(0x20, 0x3100))),
+]
+
+
+@pytest.fixture(scope="module")
+def v3(v3_metadata: dict[str, Any]) -> Tokenizer:
+    return Tokenizer.from_metadata(v3_metadata)
+
+
+@pytest.fixture(scope="module")
+def v3_reference(v3_json: Path) -> ReferenceTokenizer:
+    return ReferenceTokenizer.from_file(str(v3_json))
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_ids_equal_deepseek_v3(v3: Tokenizer, v3_reference: ReferenceTokenizer, text: str) -> None:
+    ids = v3.encode(text)
+    assert ids == v3_reference.encode(text, add_special_tokens=False).ids
+    assert v3.decode(ids, keep_control=True) == text
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text(max_size=80))
+def test_ids_equal_deepseek_v3_on_any_text(
+    v3: Tokenizer, v3_reference: ReferenceTokenizer, text: str
+) -> None:
+    assert v3.encode(text) == v3_reference.encode(text, add_special_tokens=False).ids
+
+
+def test_large_vocabulary_loads_fast(v3_metadata: dict[str, Any]) -> None:
+    start = time.process_time()
+    Tokenizer.from_metadata(v3_metadata)
+    assert time.process_time() - start < 3
+
+
+def test_markers_of_v3(v3: Tokenizer) -> None:
+    markers = v3.vocabulary.markers
+    assert (markers.think, markers.end_think, markers.user, markers.assistant) == (
+        128798,
+        128799,
+        128803,
+        128804,
+    )
+    assert (markers.calls_begin, markers.tool_sep) == (128806, 128814)
+    assert markers.can_reason
+    assert markers.can_call_tools
+
+
+def pieces(cutter: PreTokenizer, text: str) -> list[str]:
+    return [text[start:end] for _, (start, end) in cutter.pre_tokenize_str(text)]
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("deepseek-llm", ["ab", " cd", "1", "2", "3", "\n", "你好", "!?"]),
+        ("deepseek-coder", ["ab", " cd", "1", "2", "3", "\n", "你好", "!?"]),
+        ("deepseek-v3", ["ab", " cd", "123", "\n", "你好", "!?"]),
+        ("joyai-llm", ["ab", " cd", "123", "\n", "你好", "!?"]),
+    ],
+)
+def test_families_cut_differently(family: str, expected: list[str]) -> None:
+    assert pieces(pre_tokenizer(family), "ab cd123\n你好!?") == expected
+
+
+def test_bos_is_never_doubled(tokenizer: Tokenizer) -> None:
+    once = tokenizer.encode("hello", add_bos=True)
+    assert once[0] == tokenizer.bos_id
+    assert tokenizer.encode("<｜begin▁of▁sentence｜>hello", add_bos=True) == once
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.text(max_size=30), st.sampled_from(["<think>", "<｜User｜>", "<｜Assistant｜>"]), st.text(max_size=30)
+)
+def test_quoted_markers_are_plain_text(tokenizer: Tokenizer, before: str, marker: str, after: str) -> None:
+    text = (before + marker + after).replace("\ufdd0", "")
+    ids = tokenizer.encode(tokenizer.quote_markers(text), quoted=True)
+    assert not set(ids) & set(tokenizer.vocabulary.added.values())
+    assert tokenizer.decode(ids) == text
+
+
+def test_lone_surrogates_become_replacement_characters(tokenizer: Tokenizer) -> None:
+    assert tokenizer.decode(tokenizer.encode("a\ud83db")) == "a\ufffdb"
+
+
+def test_token_types_may_be_numpy(metadata: Callable[..., dict[str, Any]]) -> None:
+    keys = metadata()
+    keys["tokenizer.ggml.token_type"] = np.array(keys["tokenizer.ggml.token_type"], np.int32)
+    assert Tokenizer.from_metadata(keys).encode("<think>") == [len(keys["tokenizer.ggml.tokens"]) - 13]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("tokenizer.ggml.model", "llama", "gpt2"),
+        ("tokenizer.ggml.pre", "qwen2", "deepseek-llm, deepseek-coder, deepseek-v3, joyai-llm"),
+        ("tokenizer.ggml.tokens", None, "tokenizer.ggml.tokens is missing"),
+        ("tokenizer.ggml.merges", ["ab"], "'ab' is no pair"),
+        ("tokenizer.ggml.merges", ["no such"], "do not fit"),
+        ("tokenizer.ggml.token_type", [1, 1], "2 entries"),
+        ("tokenizer.ggml.bos_token_id", 10**6, "outside the vocabulary"),
+    ],
+)
+def test_bad_keys_are_named(
+    metadata: Callable[..., dict[str, Any]], key: str, value: object, message: str
+) -> None:
+    with pytest.raises(ModelFileError, match=message):
+        Tokenizer.from_metadata(metadata(**{key: value}))

@@ -1,0 +1,99 @@
+"""The command line itself: help that teaches, flags that reach the configuration, errors in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trimaran import __version__
+from trimaran.cli import single
+from trimaran.cli.main import make_app
+from trimaran.cli.options import make_config, overrides
+from trimaran.errors import ConfigError
+from trimaran.synth import write_random_model
+from typer.testing import CliRunner
+
+COMMANDS = ("serve", "chat", "plan", "doctor", "gateway", "attn", "experts", "version")
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(make_app(), list(arguments), env={"COLUMNS": "200"})
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_help_lists_every_command() -> None:
+    text = run("--help")
+    assert all(command in text for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shows_examples(command: str) -> None:
+    text = run(command, "--help")
+    assert "Examples:" in text
+    assert f"trimaran {command}" in text.split("Examples:")[1]
+
+
+def test_version() -> None:
+    assert run("version").strip() == __version__
+
+
+def test_flags_become_options() -> None:
+    config = make_config(
+        None, ["attn.max_running=4", "gateway.port=1"], port=9000, device="cpu", context="32K", debug=True
+    )
+    assert config.attn.max_running == 4
+    assert config.gateway.port == 9000
+    assert config.attn.device == "cpu"
+    assert config.attn.context_length == 32768
+    assert config.log_level == "debug"
+
+
+def test_wrong_flags() -> None:
+    with pytest.raises(ConfigError, match="--context: 'long' is no number of tokens"):
+        overrides(None, context="long")
+
+
+def test_plan_of_a_small_model(tmp_path: Path) -> None:
+    path = write_random_model(tmp_path / "m.gguf", "v3", mix="Q4_K_M")
+    text = run("plan", str(path), "--device", "cpu")
+    assert "routed experts" in text
+    assert "verdict: it fits" in text
+    fields = json.loads(run("plan", str(path), "--gpu-memory", "8GiB", "--ram", "64GiB", "--json"))
+    assert fields["problems"] == []
+    assert fields["gpu"]["available"] == 8 << 30
+    assert fields["ram"]["available"] == 64 << 30
+    assert fields["speed"]["tokens_per_second"] is None
+    measured = json.loads(run("plan", str(path), "--device", "cpu", "--json"))
+    assert measured["speed"]["tokens_per_second"] > 0
+
+
+def test_doctor_reports_as_json() -> None:
+    result = CliRunner().invoke(make_app(), ["doctor", "--json"])
+    report = json.loads(result.output)
+    verdicts = {finding["subject"]: finding["verdict"] for finding in report["findings"]}
+    assert verdicts["python"] == "ok"
+    assert report["machine"]["memory"]["total"] > 0
+    assert result.exit_code == (1 if "missing" in verdicts.values() else 0)
+    assert all(finding["remedy"] for finding in report["findings"] if finding["verdict"] == "missing")
+
+
+def test_a_single_service_takes_over_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+
+    def execv(_path: str, argv: list[str]) -> Any:
+        calls.append(argv)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(single.os, "execv", execv)
+    run("gateway", "--model", "x.gguf", "--port", "9000", "--set", "log_format=json", "--config", "a.yaml")
+    (argv,) = calls
+    assert argv[1:4] == ["-P", "-m", "trimaran_gateway"]
+    assert set(argv[4:]) == {
+        "--set=model=x.gguf",
+        "--set=gateway.port=9000",
+        "--set=log_format=json",
+        "--config=a.yaml",
+    }

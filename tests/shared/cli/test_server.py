@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from trimaran.cli.log_relay import LogLine
+from trimaran.cli.server import Server, ServiceDiedError
+from trimaran.cli.services import Service
+from trimaran.cli.signals import SignalInbox
+from trimaran.config_loader import load_config
+from trimaran.errors import ConfigError, ModelFileError, PeerError
+
+from .conftest import HEALTH, MakeService
+
+IDLE = "log.info('ready'); stop.wait()"
+
+
+class Harness:
+    """A server of fake services in a run directory, with what it logged."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.folder = folder
+        self.model = model
+        self.lines: list[LogLine] = []
+        self.inbox = SignalInbox()
+
+    def server(self, *services: Service, **overrides: object) -> Server:
+        run_dir = self.folder / "run"
+        run_dir.mkdir(mode=0o700, exist_ok=True)
+        options = {"model": str(self.model), "gateway.port": 0, **overrides}
+        return Server(load_config(None, options, {}), run_dir, self.lines.append, services)
+
+    def messages(self) -> list[str]:
+        return [line.message for line in self.lines]
+
+    def interrupt_later(self, delay_s: float) -> None:
+        threading.Timer(delay_s, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+
+@pytest.fixture
+def harness(tmp_path: Path, model: Path) -> Iterator[Harness]:
+    harness = Harness(tmp_path, model)
+    with harness.inbox:
+        yield harness
+
+
+def children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def test_a_whole_life(harness: Harness, make_service: MakeService) -> None:
+    with harness.server(make_service("attn", IDLE), make_service("gateway", HEALTH)) as server:
+        server.start()
+        healths: list[object] = []
+        assert server.wait_ready(harness.inbox, 30, healths.append)
+        assert healths
+        harness.interrupt_later(0.1)
+        server.supervise(harness.inbox)
+        server.stop(harness.inbox)
+    assert children() == []
+    assert harness.messages().count("stopped") == 2
+    stopped = [line.service for line in harness.lines if line.message == "stopped"]
+    assert stopped == ["gateway", "attn"]
+
+
+def test_environment_options_do_not_beat_flags_in_children(
+    harness: Harness, make_service: MakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIMARAN_ATTN__MAX_RUNNING", "9")
+    body = "log.info(f'max {config.attn.max_running}'); stop.wait()"
+    options = {"attn.max_running": 3}
+    with harness.server(make_service("attn", body), make_service("gateway", HEALTH), **options) as server:
+        server.start()
+        assert server.wait_ready(harness.inbox, 30, lambda _health: None)
+        deadline = time.monotonic() + 10
+        while "max 3" not in harness.messages() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        server.stop(harness.inbox)
+    assert "max 3" in harness.messages()
+
+
+def test_a_death_while_starting_ends_the_start(harness: Harness, make_service: MakeService) -> None:
+    body = "print('about to fail', flush=True); os._exit(7)"
+    with harness.server(make_service("attn", body)) as server:
+        server.start()
+        with pytest.raises(ServiceDiedError, match="the attn service ended with code 7") as caught:
+            server.wait_ready(harness.inbox, 30, lambda _health: None)
+        assert caught.value.lines[-1] == "about to fail"
+    assert children() == []
+
+
+def test_an_expected_failure_keeps_its_sentence_and_code(harness: Harness, make_service: MakeService) -> None:
+    body = "from trimaran.errors import PlanError; raise PlanError('too big', remedy='shrink it')"
+    with harness.server(make_service("attn", body)) as server:
+        server.start()
+        with pytest.raises(PeerError) as caught:
+            server.wait_ready(harness.inbox, 30, lambda _health: None)
+    assert str(caught.value) == "attn: too big (shrink it)"
+    assert caught.value.exit_code == 4
+
+
+def test_waiting_is_bounded_and_can_be_stopped(harness: Harness, make_service: MakeService) -> None:
+    with harness.server(make_service("attn", IDLE)) as server:
+        server.start()
+        with pytest.raises(PeerError, match="not ready after"):
+            server.wait_ready(harness.inbox, 0.5, lambda _health: None)
+        harness.interrupt_later(0.1)
+        assert not server.wait_ready(harness.inbox, 30, lambda _health: None)
+        server.stop(harness.inbox)
+
+
+def test_a_crashed_service_comes_back(harness: Harness, make_service: MakeService, tmp_path: Path) -> None:
+    body = f"""
+marker = Path({str(tmp_path / "crashed")!r})
+if not marker.exists():
+    marker.touch()
+    os.kill(os.getpid(), 9)
+log.info("second life")
+os.kill(os.getppid(), {int(signal.SIGTERM)})
+stop.wait()
+"""
+    with harness.server(make_service("attn", body)) as server:
+        server.start()
+        server.supervise(harness.inbox)
+        server.stop(harness.inbox)
+    assert any("was killed by SIGKILL" in message for message in harness.messages())
+    assert "second life" in harness.messages()
+
+
+def test_a_crash_loop_is_given_up(harness: Harness, make_service: MakeService) -> None:
+    with harness.server(make_service("attn", "os._exit(3)")) as server:
+        for policy in server.policies.values():
+            policy.first_delay_s = 0.01
+        server.start()
+        with pytest.raises(PeerError, match="crashes again and again; last, it ended with code 3"):
+            server.supervise(harness.inbox)
+    assert children() == []
+
+
+def test_a_second_signal_kills(harness: Harness, make_service: MakeService) -> None:
+    body = "log.info('ready')\nwhile True: time.sleep(0.01)"
+    with harness.server(make_service("attn", body)) as server:
+        server.start()
+        while "ready" not in harness.messages():
+            time.sleep(0.02)
+        started = time.monotonic()
+        harness.interrupt_later(0.3)
+        server.stop(harness.inbox)
+        assert time.monotonic() - started < 5
+    assert children() == []
+
+
+def test_bad_beginnings(harness: Harness, make_service: MakeService) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
+            harness.server(make_service("attn", IDLE), **{"gateway.port": port})
+    with pytest.raises(ConfigError, match="cannot listen on"):
+        harness.server(make_service("attn", IDLE), **{"gateway.host": "no.such.host.invalid"})
+    with pytest.raises(ModelFileError, match="no such file"):
+        harness.server(make_service("attn", IDLE), model="gone.gguf")
+    with pytest.raises(ConfigError, match="needs the Python module no_such_module"):
+        harness.server(Service("attn", "no_such_module", (), "attn"))
+
+
+def test_a_server_with_keys_has_one_of_its_own(harness: Harness, make_service: MakeService) -> None:
+    server = harness.server(make_service("gateway", HEALTH), **{"gateway.api_keys": "0" * 64})
+    assert server.api.has_key
+    assert len(server.config.gateway.api_keys) == 2
+    config_file = harness.folder / "run" / "config.yaml"
+    assert config_file.stat().st_mode & 0o077 == 0
+    assert server.key is not None
+    assert server.key not in config_file.read_text()

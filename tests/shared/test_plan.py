@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+import pytest
+from trimaran.config_loader import load_config
+from trimaran.errors import PlanError
+from trimaran.gguf import GGMLType, GGUFFile, TensorInfo
+from trimaran.machine import Gpu, Machine, Memory
+from trimaran.model_tensors import global_shapes, layer_shapes
+from trimaran.plan import Bandwidth, Plan, check_plan, make_plan
+from trimaran.spec import ModelSpec, MoeSpec, RopeSpec, read_spec
+from trimaran.synth import write_random_model
+
+GIB = 1 << 30
+
+V3 = ModelSpec(
+    name="DeepSeek-V3",
+    n_layers=61,
+    n_dense_layers=3,
+    hidden_size=7168,
+    dense_intermediate_size=18432,
+    vocab_size=129280,
+    context_length=163840,
+    n_heads=128,
+    q_lora_rank=1536,
+    kv_lora_rank=512,
+    qk_nope_head_dim=128,
+    qk_rope_head_dim=64,
+    v_head_dim=128,
+    rms_eps=1e-6,
+    rope=RopeSpec(theta=10000.0),
+    moe=MoeSpec(
+        n_experts=256,
+        top_k=8,
+        intermediate_size=2048,
+        n_shared=1,
+        gate="sigmoid",
+        normalise_weights=True,
+        weights_scale=2.5,
+        n_groups=8,
+        n_groups_used=4,
+        group_score="top2",
+    ),
+)
+
+
+def tensors_of(spec: ModelSpec) -> dict[str, TensorInfo]:
+    shapes = global_shapes(spec)
+    for layer in range(spec.n_layers):
+        shapes |= layer_shapes(spec, layer, "kv_b", biased_gate=True)
+    shapes["blk.61.nextn.eh_proj.weight"] = (7168, 14336)
+    return {name: tensor(name, shape) for name, shape in shapes.items()}
+
+
+def tensor(name: str, shape: tuple[int, ...]) -> TensorInfo:
+    kind = GGMLType.F32 if len(shape) == 1 or "ffn_gate_inp" in name else GGMLType.Q4_K
+    return TensorInfo(name, kind, shape, 0, 0, prod(shape[:-1]) * kind.row_bytes(shape[-1]))
+
+
+def machine(ram: int, *gpus: int) -> Machine:
+    memory = Memory(ram, ram, ram, 0, 0, "madvise")
+    cards = tuple(Gpu("card", size, size, "8.9", "570") for size in gpus)
+    return Machine("cpu", ("avx2",), (0, 1), None, memory, (), (GIB, GIB), cards)
+
+
+def plan_v3(there: Machine, bandwidth: Bandwidth | None = None, **options: object) -> Plan:
+    overrides = {path.replace("__", "."): value for path, value in options.items()}
+    return make_plan(V3, tensors_of(V3), there, load_config(None, overrides, {}), bandwidth)
+
+
+def part(plan: Plan, name: str) -> tuple[str, int]:
+    item = next(item for item in plan.items if item.part == name)
+    return item.place, item.nbytes
+
+
+def test_deepseek_v3_on_a_gpu() -> None:
+    plan = plan_v3(machine(512 * GIB, 80 * GIB), attn__context_length=32768)
+    assert plan.problems() == []
+    # 58 layers × 256 experts × 3 matrices of 7168 × 2048 at 4.5 bits
+    assert part(plan, "routed experts") == ("RAM", 58 * 256 * 3 * 7168 * 2048 * 144 // 256)
+    assert part(plan, "embeddings") == ("RAM", 129280 * 7168 * 144 // 256)
+    assert part(plan, "head") == ("GPU", 2 * (129280 * 7168 + 7168))
+    assert plan.kv_per_token == 61 * 576 * 2
+    assert plan.kv_bytes == 32768 * 61 * 576 * 2
+    assert plan.skipped == 7168 * 14336 * 144 // 256
+    assert plan.gpu is not None
+    assert 32 * GIB < plan.gpu.needed < 60 * GIB
+
+
+def test_every_byte_of_the_file_is_counted_once() -> None:
+    plan = plan_v3(machine(512 * GIB, 80 * GIB))
+    total = sum(info.nbytes for info in tensors_of(V3).values())
+    assert sum(item.file_bytes for item in plan.items) + plan.skipped == total
+
+
+def test_decode_is_bound_by_the_bytes_read() -> None:
+    plan = plan_v3(machine(512 * GIB, 80 * GIB), Bandwidth(ram=440e9, gpu=1000e9))
+    experts = 58 * 8 * 3 * 7168 * 2048 * 144 // 256
+    assert plan.speed.ram_bytes == experts
+    assert plan.speed.tokens_per_second == pytest.approx(
+        1 / (experts / 440e9 + plan.speed.gpu_bytes / 1000e9)
+    )
+    assert plan_v3(machine(512 * GIB, 80 * GIB), Bandwidth(ram=440e9)).speed.tokens_per_second is None
+
+
+def test_too_small_a_gpu_is_refused_with_numbers() -> None:
+    plan = plan_v3(machine(512 * GIB, 24 * GIB), attn__context_length=4096)
+    with pytest.raises(PlanError, match=r"GPU: .* are needed, 24.0 GiB are there, .* too little") as caught:
+        check_plan(plan)
+    assert caught.value.exit_code == 4
+    assert "\n" not in str(caught.value)
+
+
+def test_the_context_that_fits_is_named() -> None:
+    big = plan_v3(machine(512 * GIB, 48 * GIB), attn__context_length=163840)
+    (problem,) = big.problems()
+    assert "--context " in problem
+    fits = int(problem.split("--context ")[1].split()[0])
+    assert 0 < fits < 163840
+    assert plan_v3(machine(512 * GIB, 48 * GIB), attn__context_length=fits).problems() == []
+
+
+def test_nobody_asked_for_the_models_whole_context() -> None:
+    plan = plan_v3(machine(512 * GIB, 48 * GIB))
+    assert plan.problems() == []
+    assert 2048 <= plan.context < plan.wanted_context == 163840
+
+
+def test_too_little_ram_is_refused() -> None:
+    (problem,) = plan_v3(machine(64 * GIB, 80 * GIB), attn__context_length=4096).problems()
+    assert problem.startswith("RAM: ")
+
+
+def test_on_a_cpu_everything_is_in_ram() -> None:
+    plan = plan_v3(machine(1024 * GIB), attn__context_length=4096)
+    assert plan.gpu is None
+    assert {item.place for item in plan.items} == {"RAM"}
+    assert plan.kv_per_token == 61 * 576 * 4
+    assert part(plan, "latent maps")[1] == 4 * 61 * 512 * 128 * 256
+
+
+def test_a_missing_gpu_and_limits() -> None:
+    with pytest.raises(PlanError, match="shows 1 GPUs"):
+        plan_v3(machine(512 * GIB, 24 * GIB), attn__device="cuda:1")
+    limited = plan_v3(machine(512 * GIB, 80 * GIB), attn__gpu_memory="24GiB", attn__context_length=4096)
+    assert limited.gpu is not None
+    assert limited.gpu.available == 24 * GIB
+
+
+def test_a_real_file(tmp_path: Path) -> None:
+    path = write_random_model(tmp_path / "m.gguf", "v3")
+    with GGUFFile.open(path) as file:
+        spec = read_spec(file)
+        plan = make_plan(spec, file.tensors, machine(8 * GIB), load_config(None, {}, {}))
+        assert sum(item.file_bytes for item in plan.items) + plan.skipped == file.nbytes
+    assert plan.problems() == []
+    assert plan.context == spec.context_length
+    assert replace(plan, ram=replace(plan.ram, available=0)).problems() != []
