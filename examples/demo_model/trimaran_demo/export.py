@@ -3,44 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType as Quant
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from trimaran.gguf.mix import mix_named
+from trimaran.gguf.quantize import quantize
 
 from .model import DemoModel, ModelConfig
 from .names import from_gguf, to_gguf
 from .template import BOS, CHAT_TEMPLATE, END_THINK, EOS, PAD, THINK
 
-Quantise = Callable[[Quant, NDArray[np.float32]], NDArray[np.uint8]]
-SUPER_BLOCK = 256
-
-
-def q4_k_m_type(name: str, shape: tuple[int, ...]) -> Quant:
-    """The type of a tensor: Q4_K for most, Q6_K where errors hurt most, 32-element blocks for short rows."""
-    if len(shape) == 1 or "ffn_gate_inp" in name:
-        return Quant.F32
-    if shape[-1] % SUPER_BLOCK:
-        return Quant.Q5_0 if "attn_q_b" in name else Quant.Q8_0
-    layer = int(name.split(".")[1]) if name.startswith("blk.") else 0
-    sensitive = name == "output.weight" or ("ffn_down" in name and layer % 2 == 1)
-    return Quant.Q6_K if sensitive else Quant.Q4_K
-
-
-def q8_0_type(name: str, shape: tuple[int, ...]) -> Quant:
-    """Q8_0 for every matrix: for looking at a half-trained model."""
-    return Quant.F32 if len(shape) == 1 or "ffn_gate_inp" in name else Quant.Q8_0
-
-
-def simple_quantise(kind: Quant, values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The `gguf` package's own quantiser: no K-quants."""
-    return np.asarray(gguf.quants.quantize(values, kind))
+FILE_TYPES = {
+    "F32": gguf.LlamaFileType.ALL_F32,
+    "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "Q4_K_M": gguf.LlamaFileType.MOSTLY_Q4_K_M,
+}
 
 
 def _add_dimensions(w: gguf.GGUFWriter, c: ModelConfig) -> None:
@@ -103,34 +84,25 @@ def merges_of(tokenizer: Tokenizer) -> list[str]:
     return [" ".join(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
-def write_gguf(
-    path: Path,
-    model: DemoModel,
-    tokenizer: Tokenizer,
-    type_of: Callable[[str, tuple[int, ...]], Quant] = q4_k_m_type,
-    quantise: Quantise = simple_quantise,
-) -> None:
-    """Write the model; the file appears under its name only when it is whole."""
+def write_gguf(path: Path, model: DemoModel, tokenizer: Tokenizer, mix: str = "Q4_K_M") -> None:
+    """Write the model in one of `trimaran.gguf.mix`'s mixes; the file appears only when it is whole."""
+    choose = mix_named(mix).choose
     part = path.with_suffix(".part")
     w = gguf.GGUFWriter(part, "deepseek2")
     w.add_name("Trimaran demo")
     w.add_description("A tiny DeepSeek-V3, trained from scratch on generated text")
     w.add_license("apache-2.0")
     w.add_size_label("12M")
-    w.add_file_type(
-        int(gguf.LlamaFileType.MOSTLY_Q4_K_M if type_of is q4_k_m_type else gguf.LlamaFileType.MOSTLY_Q8_0)
-    )
+    w.add_file_type(FILE_TYPES[mix])
     w.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_dimensions(w, model.config)
     _add_experts(w, model.config)
     _add_tokenizer(w, tokenizer, merges_of(tokenizer))
     for name, tensor in to_gguf(model.state_dict(), model.config).items():
         values = tensor.float().numpy()
-        kind = type_of(name, values.shape)
-        if kind == Quant.F32:
-            w.add_tensor(name, values)
-        else:
-            w.add_tensor(name, quantise(kind, values), raw_dtype=kind)
+        kind = choose(name, values.shape, model.config.num_hidden_layers)
+        shape = (*values.shape[:-1], kind.row_bytes(values.shape[-1]))
+        w.add_tensor(name, quantize(kind, values).reshape(shape), raw_dtype=gguf.GGMLQuantizationType(kind))
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
