@@ -17,11 +17,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/stamp
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALL = $(PIP) install $(PIP_FLAGS) --constraint $(STAMP)/constraints.txt
-NATIVE_SOURCES := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name CMakeLists.txt)
+NATIVE_SOURCES := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name CMakeLists.txt)
 CPP_FILES := $(shell find kernels -name '*.cpp' -o -name '*.h')
 BENCHES := hop experts serve-demo
 
-.PHONY: FORCE help serve chat test test-fast lint format docs bench demo-model native clean
+.PHONY: FORCE help serve chat test test-fast sanitize lint format docs bench demo-model native clean
 .PHONY: $(addprefix bench-,$(BENCHES))
 
 help: ## list the targets
@@ -40,7 +40,7 @@ chat: $(STAMP)/native ## chat in the terminal with a server that runs, or with o
 native: $(STAMP)/native ## build the C++ kernels
 
 demo-model: $(STAMP)/dev ## train the bundled demo model again (hours)
-	$(BIN)/python -m examples.demo_model
+	$(BIN)/python examples/demo_model/build.py $(ARGS)
 
 # --- check ----------------------------------------------------------------------------------------------------
 
@@ -49,6 +49,9 @@ test: $(STAMP)/native $(STAMP)/dev ## run all tests (ARGS="-k gguf" chooses some
 
 test-fast: $(STAMP)/native $(STAMP)/dev ## run the tests that need neither a long time nor three processes
 	$(BIN)/python -m pytest -m 'not slow and not e2e' $(ARGS)
+
+sanitize: $(STAMP)/run ## run the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@PYTHON='$(CURDIR)/$(BIN)/python' kernels/dev_build.sh sanitize
 
 lint: $(STAMP)/native $(STAMP)/dev ## check style, types, imports and that generated pages are fresh
 	$(BIN)/ruff check .

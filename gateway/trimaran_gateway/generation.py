@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
-from trimaran.errors import RequestError
+from trimaran.errors import PeerError, RequestError
 from trimaran.wire import Generate, SamplingParams, TokenBatch
 
 from trimaran_gateway.chat.prompt import Prompt
@@ -98,6 +98,7 @@ class Generator:
                     for event in parser.feed(batch.ids, _entries(batch)):
                         yield event
                     usage = _usage(request, parser, timer, batch)
+                    yield Progress(usage, tuple(batch.ids))
                     if batch.finish_reason is not None or parser.done:
                         for event in parser.finish():
                             yield event
@@ -105,7 +106,6 @@ class Generator:
                         timer.finished(finished.reason, usage)
                         yield finished
                         return
-                    yield Progress(usage)
         finally:
             timer.close()
 
@@ -154,6 +154,8 @@ class Generator:
                 raise DeadlineError(f"the request took longer than {self._timeout_s:g} s") from None
             if batch.finish_reason == "deadline":
                 raise DeadlineError(f"the request took longer than {self._timeout_s:g} s")
+            if batch.finish_reason == "abort":
+                raise PeerError("the engine gave this request up")
             yield batch
 
 

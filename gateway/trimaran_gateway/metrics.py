@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -55,7 +56,8 @@ class GatewayMetrics:
         self.engine_up = Gauge(
             f"{_PREFIX}engine_up", "1 while the engine takes requests", registry=self.registry
         )
-        self._engine = EngineCollector()
+        own = {family.name.removeprefix(_PREFIX) for family in self.registry.collect()}
+        self._engine = EngineCollector(frozenset(own))
         self.registry.register(self._engine)
 
     def start_request(self, prompt_tokens: int) -> RequestTimer:
@@ -133,9 +135,17 @@ class RequestTimer:
 
 
 class EngineCollector(Collector):
-    """Exports the engine's last `EngineStats`; its observations are added up into histograms here."""
+    """Exports the engine's last `EngineStats`; its observations are added up into histograms here.
 
-    def __init__(self) -> None:
+    A counter's name may carry labels, as in ``name_total{reason="stop"}``. What the gateway measures itself,
+    from the client's side, is left out.
+
+    Args:
+        own: names that the gateway exports itself, without the prefix and `_total`.
+    """
+
+    def __init__(self, own: frozenset[str]) -> None:
+        self._own = own
         self._stats: EngineStats | None = None
         self._histograms: dict[str, Histogram] = {}
 
@@ -143,6 +153,8 @@ class EngineCollector(Collector):
         """Replace the counters and gauges, add the observations."""
         self._stats = stats
         for name, values in stats.observations.items():
+            if name in self._own:
+                continue
             if name not in self._histograms:
                 self._histograms[name] = Histogram(
                     f"{_PREFIX}{name}", f"{name}, by the engine", buckets=_MICROSECONDS, registry=None
@@ -155,28 +167,47 @@ class EngineCollector(Collector):
         if self._stats is None:
             return
         by_shard = {name for values in self._stats.experts.values() for name in values}
+        families = _Families(self._own | {name.removesuffix("_total") for name in by_shard})
         for name, value in self._stats.counters.items():
-            if name not in by_shard:
-                yield CounterMetricFamily(_counter(name), f"{name}, by the engine", value=value)
+            families.add(name, value, is_counter=True)
         for name, value in self._stats.gauges.items():
-            if name not in by_shard:
-                yield GaugeMetricFamily(f"{_PREFIX}{name}", f"{name}, by the engine", value=value)
+            families.add(name, value, is_counter=False)
+        yield from families
+        for shard_name in sorted(by_shard):
+            family = _Families(self._own)
+            for shard, values in self._stats.experts.items():
+                if shard_name in values:
+                    family.add(
+                        f'{shard_name}{{shard="{shard}"}}',
+                        values[shard_name],
+                        is_counter=shard_name.endswith("_total"),
+                    )
+            yield from family
         for histogram in self._histograms.values():
             yield from histogram.collect()
-        yield from self._collect_experts(self._stats.experts)
-
-    def _collect_experts(self, experts: dict[str, dict[str, float]]) -> Iterable[Metric]:
-        names = sorted({name for values in experts.values() for name in values})
-        for name in names:
-            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-            title = _counter(name) if name.endswith("_total") else f"{_PREFIX}{name}"
-            family = kind(title, f"{name}, by expert shard", labels=["shard"])
-            for shard, values in experts.items():
-                if name in values:
-                    family.add_metric([shard], values[name])
-            yield family
 
 
-def _counter(name: str) -> str:
-    """The family's name; Prometheus' client adds `_total` again."""
-    return _PREFIX + name.removesuffix("_total")
+class _Families:
+    """Metric families from names with labels."""
+
+    def __init__(self, skipped: Collection[str]) -> None:
+        self._skipped = skipped
+        self._families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+
+    def add(self, full_name: str, value: float, *, is_counter: bool) -> None:
+        """Add a sample."""
+        name, _, label_text = full_name.partition("{")
+        name = name.removesuffix("_total") if is_counter else name
+        if name in self._skipped:
+            return
+        labels = dict(_LABEL.findall(label_text))
+        if name not in self._families:
+            kind = CounterMetricFamily if is_counter else GaugeMetricFamily
+            self._families[name] = kind(f"{_PREFIX}{name}", f"{name}, by the engine", labels=list(labels))
+        self._families[name].add_metric(list(labels.values()), value)
+
+    def __iter__(self) -> Iterator[Metric]:
+        return iter(self._families.values())
+
+
+_LABEL = re.compile(r'(\w+)="([^"]*)"')

@@ -19,6 +19,7 @@ from trimaran_gateway.chat.prompt import PromptBuilder
 from trimaran_gateway.chat.template import ChatTemplate
 from trimaran_gateway.text.tokenizer import Tokenizer
 
+_LARGE_MODEL = 1_000_000_000
 _log = Log(__name__)
 
 
@@ -80,14 +81,19 @@ def load_model(path: Path, name: str | None = None) -> ServedModel:
         tokenizer = Tokenizer.from_metadata(metadata)
         template = _template(metadata, tokenizer)
         facts = _facts(path, file, metadata)
-    rules = metadata.get("trimaran.tool_prompt") != "list"
     return ServedModel(
         name=name or _slug(str(metadata.get("general.name") or path.stem)),
         tokenizer=tokenizer,
         template=template,
-        prompts=PromptBuilder(tokenizer, template, tool_rules=rules),
+        prompts=PromptBuilder(tokenizer, template, tool_rules=_wants_tool_rules(metadata, facts)),
         facts=facts,
     )
+
+
+def _wants_tool_rules(metadata: Mapping[str, Any], facts: ModelFacts) -> bool:
+    """Whether tools come with rules in prose: the file may say so, else a large model gets them."""
+    style = metadata.get("trimaran.tool_prompt")
+    return style == "rules" if style else facts.parameters >= _LARGE_MODEL
 
 
 def _template(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate:
@@ -123,7 +129,7 @@ def _facts(path: Path, file: GGUFFile, metadata: Mapping[str, Any]) -> ModelFact
     scalars = {key: value for key, value in metadata.items() if isinstance(value, (str, int, float, bool))}
     return ModelFacts(
         modified=datetime.fromtimestamp(path.stat().st_mtime, UTC),
-        nbytes=file.nbytes,
+        nbytes=sum(part.stat().st_size for part in file.paths),
         parameters=parameters,
         quantization=types.most_common(1)[0][0] if types else "unknown",
         architecture=architecture,

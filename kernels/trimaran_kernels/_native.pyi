@@ -137,3 +137,74 @@ class ExpertEngine:
     @property
     def bytes_read(self) -> int:
         """Weight bytes that forward() has computed from since the engine was made."""
+
+# --- the hop ------------------------------------------------------------------------------------------------
+
+def arena_layout(
+    hidden: int, top_k: int, max_tokens: int, n_slots: int, dtype: str
+) -> tuple[int, int, int, int, int, int]:
+    """Offsets of x, ids, weights and y in a slot, the slots' stride and the file's size, in bytes.
+
+    Raises:
+        KernelError: a dimension that no model has, or a dtype other than "f32" and "bf16".
+    """
+
+class HopArena:
+    """An arena file, mapped: the client's end of the doorbell, and what the server's worker serves.
+
+    Raises:
+        KernelError: the file is missing, readable by others, no arena, or contradicts itself.
+    """
+
+    def __init__(self, path: str) -> None: ...
+    @property
+    def dims(self) -> tuple[int, int, int, int, str]:
+        """Hidden size, top_k, max_tokens, n_slots, dtype ("f32" or "bf16")."""
+
+    def ring(self, slot: int, sequence: int, layer: int, n_tokens: int) -> None:
+        """Ask for the computation of what lies in the slot; `sequence` differs from the slot's last one."""
+
+    def wait_done(self, slot: int, sequence: int, timeout_s: float) -> int | None:
+        """The `wire.Status` code of request `sequence`, or None after `timeout_s`. Releases the GIL."""
+
+class CallGate:
+    """The way into an engine for calls that a peer sent: checked, counted, one after another.
+
+    NOT_FINITE, BAD_LAYER, BAD_TOKEN_COUNT, BAD_EXPERT_ID and BAD_SLOT answer what is wrong with a call; y is
+    untouched then. Any thread may call.
+    """
+
+    def __init__(self, engine: ExpertEngine) -> None: ...
+    def run_slot(self, arena: HopArena, slot: int, layer: int, n_tokens: int) -> int:
+        """Compute one slot of an arena; a `wire.Status` code. Releases the GIL."""
+
+    def run(self, layer: int, x: Any, ids: Any, weights: Any, y: Any) -> int:
+        """The same for arrays, as `ExpertEngine.forward` takes them, of any number of tokens.
+
+        Raises:
+            KernelError: an array of wrong dtype, shape or layout.
+        """
+
+    def counters(self) -> dict[str, int]:
+        """calls, failures, tokens, busy_ns, bytes_read since the start, and calls now waiting."""
+
+class ArenaWorker:
+    """A native thread that serves one arena until it is stopped, asleep while there is nothing to do.
+
+    Args:
+        cpu: where the thread is pinned; negative: nowhere.
+
+    Raises:
+        KernelError: the arena's hidden size or top_k are not the engine's.
+    """
+
+    def __init__(self, arena: HopArena, gate: CallGate, cpu: int) -> None: ...
+    def request_stop(self) -> None:
+        """Let the call in flight finish, answer others SHUTTING_DOWN. Returns at once."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the thread has ended."""
+
+    def stop(self) -> None:
+        """`request_stop`, then wait for the thread. Releases the GIL."""

@@ -181,6 +181,11 @@ class Client(Generic[In, Out]):
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] = _connect(endpoint, options, self._context)
 
+    @property
+    def connected(self) -> bool:
+        """Whether a message would be taken now. False as soon as the server's process is gone."""
+        return bool(self._socket.poll(0, zmq.POLLOUT))
+
     def poll(self, timeout_s: float) -> bool:
         """Wait for a message for up to `timeout_s`; 0 only looks."""
         return bool(self._socket.poll(_milliseconds(timeout_s)))

@@ -71,6 +71,14 @@ class ExpertsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     endpoints: Annotated[
         tuple[str, ...], Meta(description="shards to connect to; empty: the one in the run directory")
     ] = ()
+    listen: Annotated[
+        str | None,
+        Meta(description="endpoint of this shard, e.g. tcp://127.0.0.1:7000; none: in the run directory"),
+    ] = None
+    curve_key: Annotated[
+        str | None,
+        Meta(description="file with the CURVE secret key of all shards, needed for tcp to other hosts"),
+    ] = None
     threads: Annotated[
         Annotated[int, Meta(ge=1)] | None, Meta(description="compute threads; none: the cores it may use")
     ] = None

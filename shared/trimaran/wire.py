@@ -9,6 +9,12 @@ from __future__ import annotations
 import msgspec
 
 PROTOCOL_VERSION = 1
+HEARTBEAT_S = 1.0
+"""How often each side of the expert link sends a `Heartbeat`."""
+SILENCE_S = 3.0
+"""A peer of the expert link that has said nothing for so long is gone."""
+UNKNOWN_CLIENT = "unknown client, say hello"
+"""Reason of the `Refused` that answers anything but a hello from a stranger."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", forbid_unknown_fields=True):

@@ -255,9 +255,17 @@ class FakeEngine:
 
 
 STATS = EngineStats(
-    counters={"prompt_tokens_total": 7, "num_preemptions_total": 0},
+    counters={
+        "prompt_tokens_total": 7,
+        'evictions_total{why="full"}': 3,
+        'evictions_total{why="idle"}': 4,
+        'request_success_total{finished_reason="stop"}': 1000,
+    },
     gauges={"num_requests_running": 1, "kv_cache_usage_perc": 0.5},
-    observations={"attention_wait_on_experts_seconds": [0.001, 0.002]},
+    observations={
+        "attention_wait_on_experts_seconds": [0.001, 0.002],
+        "time_to_first_token_seconds": [1000.0],
+    },
     experts={"0": {"expert_tokens_total": 11, "expert_queue_depth": 2}},
 )
 

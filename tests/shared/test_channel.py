@@ -6,7 +6,7 @@ import asyncio
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -54,6 +54,13 @@ def send_when_connected(
         time.sleep(0.01)
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def expect(event: object) -> Received[object]:
     assert isinstance(event, Received), event
     return event
@@ -89,6 +96,27 @@ def test_waiting_ends(server: EngineServer) -> None:
     start = time.monotonic()
     assert server.recv(0.05) is None
     assert 0.04 < time.monotonic() - start < 1
+
+
+def test_a_waker_ends_the_wait(server: EngineServer) -> None:
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, b"x")
+        start = time.monotonic()
+        assert not server.poll(5, [reader])
+        assert time.monotonic() - start < 1
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_client_knows_whether_it_is_connected(endpoint: str) -> None:
+    with EngineClient(endpoint, ExpertsToEngine) as client:
+        assert not client.connected
+        for _ in range(2):
+            with EngineServer(endpoint, EngineToExperts):
+                wait_until(lambda: client.connected)
+            wait_until(lambda: not client.connected)
 
 
 def test_sending_to_nobody_answers_false(server: EngineServer, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 from trimaran.wire import SamplingParams
 
 from trimaran_gateway.chat.prompt import ChatPromptRequest, Prompt
@@ -35,6 +36,18 @@ async def build_prompt(gateway: Gateway, request: ChatPromptRequest) -> Prompt:
     return await off_loop(lambda: gateway.model.prompts.build(request), size)
 
 
+def with_stop_ids(
+    gateway: Gateway, sampling: SamplingParams, own: tuple[int, ...]
+) -> tuple[SamplingParams, tuple[int, ...]]:
+    """The stop ids of a request, its `own` ones included; `ignore_eos` takes only those.
+
+    For the engine `ignore_eos` means to ignore every stop id, so it is left out where there are others.
+    """
+    if not sampling.ignore_eos:
+        return sampling, tuple(dict.fromkeys((*gateway.model.tokenizer.eog_ids, *own)))
+    return msgspec.structs.replace(sampling, ignore_eos=not own), own
+
+
 async def prepare(gateway: Gateway, job: ChatJob) -> list[GenerationRequest]:
     """One generation request per wanted answer.
 
@@ -42,13 +55,13 @@ async def prepare(gateway: Gateway, job: ChatJob) -> list[GenerationRequest]:
         RequestError: as `build_prompt`.
     """
     prompt = await build_prompt(gateway, job.prompt)
-    stop_ids = () if job.sampling.ignore_eos else gateway.model.tokenizer.eog_ids
+    sampling, stop_ids = with_stop_ids(gateway, job.sampling, job.stop_ids)
     output = OutputFormat(
         reasoning=prompt.reasoning,
         tools=bool(job.prompt.tools),
         one_call=job.one_call,
         stops=job.stops,
-        stop_ids=tuple(dict.fromkeys((*stop_ids, *job.stop_ids))),
+        stop_ids=stop_ids,
     )
-    request = GenerationRequest(prompt, job.sampling, output, job.priority)
+    request = GenerationRequest(prompt, sampling, output, job.priority)
     return gateway.generator.fan_out(request, job.n)

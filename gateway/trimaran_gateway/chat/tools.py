@@ -1,7 +1,8 @@
 """Tool definitions as text in the prompt, in the two formats that DeepSeek's models write their calls in.
 
 The stock templates of V3, R1 and V3.1 ignore `tools`, so the definitions are put at the end of the system
-text. A model that was trained on the bare list alone says so in its file: `trimaran.tool_prompt` = "list".
+text. Small models, trained on one wording, get the bare list; large ones also the rules of calling.
+The GGUF key `trimaran.tool_prompt` ("list" or "rules") decides otherwise.
 """
 
 from __future__ import annotations

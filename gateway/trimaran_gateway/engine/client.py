@@ -181,7 +181,7 @@ class EngineClient:
 
     def _take_status(self, status: EngineStatus) -> None:
         before, self.status = self.status, status
-        if before is not None and before.instance != status.instance:
+        if before is not None and _is_another(before, status):
             self._fail_all(PeerError("the engine restarted and lost this request"))
         if before is None or before.state != status.state:
             _log.info("engine", state=status.state, detail=status.detail)
@@ -209,6 +209,11 @@ class EngineClient:
     def _fail_all(self, error: PeerError) -> None:
         for stream in self._streams.values():
             stream.fail(error)
+
+
+def _is_another(before: EngineStatus, now: EngineStatus) -> bool:
+    """Whether a new engine speaks: another instance, or one that loads after it was ready."""
+    return before.instance != now.instance or (before.state in READY_STATES and now.state == "loading")
 
 
 def _error_of(failure: RequestFailed) -> TrimaranError:

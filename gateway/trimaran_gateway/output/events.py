@@ -71,9 +71,10 @@ class TokenUsage:
 
 @dataclass(frozen=True)
 class Progress:
-    """Tokens generated so far, for running usage counts; sent after each batch of the engine."""
+    """A batch of the engine was taken in: its ids, and the usage so far."""
 
     usage: TokenUsage
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

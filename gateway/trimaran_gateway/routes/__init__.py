@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
-from trimaran_gateway.routes import chat, completions, models, operations
+from trimaran_gateway.routes import chat, completions, models, ollama, ollama_models, operations, utilities
 
-ROUTERS = (chat.router, completions.router, models.router, operations.router)
+ROUTERS = (
+    chat.router,
+    completions.router,
+    models.router,
+    ollama.router,
+    ollama_models.router,
+    utilities.router,
+    operations.router,
+)

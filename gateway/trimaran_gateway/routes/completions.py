@@ -13,6 +13,7 @@ from trimaran_gateway.answers.openai_completion import (
     completion_answer,
     completion_chunks,
 )
+from trimaran_gateway.chat.job import with_stop_ids
 from trimaran_gateway.chat.prompt import Prompt
 from trimaran_gateway.context import Gateway, gateway_of, off_loop
 from trimaran_gateway.errors import bad_request
@@ -52,14 +53,10 @@ async def completions(body: CompletionRequest, request: Request, gateway: TheGat
 
 async def _requests(body: CompletionRequest, gateway: Gateway) -> list[GenerationRequest]:
     vocabulary = gateway.model.tokenizer.vocabulary
-    eog = () if body.ignore_eos else gateway.model.tokenizer.eog_ids
-    output = OutputFormat(
-        chat=False,
-        stops=body.stops,
-        stop_ids=tuple(dict.fromkeys((*eog, *(body.stop_token_ids or ())))),
-    )
     max_tokens = body.max_tokens if body.max_tokens is not None else _DEFAULT_MAX_TOKENS
-    sampling = body.sampling(len(vocabulary), max_tokens=max_tokens, logprobs=body.logprobs)
+    wanted = body.sampling(len(vocabulary), max_tokens=max_tokens, logprobs=body.logprobs)
+    sampling, stop_ids = with_stop_ids(gateway, wanted, tuple(body.stop_token_ids or ()))
+    output = OutputFormat(chat=False, stops=body.stops, stop_ids=stop_ids)
     requests: list[GenerationRequest] = []
     for given in body.prompts:
         prompt = await _prompt(given, body, gateway)

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "quant/half.h"
+#include "runtime/buffers.h"
 #include "runtime/padded_rows.h"
 #include "runtime/route.h"
 #include "runtime/row_tile.h"
@@ -100,9 +101,9 @@ void ExpertEngine::Impl::gate_and_up(const Layer& layer) {
   const int64_t padded = round_up(dims.intermediate, kLanes);
   const int64_t tiles = tiles_of(dims.intermediate);
   const auto n = static_cast<size_t>(route.n_positions());
-  hidden.resize(n * static_cast<size_t>(padded));
-  x_at.resize(n);
-  hidden_at.resize(n);
+  ensure_size(hidden, n * static_cast<size_t>(padded));
+  ensure_size(x_at, n);
+  ensure_size(hidden_at, n);
   for (size_t i = 0; i < n; ++i) {
     float* row = hidden.data() + i * static_cast<size_t>(padded);
     std::fill(row + dims.intermediate, row + padded, 0.0f);
@@ -131,7 +132,9 @@ void ExpertEngine::Impl::gate_and_up(const Layer& layer) {
 }
 
 void ExpertEngine::Impl::down(const Layer& layer, const Output& output) {
-  for (std::vector<float>& part : parts) part.resize(static_cast<size_t>(route.n_positions()) * kTileRows);
+  for (std::vector<float>& part : parts) {
+    ensure_size(part, static_cast<size_t>(route.n_positions()) * kTileRows);
+  }
   pool.parallel_for(tiles_of(dims.hidden), [&](int64_t tile, int worker) {
     down_tile(layer, output, tile, parts[static_cast<size_t>(worker)]);
   });

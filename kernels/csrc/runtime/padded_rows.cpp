@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "quant/half.h"
+#include "runtime/buffers.h"
 #include "runtime/row_tile.h"
 
 namespace trimaran {
@@ -22,13 +23,13 @@ void convert_row(const void* data, DType dtype, int64_t first, int64_t columns, 
 
 void PaddedRows::set(ThreadPool& pool, const void* data, DType dtype, int64_t n, int64_t columns) {
   const int64_t padded = round_up(columns, kLanes);
-  rows_.resize(static_cast<size_t>(n));
+  ensure_size(rows_, static_cast<size_t>(n));
   if (dtype == DType::f32 && padded == columns) {
     for (int64_t i = 0; i < n; ++i)
       rows_[static_cast<size_t>(i)] = static_cast<const float*>(data) + i * columns;
     return;
   }
-  buffer_.resize(static_cast<size_t>(n * padded));
+  ensure_size(buffer_, static_cast<size_t>(n * padded));
   pool.parallel_for(n, [&](int64_t i, int) {
     float* row = buffer_.data() + i * padded;
     convert_row(data, dtype, i * columns, columns, row);

@@ -28,6 +28,9 @@ class Route {
   int position_of(int slot) const { return positions_[static_cast<size_t>(slot)]; }
 
  private:
+  // A copy: the caller's ids may lie in memory that another process can write, and must not change once
+  // checked.
+  std::vector<int32_t> ids_;
   std::vector<Group> groups_;
   std::vector<int> tokens_;
   std::vector<int> positions_;

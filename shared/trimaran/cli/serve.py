@@ -21,7 +21,6 @@ from trimaran.cli.display import Display, PlainDisplay, TerminalDisplay
 from trimaran.cli.greeting import greet
 from trimaran.cli.leftovers import RunDirLock, remove_dead_run_dirs
 from trimaran.cli.server import Server, ServiceDiedError
-from trimaran.cli.services import IN_START_ORDER
 from trimaran.cli.signals import SignalInbox
 from trimaran.config import Config
 from trimaran.errors import PeerError
@@ -99,7 +98,7 @@ def start(server: Server, inbox: SignalInbox, display: Display, timeout_s: float
         PeerError: a service ended, or it took longer than `timeout_s`.
     """
     try:
-        with display.starting(tuple(service.name for service in IN_START_ORDER)):
+        with display.starting(server.names):
             server.start()
             return server.wait_ready(inbox, timeout_s, display.health)
     except ServiceDiedError as error:

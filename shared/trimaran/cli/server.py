@@ -18,7 +18,7 @@ from trimaran.cli.api_client import ApiClient, Health
 from trimaran.cli.children import Child, ServiceCommand, describe_exit
 from trimaran.cli.log_relay import LogLine, parse_log_line
 from trimaran.cli.restarts import RestartPolicy
-from trimaran.cli.services import IN_START_ORDER, Service
+from trimaran.cli.services import Service, services_for
 from trimaran.cli.signals import STOPPING, SignalInbox
 from trimaran.config import Config
 from trimaran.config_loader import dump_config, option_environment
@@ -37,7 +37,7 @@ class Server:
         config: the configuration of all services; `gateway.port` 0 takes a free port.
         run_dir: private directory for sockets and the services' configuration.
         on_log: gets each log line of a service, from a thread.
-        services: what to start, in order.
+        services: what to start, in order; None: what the configuration needs.
 
     Raises:
         ConfigError: the port is taken, or a service is not installed.
@@ -49,16 +49,21 @@ class Server:
         config: Config,
         run_dir: Path,
         on_log: Callable[[LogLine], None],
-        services: Sequence[Service] = IN_START_ORDER,
+        services: Sequence[Service] | None = None,
     ) -> None:
         self.config, self.key = _complete(config, run_dir)
         self.api = ApiClient(_url(self.config), self.key)
         self._on_log = on_log
-        self._commands = self._write_commands(run_dir, services)
+        self._commands = self._write_commands(run_dir, services or services_for(config))
         self._environ = _child_environment(os.environ)
         self._children: dict[str, Child] = {}
         self.policies = {name: RestartPolicy() for name in self._commands}
         self._due: dict[str, float] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Short names of the services, in the order of their start."""
+        return tuple(self._commands)
 
     @property
     def url(self) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trimaran.cli.children import ServiceCommand
+from trimaran.config import Config
 from trimaran.errors import ConfigError
 
 
@@ -48,4 +49,7 @@ EXPERTS = Service("experts", "trimaran_experts", ("trimaran_kernels",), "")
 ATTN = Service("attn", "trimaran_attn", ("torch",), "attn")
 GATEWAY = Service("gateway", "trimaran_gateway", ("fastapi", "uvicorn", "tokenizers"), "gateway")
 
-IN_START_ORDER = (EXPERTS, ATTN, GATEWAY)
+
+def services_for(config: Config) -> tuple[Service, ...]:
+    """What a server starts, in order: no expert service if its shards run elsewhere."""
+    return (ATTN, GATEWAY) if config.experts.endpoints else (EXPERTS, ATTN, GATEWAY)

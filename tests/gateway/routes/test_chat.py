@@ -99,6 +99,12 @@ def test_ignore_eos(stack: Any, client: openai.OpenAI) -> None:
     sent = stack.engine.generates[0]
     assert sent.sampling.ignore_eos
     assert sent.stop_ids == ()
+    stack.engine.say("</think>ok", finish="length")
+    extra = {"ignore_eos": True, "stop_token_ids": [9]}
+    client.chat.completions.create(model="tiny-test", messages=USER, extra_body=extra)
+    sent = stack.engine.generates[1]
+    assert not sent.sampling.ignore_eos  # it would make the engine ignore token 9 too
+    assert sent.stop_ids == (9,)
 
 
 def test_max_tokens_is_bounded_by_the_context(stack: Any, client: openai.OpenAI) -> None:

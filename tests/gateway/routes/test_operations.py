@@ -58,7 +58,10 @@ def test_metrics_carry_what_the_engine_reports(make_stack: Any) -> None:
         assert found["trimaran_expert_tokens_total", (("shard", "0"),)] == 11
         assert found["trimaran_expert_queue_depth", (("shard", "0"),)] == 2
         assert found["trimaran_attention_wait_on_experts_seconds_count", ()] == 4
+        assert found["trimaran_evictions_total", (("why", "idle"),)] == 4
         assert found["trimaran_engine_up", ()] == 1
+        assert found["trimaran_time_to_first_token_seconds_count", ()] == 0
+        assert ("trimaran_request_success_total", (("finished_reason", "stop"),)) not in found
 
 
 def test_openapi_lists_every_route(stack: Any) -> None:

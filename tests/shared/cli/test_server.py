@@ -12,7 +12,7 @@ import psutil
 import pytest
 from trimaran.cli.log_relay import LogLine
 from trimaran.cli.server import Server, ServiceDiedError
-from trimaran.cli.services import Service
+from trimaran.cli.services import Service, services_for
 from trimaran.cli.signals import SignalInbox
 from trimaran.config_loader import load_config
 from trimaran.errors import ConfigError, ModelFileError, PeerError
@@ -180,3 +180,10 @@ def test_a_server_with_keys_has_one_of_its_own(harness: Harness, make_service: M
     assert config_file.stat().st_mode & 0o077 == 0
     assert server.key is not None
     assert server.key not in config_file.read_text()
+
+
+def test_shards_elsewhere_need_no_expert_service_here() -> None:
+    own = load_config(None, {}, {})
+    remote = load_config(None, {"experts.endpoints": "tcp://10.0.0.2:7000"}, {})
+    assert [service.name for service in services_for(own)] == ["experts", "attn", "gateway"]
+    assert [service.name for service in services_for(remote)] == ["attn", "gateway"]

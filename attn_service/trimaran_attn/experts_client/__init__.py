@@ -1,0 +1,15 @@
+"""The way to the routed experts: one or several expert services, on this host or another.
+
+client      `ExpertsClient`: fan-out over shards, tickets, splitting of large batches
+link        one shard: hello, heartbeats, loss and reconnection
+transports  how a call reaches a shard: doorbell, zmq or tcp
+statuses    status codes as errors
+bf16        float32 ⇄ the bits of bfloat16
+"""
+
+from __future__ import annotations
+
+from trimaran_attn.experts_client.client import ExpertsClient, Ticket
+from trimaran_attn.experts_client.link import LinkState, ModelFacts, ShardStatus
+
+__all__ = ["ExpertsClient", "LinkState", "ModelFacts", "ShardStatus", "Ticket"]

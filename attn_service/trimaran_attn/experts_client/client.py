@@ -1,0 +1,279 @@
+"""The routed experts of all shards, as one: submit a layer, wait for the sum."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+from trimaran.arena import ArenaDims, ElementType, arena_directory, remove_leftovers
+from trimaran.channel import ChannelOptions, CurveKeys
+from trimaran.config import ExpertsConfig
+from trimaran.errors import OverloadedError, PeerError, PeerMismatchError
+from trimaran.run_dir import experts_endpoint
+from trimaran.telemetry import Log
+from trimaran.wire import Status
+
+from trimaran_attn.experts_client.bf16 import from_bf16, to_bf16
+from trimaran_attn.experts_client.link import (
+    Flight,
+    LinkOptions,
+    LinkState,
+    ModelFacts,
+    ShardLink,
+    ShardStatus,
+)
+from trimaran_attn.experts_client.statuses import status_error
+from trimaran_attn.experts_client.transports import Batch, Vectors
+
+Progress = Callable[[str, float], None]
+"""Takes one line for people and the fraction of the weights that is read, 0 to 1."""
+
+_KEEPER_S = 0.5
+_SAY_EVERY_S = 3.0
+_log = Log(__name__)
+
+
+@dataclass
+class Ticket:
+    """A layer's computation under way.
+
+    Attributes:
+        deadline: of time.monotonic.
+        sent: tokens that were submitted so far; the rest follow as slots become free.
+        y: float32 [n, hidden], the sum over the shards' answers so far.
+    """
+
+    batch: Batch
+    deadline: float
+    y: NDArray[np.float32]
+    sent: int = 0
+    started: bool = False
+    flights: deque[tuple[ShardLink, Flight]] = field(default_factory=deque)
+
+
+class ExpertsClient:
+    """Every shard of the expert service. Use it from one thread.
+
+    Args:
+        config: notifier, endpoints, timeouts and element type ("auto" is f32).
+        facts: what this process loaded.
+        run_dir: where the shard of this host listens, and where arenas go if it is on a tmpfs.
+        max_tokens: tokens of one call; larger batches are cut.
+        n_slots: calls in flight per shard.
+    """
+
+    def __init__(
+        self,
+        config: ExpertsConfig,
+        facts: ModelFacts,
+        run_dir: str | Path,
+        *,
+        max_tokens: int = 512,
+        n_slots: int = 4,
+    ) -> None:
+        self._config = config
+        self._run_dir = Path(run_dir)
+        self._facts = facts
+        dtype: ElementType = "f32" if config.dtype == "auto" else config.dtype
+        self._dims = ArenaDims(facts.hidden_size, facts.top_k, max_tokens, n_slots, dtype)
+        curve = CurveKeys.load(config.curve_key) if config.curve_key else None
+        options = LinkOptions(config.notifier, self._dims, self._run_dir, ChannelOptions(curve=curve))
+        endpoints = config.endpoints or (experts_endpoint(run_dir),)
+        self._links = [ShardLink(endpoint, facts, options) for endpoint in endpoints]
+        self._stopped = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="experts-keeper", daemon=True)
+
+    def connect(self, on_progress: Progress | None = None) -> None:
+        """Wait until every shard is ready. A shard that reads its weights may take as long as it needs.
+
+        Args:
+            on_progress: is told every few seconds what is waited for.
+
+        Raises:
+            PeerError: a shard did not appear within `connect_timeout_s`.
+            PeerMismatchError: a shard loaded another model, or the shards do not make up the whole model.
+        """
+        if self._config.notifier != "tcp":
+            remove_leftovers(arena_directory(self._run_dir))
+        for link in self._links:
+            self._await(link, on_progress or _log_progress)
+        _check_coverage(self._links, self._facts.n_experts)
+        self._keeper.start()
+
+    def submit(self, layer: int, x: Vectors, ids: NDArray[np.int32], weights: NDArray[np.float32]) -> Ticket:
+        """Start one layer on all shards.
+
+        Args:
+            layer: index of a MoE layer in the model.
+            x: [n, hidden] float32, or uint16 holding bf16 bits if the hop's element type is bf16. It may be
+                written to again after the return if n is at most `max_tokens`, else after `wait`.
+            ids: int32 [n, top_k]. weights: float32 [n, top_k].
+
+        Raises:
+            ValueError: an array of another shape or type, or a layer without experts.
+            PeerError: a shard is away.
+        """
+        batch = self._batch(layer, x, ids, weights)
+        y = np.zeros((len(batch), self._dims.hidden_size), np.float32)
+        ticket = Ticket(batch, time.monotonic() + self._config.call_timeout_s, y)
+        try:
+            self._advance(ticket)
+        except BaseException:
+            _abandon(ticket)
+            raise
+        return ticket
+
+    def wait(self, ticket: Ticket) -> NDArray[np.float32]:
+        """The weighted sum over each token's experts, float32 [n, hidden].
+
+        Raises:
+            PeerError: a shard went away or did not answer within `call_timeout_s`.
+            KernelError: a shard refused the call.
+            OverloadedError: other tickets hold all slots; wait for them first.
+        """
+        try:
+            while ticket.flights or not _is_sent(ticket):
+                if not ticket.flights:
+                    self._advance(ticket)
+                self._collect(ticket)
+                self._advance(ticket)
+        except BaseException:
+            _abandon(ticket)
+            raise
+        return ticket.y
+
+    def ready(self) -> bool:
+        """Whether every shard serves now; a shard that went away comes back by itself."""
+        return all(link.state is LinkState.READY for link in self._links)
+
+    def statuses(self) -> list[ShardStatus]:
+        """How every link is."""
+        return [link.status() for link in self._links]
+
+    def stats(self) -> dict[str, dict[str, float]]:
+        """The shards' counters and gauges by shard name, at most about a second old."""
+        known = (link.stats for link in self._links)
+        return {stats.shard: {**stats.counters, **stats.gauges} for stats in known if stats is not None}
+
+    def close(self) -> None:
+        """Say goodbye to the shards and remove the arenas. May be called twice."""
+        self._stopped.set()
+        if self._keeper.ident is not None:
+            self._keeper.join()
+        for link in self._links:
+            link.close()
+
+    def __enter__(self) -> ExpertsClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _await(self, link: ShardLink, on_progress: Progress) -> None:
+        timeout_s = self._config.connect_timeout_s
+        deadline, next_word = time.monotonic() + timeout_s, 0.0
+        while link.state is not LinkState.READY:
+            for other in self._links:
+                other.pump(0.05 if other is link else 0)
+            now = time.monotonic()
+            if link.state is LinkState.REFUSED:
+                raise link.refusal_error()
+            if link.state is LinkState.LOADING:
+                deadline = now + timeout_s
+            if now > deadline:
+                raise PeerError(
+                    f"no expert service at {link.endpoint} after {timeout_s:.0f} s",
+                    remedy="start it with `trimaran experts`, or set experts.endpoints",
+                )
+            if now >= next_word:
+                next_word = now + _SAY_EVERY_S
+                status = link.status()
+                on_progress(f"waiting for expert service {status.endpoint}: {status.detail}", status.progress)
+
+    def _keep(self) -> None:
+        while not self._stopped.wait(_KEEPER_S):
+            for link in self._links:
+                try:
+                    link.pump(0)
+                except PeerError as error:  # no room for an arena: tried again, as the link stays unready
+                    _log.error("cannot reconnect", reason=str(error))
+
+    def _batch(self, layer: int, x: Vectors, ids: NDArray[np.int32], weights: NDArray[np.float32]) -> Batch:
+        if layer not in self._facts.layers:
+            raise ValueError(f"layer {layer} has no routed experts")
+        n = len(x)
+        routes = (n, self._dims.top_k)
+        if x.shape != (n, self._dims.hidden_size) or ids.shape != routes or weights.shape != routes:
+            raise ValueError(f"shapes {x.shape}, {ids.shape}, {weights.shape} are not those of {n} tokens")
+        if ids.dtype != np.int32 or weights.dtype != np.float32:
+            raise ValueError(f"ids are {ids.dtype}, need int32; weights are {weights.dtype}, need float32")
+        if x.dtype == np.float32 and self._dims.dtype == "bf16":
+            x = to_bf16(x.astype(np.float32, copy=False))
+        if x.dtype != self._dims.element:
+            raise ValueError(f"x is {x.dtype}, need {self._dims.element}")
+        return Batch(layer, x, ids, weights)
+
+    def _advance(self, ticket: Ticket) -> None:
+        """Submit as many of the ticket's tokens as every shard has slots for."""
+        step = self._dims.max_tokens
+        while not _is_sent(ticket) and all(link.free_slots() for link in self._links):
+            start = ticket.sent
+            part = ticket.batch.part(start, start + step)
+            for link in self._links:
+                ticket.flights.append((link, link.submit(part, start)))
+            ticket.sent, ticket.started = start + len(part), True
+
+    def _collect(self, ticket: Ticket) -> None:
+        """Wait for the oldest call of the ticket and add its answer."""
+        if not ticket.flights:
+            raise OverloadedError(f"all {self._dims.n_slots} slots of the experts are in use")
+        link, flight = ticket.flights[0]
+        reply = link.wait(flight, ticket.deadline)
+        ticket.flights.popleft()
+        if reply.status == Status.OK and reply.y is not None:
+            y = reply.y if reply.y.dtype == np.float32 else from_bf16(reply.y.astype(np.uint16, copy=False))
+            ticket.y[flight.start : flight.stop] += y
+        link.release(flight)
+        if reply.status == Status.SHUTTING_DOWN:
+            link.lose("is shutting down")
+        if reply.status != Status.OK:
+            raise status_error(reply.status, link.endpoint, flight.layer, reply.message)
+
+
+def _is_sent(ticket: Ticket) -> bool:
+    """Whether nothing is left to submit; an empty batch crosses too, once."""
+    return ticket.started and ticket.sent >= len(ticket.batch)
+
+
+def _abandon(ticket: Ticket) -> None:
+    while ticket.flights:
+        link, flight = ticket.flights.popleft()
+        link.abandon(flight)
+
+
+def _check_coverage(links: Sequence[ShardLink], n_experts: int) -> None:
+    """Every expert must be on exactly one shard, or sums would be wrong."""
+    ranges = sorted((link.ready.experts, link.endpoint) for link in links if link.ready is not None)
+    end = 0
+    for (first, stop), endpoint in ranges:
+        if first != end:
+            what = f"experts {end}-{first - 1} are on no shard" if first > end else f"expert {first} is twice"
+            raise PeerMismatchError(f"shard {endpoint}: {what}", remedy="give shards that share no expert")
+        end = stop
+    if end != n_experts:
+        raise PeerMismatchError(
+            f"experts {end}-{n_experts - 1} are on no shard", remedy="name all shards in experts.endpoints"
+        )
+
+
+def _log_progress(detail: str, progress: float) -> None:
+    _log.info(detail, progress=round(progress, 3))

@@ -1,0 +1,331 @@
+"""One shard's link: hello, heartbeats, loss and reconnection, over a control channel.
+
+Every message passes through `pump`, which the engine calls while it waits and a keeper thread otherwise, one
+at a time. A link that is lost (the process is gone, silent, or too slow) fails the calls in flight, throws
+its arena away, and says hello anew with a fresh one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from trimaran.arena import ArenaDims
+from trimaran.channel import ChannelOptions, Client, Malformed
+from trimaran.config import Notifier
+from trimaran.errors import PeerError, PeerMismatchError
+from trimaran.fingerprint import explain_mismatch
+from trimaran.telemetry import Log
+from trimaran.wire import (
+    HEARTBEAT_S,
+    PROTOCOL_VERSION,
+    SILENCE_S,
+    UNKNOWN_CLIENT,
+    Done,
+    Drain,
+    EngineToExperts,
+    ExpertStats,
+    ExpertStatsRequest,
+    ExpertsToEngine,
+    Heartbeat,
+    Hello,
+    Loading,
+    Ready,
+    Refused,
+    Submit,
+)
+
+from trimaran_attn.experts_client.transports import Answer, Batch, Reply, Transport, make_transport
+
+SLICE_S = 0.2  # how long a wait may go on before it looks whether the peer is still there
+RETRY_S = 0.5
+REFUSED_RETRY_S = 5.0
+_MAX_SEQUENCE = 2**32 - 1
+_log = Log(__name__)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What this process loaded, for the hello.
+
+    Attributes:
+        fingerprint: of `trimaran.fingerprint`. layers: indices of the MoE layers.
+    """
+
+    fingerprint: str
+    hidden_size: int
+    top_k: int
+    n_experts: int
+    layers: tuple[int, ...]
+
+
+class LinkState(Enum):
+    """Where a link is: nobody answers; the shard reads its weights; it serves; it refused our hello."""
+
+    CONNECTING = "connecting"
+    LOADING = "loading"
+    READY = "ready"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class ShardStatus:
+    """A link as people see it. `progress` is 0 to 1; `detail` is one line."""
+
+    endpoint: str
+    state: LinkState
+    detail: str
+    progress: float
+
+
+@dataclass(frozen=True)
+class LinkOptions:
+    """How to talk to every shard."""
+
+    notifier: Notifier
+    dims: ArenaDims
+    run_dir: Path
+    channel: ChannelOptions
+
+
+class Session:
+    """One hello's worth of calls: a transport and its free slots."""
+
+    def __init__(self, transport: Transport, n_slots: int) -> None:
+        self.transport = transport
+        self.free = list(range(n_slots))
+        self.abandoned: list[tuple[int, int]] = []  # slot, sequence of calls that nobody waits for any more
+
+    def reap(self) -> None:
+        """Take back the slots of abandoned calls that have finished since."""
+        for slot, sequence in list(self.abandoned):
+            if self.transport.wait(slot, sequence, 0, 0) is not None:
+                self.abandoned.remove((slot, sequence))
+                self.free.append(slot)
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A call on its way: tokens [start, stop) of a ticket."""
+
+    session: Session
+    slot: int
+    sequence: int
+    layer: int
+    start: int
+    stop: int
+
+
+class ShardLink:
+    """The connection to one shard. `submit` and `wait` belong to one thread; `pump` may be called by any."""
+
+    def __init__(self, endpoint: str, facts: ModelFacts, options: LinkOptions) -> None:
+        self.endpoint = endpoint
+        self.state = LinkState.CONNECTING
+        self.ready: Ready | None = None
+        self.stats: ExpertStats | None = None
+        self._facts = facts
+        self._options = options
+        self._lock = threading.RLock()
+        self._channel: Client[ExpertsToEngine, EngineToExperts] = Client(
+            endpoint, ExpertsToEngine, options.channel
+        )
+        self._session: Session | None = None
+        self._detail = "no expert service there yet"
+        self._refusal: Refused | None = None
+        self._progress = 0.0
+        self._sequence = 0
+        self._next_beat = 0.0
+        self._last_heard = 0.0
+        self._done: dict[tuple[int, int], Answer] = {}
+
+    def status(self) -> ShardStatus:
+        """How the link is now."""
+        with self._lock:
+            return ShardStatus(self.endpoint, self.state, self._detail, self._progress)
+
+    def free_slots(self) -> int:
+        """Calls that may be submitted now; raises PeerError unless the link is ready."""
+        with self._lock:
+            session = self._require_session()
+            session.reap()
+            return len(session.free)
+
+    def submit(self, batch: Batch, start: int) -> Flight:
+        """Start a call; there must be a free slot. `start` is where its tokens belong in the ticket.
+
+        Raises:
+            PeerError: the shard is not ready.
+        """
+        with self._lock:
+            session = self._require_session()
+            slot = session.free.pop()
+            self._sequence = self._sequence % _MAX_SEQUENCE + 1  # never 0, which fresh slots hold
+            flight = Flight(session, slot, self._sequence, batch.layer, start, start + len(batch))
+            session.transport.submit(slot, flight.sequence, batch)
+            return flight
+
+    def wait(self, flight: Flight, deadline: float) -> Reply:
+        """The call's reply; `release` its slot once y is read.
+
+        Raises:
+            PeerError: the shard went away, or did not answer before `deadline` (of time.monotonic).
+        """
+        n_tokens = flight.stop - flight.start
+        while flight.session is self._session:
+            left = deadline - time.monotonic()
+            timeout_s = min(SLICE_S, max(0.0, left))
+            reply = flight.session.transport.wait(flight.slot, flight.sequence, n_tokens, timeout_s)
+            if reply is not None:
+                return reply
+            if left <= 0:
+                self.lose("did not answer in time")
+                break
+            self.pump(0)
+        raise PeerError(f"expert service {self.endpoint}: {self._detail}")
+
+    def release(self, flight: Flight) -> None:
+        """The slot is free again."""
+        flight.session.free.append(flight.slot)
+
+    def abandon(self, flight: Flight) -> None:
+        """Nobody will wait for this call: its slot is free once the shard is done with it."""
+        flight.session.abandoned.append((flight.slot, flight.sequence))
+
+    def send(self, message: Submit, frames: Sequence[memoryview] = ()) -> None:
+        """Send a call (for transports by message)."""
+        with self._lock:
+            if not self._channel.send(message, frames):
+                self.lose("went away")
+                raise PeerError(f"expert service {self.endpoint}: {self._detail}")
+
+    def take_done(self, slot: int, sequence: int, timeout_s: float) -> Answer | None:
+        """The answer to a call (for transports by message)."""
+        if (slot, sequence) not in self._done:
+            self.pump(timeout_s)
+        return self._done.pop((slot, sequence), None)
+
+    def pump(self, timeout_s: float) -> None:
+        """Handle messages, waiting up to `timeout_s` for the first; send what is due; notice a lost peer."""
+        with self._lock:
+            self._channel.poll(timeout_s)
+            for event in self._channel.recv_all():
+                self._last_heard = time.monotonic()
+                if isinstance(event, Malformed):
+                    _log.warning("malformed message", endpoint=self.endpoint, reason=event.reason)
+                else:
+                    self._handle(event.message, event.frames)
+            self._look(time.monotonic())
+
+    def lose(self, reason: str) -> None:
+        """Give the session up: calls in flight fail, and a new hello follows."""
+        with self._lock:
+            if self.state is LinkState.READY:
+                _log.warning("lost an expert service", endpoint=self.endpoint, reason=reason)
+            self._forget(LinkState.CONNECTING, reason)
+
+    def refusal_error(self) -> PeerError:
+        """The error for a refused hello: a PeerMismatchError if the two sides differ."""
+        assert self._refusal is not None
+        text = f"expert service {self.endpoint} refused us: {self._refusal.reason}"
+        if not self._refusal.differences:
+            return PeerError(text)
+        differences = "; ".join(_explain(difference) for difference in self._refusal.differences)
+        remedy = "start both with the same model file and version"
+        return PeerMismatchError(f"{text}: {differences}", remedy=remedy)
+
+    def close(self) -> None:
+        """Say goodbye. May be called twice."""
+        with self._lock:
+            if self.state is LinkState.READY:
+                self._channel.send(Drain())
+            self._forget(LinkState.CONNECTING, "closed")
+            self._channel.close()
+
+    def _require_session(self) -> Session:
+        if self.state is not LinkState.READY or self._session is None:
+            raise PeerError(f"expert service {self.endpoint} is not ready: {self._detail}")
+        return self._session
+
+    def _handle(self, message: ExpertsToEngine, frames: tuple[memoryview, ...]) -> None:
+        if isinstance(message, Done):
+            self._done[(message.slot, message.sequence)] = (message, frames)
+        elif isinstance(message, Ready):
+            self._welcome(message)
+        elif isinstance(message, Loading):
+            self.state, self._progress = LinkState.LOADING, message.progress
+            self._detail = f"reading weights, {message.progress:.0%}"
+        elif isinstance(message, Refused):
+            self._refuse(message)
+        elif isinstance(message, ExpertStats):
+            self.stats = message
+
+    def _welcome(self, ready: Ready) -> None:
+        if self._session is None or self.state is LinkState.READY:
+            return
+        self.state, self.ready, self._progress, self._detail = LinkState.READY, ready, 1.0, "ready"
+        _log.info("expert service is ready", endpoint=self.endpoint, shard=ready.shard, isa=ready.isa)
+
+    def _refuse(self, refusal: Refused) -> None:
+        if refusal.reason == UNKNOWN_CLIENT:
+            self.lose("restarted")
+            return
+        self._refusal = refusal
+        self._forget(LinkState.REFUSED, refusal.reason)
+
+    def _look(self, now: float) -> None:
+        connected = self._channel.connected
+        if self.state in (LinkState.READY, LinkState.LOADING):
+            if not connected:
+                self.lose("went away")
+            elif now - self._last_heard > SILENCE_S:
+                self.lose(f"silent for {SILENCE_S:.0f} s")
+        if now < self._next_beat or not connected:
+            return
+        if self.state is LinkState.READY:
+            self._next_beat = now + HEARTBEAT_S
+            self._channel.send(Heartbeat(sent_ns=time.time_ns()))
+            self._channel.send(ExpertStatsRequest())
+        else:
+            self._next_beat = now + (REFUSED_RETRY_S if self.state is LinkState.REFUSED else RETRY_S)
+            self._say_hello()
+
+    def _say_hello(self) -> None:
+        options, facts = self._options, self._facts
+        if self._session is None:
+            transport = make_transport(options.notifier, options.dims, options.run_dir, self)
+            self._session = Session(transport, options.dims.n_slots)
+        hello = Hello(
+            protocol=PROTOCOL_VERSION,
+            model_fingerprint=facts.fingerprint,
+            hidden_size=facts.hidden_size,
+            top_k=facts.top_k,
+            n_experts=facts.n_experts,
+            layers=facts.layers,
+            dtype=options.dims.dtype,
+            notifier=options.notifier,
+            arena=self._session.transport.arena_path,
+            client=f"pid {os.getpid()}",
+        )
+        self._channel.send(hello)
+
+    def _forget(self, state: LinkState, detail: str) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.transport.close()
+        self._done.clear()
+        self.state, self.ready, self._progress, self._detail = state, None, 0.0, detail
+
+
+def _explain(difference: str) -> str:
+    """A fingerprint's difference in words; any other as it is."""
+    name, _, values = difference.partition(": ours ")
+    theirs, separator, ours = values.partition(", yours ")
+    if name != "model_fingerprint" or not separator:
+        return difference
+    return f"model: {explain_mismatch(ours, theirs)} ({difference})"

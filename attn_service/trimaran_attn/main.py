@@ -1,0 +1,95 @@
+"""The attention service's process, from configuration to goodbye."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+
+import msgspec.structs
+import torch
+from trimaran.channel import Server
+from trimaran.config import Config, ExpertsConfig
+from trimaran.errors import ConfigError
+from trimaran.lifecycle import Stop
+from trimaran.run_dir import attn_endpoint, default_run_dir, open_run_dir
+from trimaran.telemetry import Log
+from trimaran.wire import GatewayToEngine
+
+from trimaran_attn.engine import Engine
+from trimaran_attn.experts_client import ExpertsClient, ModelFacts
+from trimaran_attn.experts_link import ExpertsLink, RemoteExperts
+from trimaran_attn.loading import OpenModel, load_engine, open_model
+from trimaran_attn.metrics import Meter
+from trimaran_attn.service import AttnServer, AttnService
+from trimaran_attn.worker import EngineWorker
+
+Progress = Callable[[str, float], None]
+_log = Log(__name__)
+
+
+def serve(config: Config, stop: Stop) -> None:
+    """Serve the configured model until told to stop.
+
+    Raises:
+        TrimaranError: the model, the device, the memory or the experts are not as configured.
+    """
+    if config.attn.rules is not None:
+        raise ConfigError("attn.rules: rules files are not supported in this version", remedy="leave it out")
+    model = open_model(config)
+    with ExitStack() as stack:
+        stack.enter_context(closing(model.file))
+        run_dir = stack.enter_context(open_run_dir(config.run_dir or default_run_dir()))
+        server: AttnServer = stack.enter_context(Server(attn_endpoint(run_dir.path), GatewayToEngine))
+        experts = hop_config(config.experts, model.device)
+        tokens = config.attn.max_step_tokens
+        link = ExpertsClient(experts, facts_of(model), run_dir.path, max_tokens=tokens)
+        stack.enter_context(closing(link))
+        load = _loader(config, model, link)
+        worker = EngineWorker(load, link, model.fingerprint, config.attn.max_waiting)
+        max_open = config.attn.max_running + config.attn.max_waiting
+        _log.info("loading", model=model.spec.name, endpoint=server.endpoint)
+        AttnService(server, worker, link, max_open).run(stop)
+
+
+def hop_config(config: ExpertsConfig, device: torch.device) -> ExpertsConfig:
+    """The experts' options with the hop's element type decided: float32 from a CPU, bfloat16 from a GPU."""
+    if config.dtype != "auto":
+        return config
+    return msgspec.structs.replace(config, dtype="f32" if device.type == "cpu" else "bf16")
+
+
+def facts_of(model: OpenModel) -> ModelFacts:
+    """What the experts must have loaded too."""
+    spec = model.spec
+    return ModelFacts(
+        fingerprint=model.fingerprint,
+        hidden_size=spec.hidden_size,
+        top_k=spec.moe.top_k,
+        n_experts=spec.moe.n_experts,
+        layers=tuple(range(spec.n_dense_layers, spec.n_layers)),
+    )
+
+
+def _loader(config: Config, model: OpenModel, link: ExpertsLink) -> Callable[[Progress], Engine]:
+    def load(on_progress: Progress) -> Engine:
+        meter = Meter()
+        experts = RemoteExperts(link, meter)
+        engine = load_engine(
+            config,
+            model,
+            lambda _: experts,
+            meter,
+            progress=lambda share: on_progress("reading weights", share / 2),
+        )
+        link.connect(lambda detail, share: on_progress(detail, 0.5 + share / 2))
+        limits = engine.scheduler.limits
+        _log.info(
+            "ready",
+            device=str(model.device),
+            context=limits.context_length,
+            kv_pages=engine.scheduler.pages.n_pages,
+            threads=torch.get_num_threads(),
+        )
+        return engine
+
+    return load

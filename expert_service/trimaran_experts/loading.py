@@ -1,0 +1,61 @@
+"""Reads the weights in a thread, so that clients that say hello meanwhile hear how far it is."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+from trimaran_experts.engine import ShardEngine
+from trimaran_experts.loader import OnProgress, Stopped
+
+Load = Callable[[OnProgress, Stopped], ShardEngine]
+"""Takes a progress callback (0 to 1) and a question whether to give up."""
+
+
+class LoadingThread:
+    """Runs `load` in a thread; `fileno` becomes readable when it ends."""
+
+    def __init__(self, load: Load) -> None:
+        self.progress = 0.0
+        self._load = load
+        self._cancelled = threading.Event()
+        self._result: ShardEngine | None = None
+        self._error: BaseException | None = None
+        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
+        self._thread.start()
+
+    @property
+    def finished(self) -> bool:
+        """Whether `result` has something to say."""
+        return self._result is not None or self._error is not None
+
+    def result(self) -> ShardEngine:
+        """The engine; raises what loading raised."""
+        os.eventfd_read(self._event)
+        if self._error is not None:
+            raise self._error
+        assert self._result is not None
+        return self._result
+
+    def fileno(self) -> int:
+        """Readable from the end of loading until `result` is asked."""
+        return self._event
+
+    def close(self) -> None:
+        """Give up, if loading still runs."""
+        self._cancelled.set()
+        self._thread.join()
+        os.close(self._event)
+
+    def _run(self) -> None:
+        try:
+            self._result = self._load(self._note, self._cancelled.is_set)
+        except BaseException as error:  # handed to the control loop
+            self._error = error
+        finally:
+            os.eventfd_write(self._event, 1)
+
+    def _note(self, progress: float) -> None:
+        self.progress = progress

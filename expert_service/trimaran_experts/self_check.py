@@ -1,0 +1,73 @@
+"""The chosen kernel against a slow float64 reference, on the model's own weights, before it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from trimaran.errors import KernelError
+from trimaran.gguf.dequant import dequantize
+from trimaran.wire import Status
+from trimaran_kernels import ExpertEngine
+
+from trimaran_experts.loader import ExpertLayer, ExpertMatrix
+
+TOLERANCE = 1e-3
+"""Largest deviation allowed, relative to the largest value of the result."""
+
+_N_TOKENS = 3
+_N_EXPERTS = 2  # distinct ones: dequantising an expert of a large model takes a second
+
+
+def check_engine(engine: ExpertEngine, layers: Sequence[ExpertLayer], first_expert: int) -> float:
+    """Compute a few random tokens of one layer both ways; the relative deviation.
+
+    Raises:
+        KernelError: the engine fails, or deviates by more than `TOLERANCE`.
+    """
+    random = np.random.default_rng(0)
+    layer = layers[len(layers) // 2]
+    owned = len(layer.gate.raw) // len(layer.gate.expert(0))
+    chosen = random.choice(owned, min(_N_EXPERTS, owned), replace=False)
+    local = random.choice(chosen, (_N_TOKENS, engine.top_k))
+    x = random.standard_normal((_N_TOKENS, engine.hidden)).astype(np.float32)
+    weights = random.random((_N_TOKENS, engine.top_k)).astype(np.float32)
+    y = np.empty_like(x)
+    status = engine.forward(layer.layer, x, (local + first_expert).astype(np.int32), weights, y)
+    if status != Status.OK:
+        raise KernelError(f"self-check of layer {layer.layer}: the kernel answered status {status}")
+    expected = reference(layer, x, local, weights)
+    deviation = float(np.abs(y - expected).max() / max(np.abs(expected).max(), 1e-30))
+    if not deviation <= TOLERANCE:
+        raise KernelError(
+            f"self-check of layer {layer.layer}: the {engine.isa} kernel deviates by {deviation:.2g}"
+        )
+    return deviation
+
+
+def reference(
+    layer: ExpertLayer,
+    x: NDArray[np.float32],
+    experts: NDArray[np.integer],
+    weights: NDArray[np.float32],
+) -> NDArray[np.float64]:
+    """Σ_j weights[t, j] · down(silu(gate x[t]) · up x[t]) in float64.
+
+    Args:
+        x: [n, hidden]. experts, weights: [n, top_k]; experts count from this shard's first.
+
+    Returns:
+        [n, hidden].
+    """
+    y = np.zeros(x.shape, np.float64)
+    for expert in np.unique(experts):
+        gate, up, down = (_dense(matrix, int(expert)) for matrix in layer.matrices)
+        for token, place in np.argwhere(experts == expert):
+            h = gate @ x[token]
+            y[token] += weights[token, place] * (down @ (h * np.exp(-np.logaddexp(0, -h)) * (up @ x[token])))
+    return y
+
+
+def _dense(matrix: ExpertMatrix, expert: int) -> NDArray[np.float64]:
+    return dequantize(matrix.type, matrix.expert(expert), matrix.shape).astype(np.float64)

@@ -1,0 +1,195 @@
+"""The control loop of the expert service: hellos, heartbeats, calls by message, statistics, goodbyes.
+
+Calls by doorbell never pass here: each such client has a native thread of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+from trimaran.channel import Malformed, Received, Server
+from trimaran.lifecycle import Stop
+from trimaran.telemetry import Log
+from trimaran.wire import (
+    HEARTBEAT_S,
+    UNKNOWN_CLIENT,
+    Done,
+    Drain,
+    EngineToExperts,
+    ExpertStats,
+    ExpertStatsRequest,
+    ExpertsToEngine,
+    Heartbeat,
+    Hello,
+    Loading,
+    Ready,
+    Refused,
+    Status,
+    Submit,
+)
+
+from trimaran_experts.call_runner import CallRunner
+from trimaran_experts.clients import Clients, ModelFacts
+from trimaran_experts.engine import ShardEngine
+from trimaran_experts.loading import LoadingThread
+from trimaran_experts.placement import Placement
+
+ControlServer = Server[EngineToExperts, ExpertsToEngine]
+_log = Log(__name__)
+
+
+class ExpertService:
+    """Serves one shard on `server` until told to stop.
+
+    Args:
+        loading: reads the weights and makes the engine meanwhile.
+    """
+
+    def __init__(
+        self, server: ControlServer, facts: ModelFacts, placement: Placement, loading: LoadingThread
+    ) -> None:
+        self._server = server
+        self._placement = placement
+        self._loading = loading
+        self._engine: ShardEngine | None = None
+        self._clients = Clients(facts)
+        self._runner = CallRunner()
+        self._next_beat = 0.0
+        self._malformed = 0
+
+    def run(self, stop: Stop) -> None:
+        """Serve until `stop` is requested.
+
+        Raises:
+            TrimaranError: loading failed.
+        """
+        wakers = (stop.fileno(), self._runner.fileno(), self._loading.fileno())
+        while not stop.requested:
+            self._server.poll(max(0.0, self._next_beat - time.monotonic()), wakers)
+            if self._engine is None and self._loading.finished:
+                self._begin_serving(self._loading.result())
+            self._handle_messages()
+            self._send_finished()
+            self._tick()
+
+    def close(self) -> None:
+        """Say goodbye to every client: what they asked and did not get is answered SHUTTING_DOWN."""
+        self._clients.drop_all("the service stops")
+        self._runner.close()
+        while any(not session.finished for session in self._clients.leaving):
+            time.sleep(0.005)
+
+    def stats(self) -> ExpertStats:
+        """Counters since the start, under the names of the exported metrics."""
+        counters = self._engine.gate.counters() if self._engine else {}
+        return ExpertStats(
+            shard=self._placement.shard,
+            counters={
+                "expert_calls_total": float(counters.get("calls", 0)),
+                "expert_failures_total": float(counters.get("failures", 0)),
+                "expert_tokens_total": float(counters.get("tokens", 0)),
+                "expert_bytes_read_total": float(counters.get("bytes_read", 0)),
+                "expert_compute_seconds_total": counters.get("busy_ns", 0) / 1e9,
+                "expert_malformed_messages_total": float(self._malformed),
+            },
+            gauges={
+                "expert_queue_depth": float(counters.get("waiting", 0) + self._runner.waiting),
+                "expert_clients": float(len(self._clients.by_peer)),
+                "expert_load_progress": self._loading.progress,
+                "expert_threads": float(len(self._placement.cpus)),
+            },
+        )
+
+    def _begin_serving(self, engine: ShardEngine) -> None:
+        self._engine = engine
+        for peer in list(self._clients.by_peer):
+            self._welcome(peer)
+        first, end = self._placement.experts
+        _log.info(
+            "ready",
+            endpoint=self._server.endpoint,
+            shard=self._placement.shard,
+            experts=f"{first}-{end - 1}",
+            isa=engine.isa,
+            threads=len(engine.cpus),
+        )
+
+    def _handle_messages(self) -> None:
+        for event in self._server.recv_all():
+            if isinstance(event, Malformed):
+                self._malformed += 1
+                _log.warning("malformed message", reason=event.reason)
+            else:
+                self._handle(event)
+
+    def _handle(self, event: Received[EngineToExperts]) -> None:
+        peer, message = event.peer, event.message
+        if isinstance(message, Hello):
+            self._greet(peer, message)
+        elif isinstance(message, ExpertStatsRequest):
+            self._send(peer, self.stats())
+        elif peer not in self._clients.by_peer and not isinstance(message, Drain):
+            self._server.send(peer, Refused(reason=UNKNOWN_CLIENT))
+        elif isinstance(message, Submit):
+            self._accept(peer, message, event.frames)
+        elif isinstance(message, Drain):
+            self._clients.drop(peer, "says goodbye")
+        if client := self._clients.by_peer.get(peer):
+            client.last_heard = time.monotonic()
+
+    def _greet(self, peer: bytes, hello: Hello) -> None:
+        refusal = self._clients.admit(peer, hello, time.monotonic())
+        if refusal is not None:
+            _log.warning("client refused", reason=refusal.reason, differences="; ".join(refusal.differences))
+            self._server.send(peer, refusal)
+        elif self._engine is None:
+            self._send(peer, Loading(progress=self._loading.progress))
+        else:
+            self._welcome(peer)
+
+    def _welcome(self, peer: bytes) -> None:
+        assert self._engine is not None
+        refusal = self._clients.open(peer, self._engine)
+        if refusal is not None:
+            _log.warning("client refused", reason=refusal.reason)
+            self._server.send(peer, refusal)
+            return
+        placement = self._placement
+        ready = Ready(
+            shard=placement.shard,
+            isa=self._engine.isa,
+            experts=placement.experts,
+            threads=len(self._engine.cpus),
+        )
+        self._send(peer, ready)
+
+    def _accept(self, peer: bytes, submit: Submit, frames: tuple[memoryview, ...]) -> None:
+        session = self._clients.by_peer[peer].session
+        if session is None:
+            self._send(peer, _done(submit, Status.INTERNAL, "weights are still being read"))
+        elif not self._runner.submit(peer, submit, partial(session.compute, submit, frames)):
+            self._send(peer, _done(submit, Status.INTERNAL, "too many calls wait"))
+
+    def _send_finished(self) -> None:
+        for call in self._runner.take_finished():
+            self._server.send(call.peer, _done(call.submit, call.answer.status), call.answer.frames)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now < self._next_beat:
+            return
+        self._next_beat = now + HEARTBEAT_S
+        self._clients.drop_silent(now)
+        loading = self._engine is None
+        message = Loading(progress=self._loading.progress) if loading else Heartbeat(sent_ns=time.time_ns())
+        for peer in list(self._clients.by_peer):
+            self._send(peer, message)
+
+    def _send(self, peer: bytes, message: ExpertsToEngine) -> None:
+        if not self._server.send(peer, message):
+            self._clients.drop(peer, "went away")
+
+
+def _done(submit: Submit, status: int, message: str = "") -> Done:
+    return Done(slot=submit.slot, sequence=submit.sequence, status=status, message=message)

@@ -1,0 +1,70 @@
+// The one door to the expert engine: checks what a peer sent, counts, and lets calls in one after another.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <vector>
+
+#include "hop/arena.h"
+#include "runtime/engine.h"
+
+namespace trimaran::hop {
+
+// Status codes of the hop that the engine itself does not have; the values are those of
+// `trimaran.wire.Status`.
+constexpr int32_t kBadSlot = 4;
+constexpr int32_t kNotFinite = 5;
+constexpr int32_t kShuttingDown = 7;
+
+// One layer call in memory that a peer may still be writing to.
+struct Call {
+  int32_t layer;
+  uint32_t n_tokens;
+  const void* x;         // [n_tokens, hidden] of dtype
+  const int32_t* ids;    // [n_tokens, top_k]
+  const float* weights;  // [n_tokens, top_k]
+  void* y;               // [n_tokens, hidden] of dtype
+  DType dtype;
+};
+
+struct GateCounters {
+  uint64_t calls;       // all, failed ones included
+  uint64_t failures;    // answered with a status other than 0
+  uint64_t tokens;      // of successful calls
+  uint64_t busy_ns;     // time spent in the engine
+  uint64_t bytes_read;  // expert weights that the engine read
+  uint32_t waiting;     // calls inside or before the engine right now
+};
+
+class CallGate {
+ public:
+  // The engine must outlive the gate.
+  explicit CallGate(ExpertEngine& engine) : engine_(engine) {}
+
+  // Status code of the call, for at most `max_tokens` tokens. Ids and weights are copied before they are
+  // checked, so that a peer that goes on writing harms nothing but its own result. Any thread may call.
+  int32_t run(const Call& call, uint32_t max_tokens) noexcept;
+
+  // The same for one slot of an arena; the slot's own layer and n_tokens are not looked at.
+  int32_t run_slot(const Arena& arena, uint32_t slot, int32_t layer, uint32_t n_tokens) noexcept;
+
+  const EngineDims& dims() const { return engine_.dims(); }
+  GateCounters counters() const;
+
+ private:
+  int32_t run_locked(const Call& call, uint32_t max_tokens);
+  int32_t compute(const Call& call);
+
+  ExpertEngine& engine_;
+  std::mutex mutex_;
+  std::vector<int32_t> ids_;
+  std::vector<float> weights_;
+  std::atomic<uint64_t> calls_{0};
+  std::atomic<uint64_t> failures_{0};
+  std::atomic<uint64_t> tokens_{0};
+  std::atomic<uint64_t> busy_ns_{0};
+  std::atomic<uint32_t> waiting_{0};
+};
+
+}  // namespace trimaran::hop

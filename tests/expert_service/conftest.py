@@ -1,0 +1,190 @@
+"""Real expert services on small random models."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from trimaran.arena import remove_leftovers
+from trimaran.config import ExpertsConfig
+from trimaran.fingerprint import fingerprint
+from trimaran.gguf import GGUFFile
+from trimaran.run_dir import open_run_dir
+from trimaran.spec import ModelSpec, read_spec
+from trimaran.synth import write_random_model
+from trimaran_attn.experts_client import ExpertsClient, ModelFacts
+from trimaran_experts.loader import ExpertLayer, find_experts
+from trimaran_experts.placement import place
+from trimaran_experts.self_check import reference
+from trimaran_kernels import usable_cpus
+
+Notifier = Literal["doorbell", "zmq", "tcp"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model file and what a client says about it."""
+
+    path: Path
+    spec: ModelSpec
+    facts: ModelFacts
+    layers: list[ExpertLayer]
+
+    @classmethod
+    def open(cls, path: Path) -> Model:
+        file = GGUFFile.open(path)
+        spec = read_spec(file)
+        moe_layers = tuple(range(spec.n_dense_layers, spec.n_layers))
+        facts = ModelFacts(
+            fingerprint(file), spec.hidden_size, spec.moe.top_k, spec.moe.n_experts, moe_layers
+        )
+        placement = place(ExpertsConfig(), spec.moe.n_experts, usable_cpus())
+        return cls(path, spec, facts, find_experts(file, spec, placement))
+
+    def batch(self, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """x, ids, weights of `n` random tokens."""
+        random = np.random.default_rng(seed)
+        shape = (n, self.facts.top_k)
+        x = random.standard_normal((n, self.facts.hidden_size)).astype(np.float32)
+        return (
+            x,
+            random.integers(0, self.facts.n_experts, shape).astype(np.int32),
+            random.random(shape, np.float32),
+        )
+
+    def expected(self, layer: int, x: np.ndarray, ids: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """The same layer in float64."""
+        (found,) = (one for one in self.layers if one.layer == layer)
+        return reference(found, x, ids, weights)
+
+
+@dataclass
+class ExpertProcess:
+    """`python -m trimaran_experts` with options."""
+
+    model: Path
+    run_dir: Path
+    options: dict[str, str]
+    log: Path
+    process: subprocess.Popen[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        settings = {"model": self.model, "run_dir": self.run_dir, "log_format": "json", "experts.threads": 1}
+        arguments = [f"--set={name}={value}" for name, value in {**settings, **self.options}.items()]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "trimaran_experts", *arguments], stderr=log, stdout=log
+            )
+
+    def records(self, message: str) -> list[dict[str, Any]]:
+        """The log records with this message so far."""
+        lines = self.log.read_text().splitlines()
+        records = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+        return [record for record in records if record["message"] == message]
+
+    def wait_for(self, message: str, timeout_s: float = 20) -> dict[str, Any]:
+        """The first such record."""
+        wait_until(lambda: bool(self.records(message)), timeout_s, self.log.read_text)
+        return self.records(message)[0]
+
+    def freeze(self) -> None:
+        """Stop it, and wait until all its threads have stopped."""
+        self.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: all(" T " in text for text in self._thread_states()))
+
+    def _thread_states(self) -> list[str]:
+        return [task.read_text() for task in Path(f"/proc/{self.process.pid}/task").glob("*/stat")]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(15)
+
+
+def wait_until(
+    condition: Callable[[], bool], timeout_s: float = 10, explain: Callable[[], str] = lambda: ""
+) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, explain()
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    path = tmp_path_factory.mktemp("model") / "model.gguf"
+    return Model.open(write_random_model(path, "v3", mix="Q4_K_M", tokenizer=False))
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    path = tmp_path_factory.mktemp("other") / "model.gguf"
+    return Model.open(write_random_model(path, "v3", mix="Q4_K_M", tokenizer=False, seed=1))
+
+
+@pytest.fixture
+def run_dir() -> Iterator[Path]:
+    with open_run_dir() as run_dir:
+        yield run_dir.path
+
+
+StartExperts = Callable[..., ExpertProcess]
+
+
+@pytest.fixture
+def start_experts(model: Model, run_dir: Path, tmp_path: Path) -> Iterator[StartExperts]:
+    """Starts a service on the model: `start_experts(path=…, **{"experts.isa": "generic"})`."""
+    processes: list[ExpertProcess] = []
+
+    def start(path: Path | None = None, **options: str) -> ExpertProcess:
+        log = tmp_path / f"experts-{len(processes)}.log"
+        processes.append(ExpertProcess(path or model.path, run_dir, options, log))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    remove_leftovers("/dev/shm")
+
+
+@pytest.fixture
+def make_client(model: Model, run_dir: Path) -> Iterator[Callable[..., ExpertsClient]]:
+    """Makes clients, not yet connected: `make_client(notifier="zmq", max_tokens=3)`."""
+    with contextlib.ExitStack() as stack:
+
+        def make(
+            *, facts: ModelFacts | None = None, max_tokens: int = 8, n_slots: int = 4, **options: Any
+        ) -> ExpertsClient:
+            config = ExpertsConfig(**{"connect_timeout_s": 20.0, "call_timeout_s": 10.0, **options})
+            client = ExpertsClient(
+                config, facts or model.facts, run_dir, max_tokens=max_tokens, n_slots=n_slots
+            )
+            return stack.enter_context(client)
+
+        yield make
+
+
+@pytest.fixture
+def arenas() -> Callable[[], set[Path]]:
+    """Tells which arena files exist now."""
+    return lambda: set(Path("/dev/shm").glob("trimaran-arena-*"))
+
+
+@pytest.fixture(name="wait_until")
+def provide_wait_until() -> Callable[..., None]:
+    """`wait_until(condition, timeout_s)`."""
+    return wait_until

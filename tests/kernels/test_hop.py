@@ -1,0 +1,405 @@
+"""The native hop: layout, doorbell, and a worker that survives whatever is in its arena."""
+
+from __future__ import annotations
+
+import os
+import resource
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from trimaran.arena import Arena, ArenaDims, ArenaLayout, ElementType
+from trimaran.errors import KernelError
+from trimaran.gguf import GGMLType
+from trimaran.wire import Status
+from trimaran_kernels import ExpertEngine, ThreadPool, usable_cpus
+from trimaran_kernels.hop import ArenaWorker, CallGate, HopArena, arena_layout
+
+HIDDEN, INTERMEDIATE, EXPERTS, TOP_K, LAYER = 32, 16, 8, 2, 3
+DIMS = ArenaDims(HIDDEN, TOP_K, max_tokens=6, n_slots=3, dtype="f32")
+
+
+@pytest.fixture(scope="module")
+def engine() -> ExpertEngine:
+    random = np.random.default_rng(1)
+    engine = ExpertEngine(ThreadPool(usable_cpus(1)), HIDDEN, INTERMEDIATE, EXPERTS, TOP_K, max_tokens=4)
+
+    def matrix(rows: int, columns: int) -> tuple[int, np.ndarray]:
+        values = random.standard_normal((EXPERTS, rows, columns)).astype(np.float32)
+        return int(GGMLType.F32), values.view(np.uint8).reshape(-1)
+
+    engine.add_layer(
+        LAYER,
+        matrix(INTERMEDIATE, HIDDEN),
+        matrix(INTERMEDIATE, HIDDEN),
+        matrix(HIDDEN, INTERMEDIATE),
+        0,
+        EXPERTS,
+    )
+    return engine
+
+
+@pytest.fixture
+def arena(tmp_path: Path) -> Iterator[Arena]:
+    with Arena(DIMS, tmp_path) as arena:
+        yield arena
+
+
+@pytest.fixture
+def client(arena: Arena) -> HopArena:
+    return HopArena(str(arena.path))
+
+
+@pytest.fixture
+def worker(arena: Arena, engine: ExpertEngine) -> Iterator[ArenaWorker]:
+    worker = ArenaWorker(HopArena(str(arena.path)), CallGate(engine), -1)
+    yield worker
+    worker.stop()
+
+
+def fill(arena: Arena, slot: int, seed: int = 0) -> None:
+    random = np.random.default_rng(seed)
+    views = arena.slot(slot)
+    x = random.standard_normal(views.x.shape).astype(np.float32)
+    views.x[:] = x if arena.dims.dtype == "f32" else (x.view(np.uint32) >> 16).astype(np.uint16)
+    views.ids[:] = random.integers(0, EXPERTS, views.ids.shape)
+    views.weights[:] = random.random(views.weights.shape)
+    views.y[:] = 0
+
+
+def expected(engine: ExpertEngine, arena: Arena, slot: int, n: int) -> np.ndarray:
+    views = arena.slot(slot)
+    rows = []
+    for token in range(n):
+        y = np.empty((1, HIDDEN), views.x.dtype)
+        row = slice(token, token + 1)
+        x, ids, weights = (part[row].copy() for part in (views.x, views.ids, views.weights))
+        assert engine.forward(LAYER, x, ids, weights, y) == Status.OK
+        rows.append(y)
+    return np.concatenate(rows) if rows else np.empty((0, HIDDEN), views.x.dtype)
+
+
+@given(
+    hidden=st.integers(1, 9000),
+    top_k=st.integers(1, 16),
+    tokens=st.integers(1, 700),
+    slots=st.integers(1, 8),
+    dtype=st.sampled_from(["f32", "bf16"]),
+)
+def test_both_sides_compute_the_same_layout(
+    hidden: int, top_k: int, tokens: int, slots: int, dtype: ElementType
+) -> None:
+    layout = ArenaLayout.of(ArenaDims(hidden, top_k, tokens, slots, dtype))
+    assert arena_layout(hidden, top_k, tokens, slots, dtype) == (
+        layout.x,
+        layout.ids,
+        layout.weights,
+        layout.y,
+        layout.slot_stride,
+        layout.file_bytes,
+    )
+
+
+def test_an_arena_says_its_dimensions(client: HopArena) -> None:
+    assert client.dims == (HIDDEN, TOP_K, 6, 3, "f32")
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("n", [0, 1, 4, 6])
+def test_a_call_gives_what_the_engine_gives(
+    tmp_path: Path, engine: ExpertEngine, dtype: ElementType, n: int
+) -> None:
+    with Arena(ArenaDims(HIDDEN, TOP_K, 6, 3, dtype), tmp_path) as arena:
+        client = HopArena(str(arena.path))
+        worker = ArenaWorker(HopArena(str(arena.path)), CallGate(engine), usable_cpus()[0])
+        for slot in range(3):
+            fill(arena, slot, seed=slot)
+            client.ring(slot, 7 + slot, LAYER, n)
+        for slot in range(3):
+            assert client.wait_done(slot, 7 + slot, 5) == Status.OK
+            views = arena.slot(slot)
+            np.testing.assert_array_equal(views.y[:n], expected(engine, arena, slot, n))
+            assert not views.y[n:].any()
+        worker.stop()
+
+
+def test_many_calls_in_a_row(arena: Arena, client: HopArena, worker: ArenaWorker) -> None:
+    fill(arena, 0)
+    for sequence in range(1, 2000):
+        client.ring(0, sequence, LAYER, 1)
+        assert client.wait_done(0, sequence, 5) == Status.OK
+
+
+@pytest.mark.parametrize(
+    ("layer", "n_tokens", "status"),
+    [
+        (0, 1, Status.BAD_LAYER),
+        (-1, 1, Status.BAD_LAYER),
+        (2**31 - 1, 1, Status.BAD_LAYER),
+        (LAYER, 7, Status.BAD_TOKEN_COUNT),
+        (LAYER, 2**32 - 1, Status.BAD_TOKEN_COUNT),
+    ],
+)
+def test_bad_requests_are_a_status(
+    arena: Arena, client: HopArena, worker: ArenaWorker, layer: int, n_tokens: int, status: int
+) -> None:
+    client.ring(1, 5, layer, n_tokens)
+    assert client.wait_done(1, 5, 5) == status
+    assert not arena.slot(1).y.any()
+
+
+@pytest.mark.parametrize("bad", [-1, EXPERTS, 2**31 - 1, -(2**31)])
+def test_bad_expert_ids_are_a_status(arena: Arena, client: HopArena, worker: ArenaWorker, bad: int) -> None:
+    fill(arena, 0)
+    arena.slot(0).ids[3, 1] = bad
+    client.ring(0, 1, LAYER, 4)
+    assert client.wait_done(0, 1, 5) == Status.BAD_EXPERT_ID
+    client.ring(0, 2, LAYER, 3)
+    assert client.wait_done(0, 2, 5) == Status.OK
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["x", "weights"])
+def test_what_is_not_finite_is_a_status(
+    arena: Arena, client: HopArena, worker: ArenaWorker, where: str, value: float
+) -> None:
+    fill(arena, 0)
+    getattr(arena.slot(0), where)[2, 1] = value
+    client.ring(0, 1, LAYER, 3)
+    assert client.wait_done(0, 1, 5) == Status.NOT_FINITE
+    client.ring(0, 2, LAYER, 2)
+    assert client.wait_done(0, 2, 5) == Status.OK
+
+
+@pytest.mark.parametrize("bits", [0x7F80, 0xFF80, 0x7FC0, 0xFFFF])
+def test_bf16_that_is_not_finite_is_a_status(tmp_path: Path, engine: ExpertEngine, bits: int) -> None:
+    with Arena(ArenaDims(HIDDEN, TOP_K, 6, 1, "bf16"), tmp_path) as arena:
+        fill(arena, 0)
+        arena.slot(0).x[0, 0] = bits
+        gate = CallGate(engine)
+        assert gate.run_slot(HopArena(str(arena.path)), 0, LAYER, 1) == Status.NOT_FINITE
+        arena.slot(0).x[0, 0] = 0x7F7F
+        assert gate.run_slot(HopArena(str(arena.path)), 0, LAYER, 1) == Status.OK
+
+
+def test_a_bad_slot_is_a_status(client: HopArena, engine: ExpertEngine) -> None:
+    assert CallGate(engine).run_slot(client, 3, LAYER, 1) == Status.BAD_SLOT
+    with pytest.raises(KernelError, match="slot"):
+        client.ring(3, 1, LAYER, 1)
+    with pytest.raises(KernelError, match="slot"):
+        client.wait_done(3, 1, 0)
+
+
+def test_waiting_ends(client: HopArena) -> None:
+    start = time.monotonic()
+    client.ring(0, 1, LAYER, 1)
+    assert client.wait_done(0, 1, 0.05) is None
+    assert 0.04 < time.monotonic() - start < 1
+
+
+def test_waiting_leaves_python_running(client: HopArena) -> None:
+    waiter = threading.Thread(target=client.wait_done, args=(0, 1, 0.3))
+    waiter.start()
+    start = time.monotonic()
+    while time.monotonic() - start < 0.05:
+        pass
+    assert waiter.is_alive()
+    waiter.join()
+
+
+def test_a_stopped_worker_says_so(arena: Arena, client: HopArena, worker: ArenaWorker) -> None:
+    assert not worker.finished
+    worker.request_stop()
+    client.ring(0, 1, LAYER, 0)
+    worker.stop()
+    assert worker.finished
+    assert client.wait_done(0, 1, 0) in {Status.SHUTTING_DOWN, None}
+
+
+def test_nobody_spins_when_idle(arena: Arena, client: HopArena, worker: ArenaWorker) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    client.wait_done(0, 1, 1.0)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    assert used < 0.02
+
+
+def test_the_gate_counts(arena: Arena, client: HopArena, engine: ExpertEngine) -> None:
+    fill(arena, 0)
+    gate = CallGate(engine)
+    assert gate.run_slot(client, 0, LAYER, 5) == Status.OK
+    assert gate.run_slot(client, 0, LAYER + 1, 5) == Status.BAD_LAYER
+    counters = gate.counters()
+    assert (counters["calls"], counters["failures"], counters["tokens"], counters["waiting"]) == (2, 1, 5, 0)
+    assert counters["busy_ns"] > 0
+    assert counters["bytes_read"] > 0
+
+
+def test_the_gate_takes_arrays_of_any_length(engine: ExpertEngine) -> None:
+    random = np.random.default_rng(0)
+    x = random.standard_normal((11, HIDDEN)).astype(np.float32)
+    ids = random.integers(0, EXPERTS, (11, TOP_K)).astype(np.int32)
+    weights = random.random((11, TOP_K)).astype(np.float32)
+    y, row = np.empty_like(x), np.empty_like(x[:1])
+    gate = CallGate(engine)
+    assert gate.run(LAYER, x, ids, weights, y) == Status.OK
+    for token in range(11):
+        assert (
+            engine.forward(
+                LAYER, x[token : token + 1], ids[token : token + 1], weights[token : token + 1], row
+            )
+            == 0
+        )
+        np.testing.assert_array_equal(y[token], row[0])
+    for bad in ((x[:10], ids, weights, y), (x, ids[:, :1], weights, y), (x, ids, weights, y[:3])):
+        with pytest.raises(KernelError):
+            gate.run(LAYER, *bad)
+
+
+def test_several_threads_share_the_gate(engine: ExpertEngine, tmp_path: Path) -> None:
+    gate = CallGate(engine)
+    failures: list[object] = []
+
+    def talk(seed: int) -> None:
+        with Arena(DIMS, tmp_path) as arena:
+            fill(arena, 0, seed)
+            want = expected(engine, arena, 0, 6)
+            worker = ArenaWorker(HopArena(str(arena.path)), gate, -1)
+            client = HopArena(str(arena.path))
+            for sequence in range(1, 100):
+                arena.slot(0).y[:] = 0
+                client.ring(0, sequence, LAYER, 6)
+                if client.wait_done(0, sequence, 5) != Status.OK or (arena.slot(0).y != want).any():
+                    failures.append((seed, sequence))
+            worker.stop()
+
+    threads = [threading.Thread(target=talk, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_slot_contents_kill_the_worker(
+    arena: Arena, client: HopArena, worker: ArenaWorker, data: st.DataObject
+) -> None:
+    stride = arena.layout.slot_stride
+    slot = data.draw(st.integers(0, 2))
+    control = struct.pack(
+        "<IiI",
+        data.draw(st.integers(0, 2**32 - 1)),
+        data.draw(st.sampled_from([LAYER, 0, -1, 2**31 - 1, -(2**31)]) | st.integers(-(2**31), 2**31 - 1)),
+        data.draw(st.integers(0, 8) | st.integers(0, 2**32 - 1)),
+    )
+    ids = data.draw(
+        st.lists(st.integers(-2, EXPERTS) | st.integers(-(2**31), 2**31 - 1), min_size=12, max_size=12)
+    )
+    with arena.path.open("r+b") as file:
+        file.seek(4096 + slot * stride + arena.layout.ids)
+        file.write(np.array(ids, np.int32).tobytes())
+        file.write(data.draw(st.binary(min_size=0, max_size=48)))
+        file.seek(4096 + slot * stride)
+        file.write(control)
+        file.seek(64)  # the bell
+        file.write(os.urandom(4))
+    client.ring((slot + 1) % 3, 0xFFFF, LAYER, 0)
+    client.ring((slot + 1) % 3, 0xFFFE, LAYER, 0)
+    assert client.wait_done((slot + 1) % 3, 0xFFFE, 5) == Status.OK
+
+
+def test_a_writer_beside_the_call_harms_nobody(arena: Arena, client: HopArena, worker: ArenaWorker) -> None:
+    fill(arena, 0)
+    stopped = threading.Event()
+
+    def scribble() -> None:
+        random = np.random.default_rng(0)
+        while not stopped.is_set():
+            arena.slot(0).ids[:] = random.integers(-(2**31), 2**31 - 1, (6, TOP_K))
+            arena.slot(0).ids[:] = 1
+
+    thread = threading.Thread(target=scribble)
+    thread.start()
+    seen = set()
+    for sequence in range(1, 300):
+        client.ring(0, sequence, LAYER, 6)
+        seen.add(client.wait_done(0, sequence, 5))
+    stopped.set()
+    thread.join()
+    assert seen <= {Status.OK, Status.BAD_EXPERT_ID}
+
+
+def corrupt(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+@pytest.mark.parametrize(
+    ("offset", "data", "reason"),
+    [
+        (0, b"NOTARENA", "not an arena"),
+        (8, struct.pack("<I", 2), "version 2"),
+        (12, struct.pack("<I", 9), "element type"),
+        (16, struct.pack("<I", 0), "hidden size"),
+        (16, struct.pack("<I", 2**32 - 1), "hidden size"),
+        (20, struct.pack("<I", 0), "top_k"),
+        (24, struct.pack("<I", 2**31), "token count"),
+        (24, struct.pack("<I", 900), "contradict"),
+        (28, struct.pack("<I", 0), "slot count"),
+        (28, struct.pack("<I", 4), "contradict"),
+        (32, struct.pack("<Q", 0), "contradict"),
+        (40, struct.pack("<Q", 2**63), "contradict"),
+    ],
+)
+def test_bad_headers_are_refused(arena: Arena, offset: int, data: bytes, reason: str) -> None:
+    corrupt(arena.path, offset, data)
+    with pytest.raises(KernelError, match=reason):
+        HopArena(str(arena.path))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(header=st.binary(min_size=40, max_size=40))
+def test_no_header_kills(arena: Arena, header: bytes) -> None:
+    corrupt(arena.path, 8, header)
+    with pytest.raises(KernelError):
+        HopArena(str(arena.path))
+
+
+def test_bad_files_are_refused(tmp_path: Path, arena: Arena) -> None:
+    with pytest.raises(KernelError, match="No such file"):
+        HopArena(str(tmp_path / "missing"))
+    with pytest.raises(KernelError, match="Is a directory"):
+        HopArena(str(tmp_path))
+    (tmp_path / "short").write_bytes(b"TRIARENA")
+    (tmp_path / "short").chmod(0o600)
+    with pytest.raises(KernelError, match="too short"):
+        HopArena(str(tmp_path / "short"))
+    (tmp_path / "link").symlink_to(arena.path)
+    with pytest.raises(KernelError):
+        HopArena(str(tmp_path / "link"))
+    os.mkfifo(tmp_path / "fifo", 0o600)
+    with pytest.raises(KernelError, match="not a regular file"):
+        HopArena(str(tmp_path / "fifo"))
+    os.truncate(arena.path, arena.layout.file_bytes - 4096)
+    with pytest.raises(KernelError, match="contradict"):
+        HopArena(str(arena.path))
+    arena.path.chmod(0o644)
+    with pytest.raises(KernelError, match="0600"):
+        HopArena(str(arena.path))
+
+
+def test_an_arena_of_another_model_is_refused(tmp_path: Path, engine: ExpertEngine) -> None:
+    with (
+        Arena(ArenaDims(HIDDEN + 1, TOP_K, 6, 1, "f32"), tmp_path) as arena,
+        pytest.raises(KernelError, match="not the model's"),
+    ):
+        ArenaWorker(HopArena(str(arena.path)), CallGate(engine), -1)
