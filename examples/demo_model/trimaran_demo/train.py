@@ -47,10 +47,11 @@ class Progress:
 
 
 def rate_at(progress: float, config: TrainConfig) -> float:
-    """The learning rate's factor: a short warm-up, a plateau, then a straight line to zero."""
+    """The learning rate's factor: a short warm-up, a plateau, then a fall to zero that starts steep."""
     if progress < config.warmup:
         return max(progress / config.warmup, 0.02)
-    return min(1.0, max(0.0, (1 - progress) / (1 - config.decay_from)))
+    left = min(1.0, max(0.0, (1 - progress) / (1 - config.decay_from)))
+    return left**1.5
 
 
 def loss_of(model: DemoModel, batch: Batch) -> Tensor:

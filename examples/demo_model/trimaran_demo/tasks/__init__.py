@@ -69,9 +69,9 @@ EARLY: dict[Task, float] = {
     count: 0.5, conversation: 0.2, long_multiplication: 0.1,
 }  # fmt: skip
 LATE: dict[Task, float] = {
-    drill: 1, arithmetic: 8, copy: 3, short_passkey: 1.5, passkey: 2, long_passkey: 0.25, sort: 3,
-    to_json: 2.5, tool_call: 1.5, tool_answer: 0.8, fact: 2, small_talk: 1.2, introduction: 0.7,
-    story: 1, count: 0.7, conversation: 2, long_multiplication: 1.2,
+    drill: 2.5, arithmetic: 9, copy: 3, short_passkey: 1.5, passkey: 1.7, long_passkey: 0.2, sort: 2.5,
+    to_json: 2.5, tool_call: 1.5, tool_answer: 0.8, fact: 1.5, small_talk: 1, introduction: 0.7,
+    story: 0.8, count: 1, conversation: 1.5, long_multiplication: 0.5,
 }  # fmt: skip
 
 
