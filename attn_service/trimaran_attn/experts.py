@@ -54,6 +54,7 @@ class LocalExperts:
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """Compute at once; the result is the ticket."""
         assert layer == self._layer
+        x = x.float()
         y = torch.zeros_like(x)
         for expert in sorted(set(ids.flatten().tolist())):
             token, place = torch.where(ids == expert)

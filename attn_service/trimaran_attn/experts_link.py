@@ -48,15 +48,17 @@ class RemoteExperts:
     Args:
         link: connected before the first submit.
         meter: takes `attention_wait_on_experts_seconds`, a sample per layer and step.
+        dtype: element type that the link takes.
     """
 
-    def __init__(self, link: ExpertsLink, meter: Meter) -> None:
+    def __init__(self, link: ExpertsLink, meter: Meter, dtype: torch.dtype = torch.float32) -> None:
         self._link = link
+        self._dtype = dtype
         self._meter = meter
 
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Any:
-        """See `Experts.submit`; x is float32 or bfloat16, on any device."""
-        return self._link.submit(layer, _array(x), ids.cpu().numpy(), weights.cpu().numpy())
+        """See `Experts.submit`; x is of any type, on any device."""
+        return self._link.submit(layer, _array(x.to(self._dtype)), ids.cpu().numpy(), weights.cpu().numpy())
 
     def wait(self, ticket: Any) -> Tensor:
         """See `Experts.wait`."""

@@ -44,7 +44,8 @@ def serve(config: Config, stop: Stop) -> None:
         tokens = config.attn.max_step_tokens
         link = ExpertsClient(experts, facts_of(model), run_dir.path, max_tokens=tokens)
         stack.enter_context(closing(link))
-        load = _loader(config, model, link)
+        dtype = torch.bfloat16 if experts.dtype == "bf16" else torch.float32
+        load = _loader(config, model, link, dtype)
         worker = EngineWorker(load, link, model.fingerprint, config.attn.max_waiting)
         max_open = config.attn.max_running + config.attn.max_waiting
         _log.info("loading", model=model.spec.name, endpoint=server.endpoint)
@@ -70,10 +71,12 @@ def facts_of(model: OpenModel) -> ModelFacts:
     )
 
 
-def _loader(config: Config, model: OpenModel, link: ExpertsLink) -> Callable[[Progress], Engine]:
+def _loader(
+    config: Config, model: OpenModel, link: ExpertsLink, dtype: torch.dtype
+) -> Callable[[Progress], Engine]:
     def load(on_progress: Progress) -> Engine:
         meter = Meter()
-        experts = RemoteExperts(link, meter)
+        experts = RemoteExperts(link, meter, dtype)
         engine = load_engine(
             config,
             model,

@@ -76,11 +76,12 @@ class CallRunner:
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
             peer, submit, compute = call
-            self._finished.append(FinishedCall(peer, submit, _guarded(compute)))
+            self._finished.append(FinishedCall(peer, submit, guarded(compute)))
             os.eventfd_write(self._event, 1)
 
 
-def _guarded(compute: Callable[[], Answer]) -> Answer:
+def guarded(compute: Callable[[], Answer]) -> Answer:
+    """The answer of a call; INTERNAL, and a log record, if it fails unexpectedly."""
     try:
         return compute()
     except Exception:  # one client's bad call must not end the service

@@ -14,7 +14,9 @@ from trimaran_gateway.context import Gateway
 from trimaran_gateway.errors import DeadlineError, api_error, bad_request, validation_message
 from trimaran_gateway.middleware import Guard, error_response
 from trimaran_gateway.routes import ROUTERS
+from trimaran_gateway.routes.page import page_router
 from trimaran_gateway.streaming import ClientGoneError
+from trimaran_gateway.web.live import LiveReader, Model
 
 _CLIENT_CLOSED = 499
 _log = Log(__name__)
@@ -30,6 +32,8 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.state.gateway = gateway
     for router in ROUTERS:
         app.include_router(router)
+    live = LiveReader(gateway.engine, gateway.metrics, Model.of(gateway.model))
+    app.include_router(page_router(live))
     app.add_exception_handler(RequestValidationError, _invalid)
     for kind in (HTTPException, TrimaranError, DeadlineError):
         app.add_exception_handler(kind, _expected)

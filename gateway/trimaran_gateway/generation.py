@@ -21,6 +21,8 @@ from trimaran_gateway.model import ServedModel
 from trimaran_gateway.output.events import Event, Finished, FinishReason, Progress, TokenEntry, TokenUsage
 from trimaran_gateway.output.parser import OutputFormat, OutputParser
 
+_LEAST_LOGPROB = -9999.0
+
 
 @dataclass(frozen=True)
 class GenerationRequest:
@@ -163,9 +165,14 @@ def _entries(batch: TokenBatch) -> list[TokenEntry] | None:
     if batch.logprobs is None:
         return None
     return [
-        TokenEntry(token, value.logprob, value.top)
+        TokenEntry(token, _finite(value.logprob), tuple((other, _finite(low)) for other, low in value.top))
         for token, value in zip(batch.ids, batch.logprobs, strict=True)
     ]
+
+
+def _finite(logprob: float) -> float:
+    """JSON has no infinity: OpenAI writes -9999 for a token that cannot come."""
+    return max(logprob, _LEAST_LOGPROB)
 
 
 def _usage(

@@ -11,9 +11,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimaran_gateway.context import Gateway
 from trimaran_gateway.errors import RETRY_AFTER_S, ApiError, envelope
+from trimaran_gateway.web.assets import PREFIX as PAGE_PREFIX
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
-"""Answered without a key and while draining."""
+OPEN_PATHS = frozenset({"/health", "/ready", "/"})
+"""Answered without a key and while draining; so are the page's files, which ask for a key themselves."""
 
 
 def error_response(path: str, error: ApiError) -> JSONResponse:
@@ -49,7 +50,8 @@ class Guard:
         await self._app(scope, _Limited(receive, self._max_body), counted)
 
     def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
-        if scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS":
+        path = scope["path"]
+        if path in OPEN_PATHS or path.startswith(PAGE_PREFIX) or scope["method"] == "OPTIONS":
             return None
         if self._digests and not self._has_key(headers):
             return ApiError(401, "no valid API key was given", code="invalid_api_key")

@@ -84,6 +84,7 @@ async def run_gateway(gateway: Gateway, listener: socket.socket, stop: Stop) -> 
         uvicorn.Config(
             create_app(gateway),
             log_config=None,
+            log_level="warning",
             access_log=False,
             lifespan="off",
             server_header=False,

@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -21,22 +22,28 @@ _LONGEST_SOCKET_NAME = len("/experts-") + 16 + len(".sock.lock")
 
 
 class RunDir:
-    """A run directory that is removed on close if this object created it.
+    """An open run directory.
+
+    A fresh one belongs to its maker and goes with all that is in it. A named one may serve several processes:
+    whoever made it removes it only if nobody else has anything there.
 
     Attributes:
         path: absolute path of the directory.
-        created: whether `close` removes it.
     """
 
-    def __init__(self, path: Path, *, created: bool) -> None:
+    def __init__(self, path: Path, *, fresh: bool = False, created: bool = False) -> None:
         self.path = path
-        self.created = created
+        self._fresh = fresh
+        self._created = created
 
     def close(self) -> None:
-        """Remove the directory and what is in it, if this object created it. May be called twice."""
-        if self.created:
-            self.created = False
+        """Remove what this object made. May be called twice."""
+        if self._fresh:
             shutil.rmtree(self.path, ignore_errors=True)
+        elif self._created:
+            with suppress(OSError):
+                self.path.rmdir()
+        self._fresh = self._created = False
 
     def __enter__(self) -> RunDir:
         return self
@@ -54,7 +61,7 @@ def open_run_dir(path: str | os.PathLike[str] | None = None) -> RunDir:
         ConfigError: the directory is not private to this user, or its path is too long for a socket.
     """
     if path is None:
-        return RunDir(Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_runtime_base())), created=True)
+        return RunDir(Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_runtime_base())), fresh=True)
     target = Path(path).absolute()
     created = _make_private(target)
     _check_private(target)

@@ -85,10 +85,11 @@ def lab_of(
     linears: str = "quantised",
     mla: MlaForm = "auto",
     cache_dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.float32,
 ) -> Lab:
     file = GGUFFile.open(path)
     spec = read_spec(file)
-    registry = Registry(spec, Weights(file), CPU, torch.float32)
+    registry = Registry(spec, Weights(file), CPU, dtype)
     pool = trimaran_kernels.ThreadPool(trimaran_kernels.usable_cpus(1))
     register_modules(registry, experts=build_local_experts, pool=pool, linears=linears, mla=mla)
     return Lab(spec, build_model(spec, registry, CPU), LatentCache(spec, N_PAGES, CPU, cache_dtype))

@@ -29,6 +29,9 @@ def test_tensors_cross_as_arrays_of_the_hops_types() -> None:
     assert (layer, sent.dtype, sent_ids.dtype, sent_weights.dtype) == (5, np.float32, np.int32, np.float32)
     assert sent.flags.c_contiguous
     experts.submit(5, x.bfloat16(), ids, weights)
+    assert link.sent[1].dtype == np.float32
+    experts = RemoteExperts(link, meter, torch.bfloat16)  # type: ignore[arg-type]
+    experts.submit(5, x, ids, weights)
     sent = link.sent[1]
     assert sent.dtype == np.uint16
     assert np.array_equal(sent, x.bfloat16().contiguous().view(torch.uint16).numpy())

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from trimaran.arena import remove_leftovers
 from trimaran.config import ExpertsConfig
 from trimaran.fingerprint import fingerprint
 from trimaran.gguf import GGUFFile
@@ -126,19 +125,34 @@ def wait_until(
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     path = tmp_path_factory.mktemp("model") / "model.gguf"
-    return Model.open(write_random_model(path, "v3", mix="Q4_K_M", tokenizer=False))
+    return Model.open(write_random_model(path, "v3", mix="Q8_0", tokenizer=False))
 
 
 @pytest.fixture(scope="session")
-def other_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+def other_model(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The same model but for the weights of one layer's experts."""
     path = tmp_path_factory.mktemp("other") / "model.gguf"
-    return Model.open(write_random_model(path, "v3", mix="Q4_K_M", tokenizer=False, seed=1))
+    data = np.fromfile(model.path, np.uint8)
+    changed = model.layers[0].gate
+    data[changed.offset : changed.offset + changed.raw.size] ^= 1
+    data.tofile(path)
+    return Model.open(path)
+
+
+@contextlib.contextmanager
+def tmpfs_run_dir() -> Iterator[Path]:
+    """A fresh run directory on a tmpfs, so that arenas lie in it, apart from those of other servers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", "/dev/shm")
+        opened = open_run_dir()
+    with opened:
+        yield opened.path
 
 
 @pytest.fixture
 def run_dir() -> Iterator[Path]:
-    with open_run_dir() as run_dir:
-        yield run_dir.path
+    with tmpfs_run_dir() as path:
+        yield path
 
 
 StartExperts = Callable[..., ExpertProcess]
@@ -158,7 +172,19 @@ def start_experts(model: Model, run_dir: Path, tmp_path: Path) -> Iterator[Start
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-    remove_leftovers("/dev/shm")
+
+
+@pytest.fixture(scope="session")
+def shared_dir(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Run directory of a service that tests share which do it no harm."""
+    with open_run_dir() as run_dir:
+        service = ExpertProcess(
+            model.path, run_dir.path, {}, tmp_path_factory.mktemp("shared") / "experts.log"
+        )
+        service.wait_for("ready")
+        yield run_dir.path
+        assert service.process.poll() is None, "a test killed the shared service"
+        assert service.stop() == 0
 
 
 @pytest.fixture
@@ -167,21 +193,24 @@ def make_client(model: Model, run_dir: Path) -> Iterator[Callable[..., ExpertsCl
     with contextlib.ExitStack() as stack:
 
         def make(
-            *, facts: ModelFacts | None = None, max_tokens: int = 8, n_slots: int = 4, **options: Any
+            *,
+            facts: ModelFacts | None = None,
+            at: Path = run_dir,
+            max_tokens: int = 8,
+            n_slots: int = 4,
+            **options: Any,
         ) -> ExpertsClient:
             config = ExpertsConfig(**{"connect_timeout_s": 20.0, "call_timeout_s": 10.0, **options})
-            client = ExpertsClient(
-                config, facts or model.facts, run_dir, max_tokens=max_tokens, n_slots=n_slots
-            )
+            client = ExpertsClient(config, facts or model.facts, at, max_tokens=max_tokens, n_slots=n_slots)
             return stack.enter_context(client)
 
         yield make
 
 
 @pytest.fixture
-def arenas() -> Callable[[], set[Path]]:
+def arenas(run_dir: Path) -> Callable[[], set[Path]]:
     """Tells which arena files exist now."""
-    return lambda: set(Path("/dev/shm").glob("trimaran-arena-*"))
+    return lambda: set(run_dir.glob("trimaran-arena-*"))
 
 
 @pytest.fixture(name="wait_until")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from trimaran.arena import Arena, ArenaDims
@@ -126,20 +127,18 @@ def test_a_service_that_never_comes_is_given_up(make_client: MakeClient, run_dir
 
 
 def test_another_model_is_refused_with_what_differs(
-    other_model, start_experts, make_client: MakeClient
+    other_model, shared_dir: Path, make_client: MakeClient
 ) -> None:
-    start_experts()
     with pytest.raises(PeerMismatchError, match=r"model: other expert weights .*same model file"):
-        make_client(facts=other_model.facts).connect()
+        make_client(at=shared_dir, facts=other_model.facts).connect()
 
 
 def test_other_dimensions_are_refused_with_what_differs(
-    model, start_experts, make_client: MakeClient
+    model, shared_dir: Path, make_client: MakeClient
 ) -> None:
-    start_experts()
     facts = replace(model.facts, top_k=5, layers=(1, 2, 3))
     with pytest.raises(PeerMismatchError, match="top_k: ours 4, yours 5; layers: ours 1-2, yours 1-3"):
-        make_client(facts=facts).connect()
+        make_client(at=shared_dir, facts=facts).connect()
 
 
 def test_a_restart_with_another_model_is_not_ready(
@@ -276,9 +275,8 @@ class RawClient:
 
 
 @pytest.fixture
-def raw_client(model, run_dir: Path, start_experts):
-    start_experts().wait_for("ready")
-    client = RawClient(model, run_dir)
+def raw_client(model, shared_dir: Path):
+    client = RawClient(model, shared_dir)
     yield client
     client.close()
 
@@ -303,8 +301,6 @@ def test_strangers_are_asked_for_a_hello(raw_client: RawClient) -> None:
     ],
 )
 def test_bad_hellos_are_refused(raw_client: RawClient, changes: dict[str, object], complaint: str) -> None:
-    import msgspec
-
     answer = raw_client.ask(msgspec.structs.replace(raw_client.hello, **changes))
     assert isinstance(answer, Refused)
     assert complaint in " ".join((answer.reason, *answer.differences))
@@ -312,8 +308,6 @@ def test_bad_hellos_are_refused(raw_client: RawClient, changes: dict[str, object
 
 
 def test_an_arena_that_contradicts_the_hello_is_refused(raw_client: RawClient, tmp_path: Path) -> None:
-    import msgspec
-
     with Arena(ArenaDims(raw_client.hello.hidden_size, 3, 4, 1, "f32"), tmp_path) as arena:
         hello = msgspec.structs.replace(raw_client.hello, notifier="doorbell", arena=str(arena.path))
         answer = raw_client.ask(hello)
@@ -363,8 +357,6 @@ def test_bad_frames_are_a_status(
 def test_bad_submits_to_an_arena_are_a_status(
     raw_client: RawClient, tmp_path: Path, changes: dict[str, int], status: int
 ) -> None:
-    import msgspec
-
     hello = raw_client.hello
     with Arena(ArenaDims(hello.hidden_size, hello.top_k, 4, 2, "f32"), tmp_path) as arena:
         hello = msgspec.structs.replace(hello, notifier="zmq", arena=str(arena.path))
@@ -375,17 +367,14 @@ def test_bad_submits_to_an_arena_are_a_status(
     assert answer.status == status
 
 
-def test_a_hostile_arena_harms_nobody_else(
-    model, start_experts, run_dir: Path, make_client: MakeClient
-) -> None:
-    service = start_experts()
-    honest = make_client()
+def test_a_hostile_arena_harms_nobody_else(model, shared_dir: Path, make_client: MakeClient) -> None:
+    honest = make_client(at=shared_dir)
     honest.connect()
-    hostile = make_client(max_tokens=4)
+    hostile = make_client(at=shared_dir, max_tokens=4)
     hostile.connect()
     path = Path(hostile._links[0]._session.transport.arena_path)
     random = np.random.default_rng(0)
-    for _ in range(30):
+    for _ in range(20):
         with path.open("r+b") as file:
             file.seek(64)
             file.write(random.bytes(path.stat().st_size - 64))
@@ -394,4 +383,3 @@ def test_a_hostile_arena_harms_nobody_else(
         with pytest.raises((PeerError, KernelError)):
             hostile.wait(hostile.submit(1, x, ids, weights))
         assert works(honest, model)
-    assert service.process.poll() is None

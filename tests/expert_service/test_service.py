@@ -23,10 +23,9 @@ def assert_close(y: np.ndarray, expected: np.ndarray, tolerance: float = 1e-4) -
 
 @pytest.mark.parametrize("notifier", ["doorbell", "zmq", "tcp"])
 def test_every_notifier_gives_the_reference(
-    model, start_experts, make_client: MakeClient, notifier: str
+    model, shared_dir: Path, make_client: MakeClient, notifier: str
 ) -> None:
-    start_experts()
-    client = make_client(notifier=notifier)
+    client = make_client(at=shared_dir, notifier=notifier)
     client.connect()
     for layer in model.facts.layers:
         for n in (0, 1, 5, 8, 21):  # 21 is cut in three
@@ -35,9 +34,8 @@ def test_every_notifier_gives_the_reference(
 
 
 @pytest.mark.parametrize("notifier", ["doorbell", "zmq", "tcp"])
-def test_bf16_on_the_hop(model, start_experts, make_client: MakeClient, notifier: str) -> None:
-    start_experts()
-    client = make_client(notifier=notifier, dtype="bf16")
+def test_bf16_on_the_hop(model, shared_dir: Path, make_client: MakeClient, notifier: str) -> None:
+    client = make_client(at=shared_dir, notifier=notifier, dtype="bf16")
     client.connect()
     x, ids, weights = model.batch(6)
     rounded = (x.view(np.uint32) & 0xFFFF0000).view(np.float32)
@@ -48,9 +46,8 @@ def test_bf16_on_the_hop(model, start_experts, make_client: MakeClient, notifier
 
 
 @pytest.mark.parametrize("notifier", ["doorbell", "zmq", "tcp"])
-def test_several_tickets_at_once(model, start_experts, make_client: MakeClient, notifier: str) -> None:
-    start_experts()
-    client = make_client(notifier=notifier, n_slots=3)
+def test_several_tickets_at_once(model, shared_dir: Path, make_client: MakeClient, notifier: str) -> None:
+    client = make_client(at=shared_dir, notifier=notifier, n_slots=3)
     client.connect()
     batches = [model.batch(4, seed) for seed in range(3)]
     tickets = [client.submit(2, *batch) for batch in batches]
@@ -62,9 +59,8 @@ def test_several_tickets_at_once(model, start_experts, make_client: MakeClient, 
     assert_close(client.wait(client.submit(2, *batches[1])), model.expected(2, *batches[1]))
 
 
-def test_a_failed_call_gives_its_slots_back(model, start_experts, make_client: MakeClient) -> None:
-    start_experts()
-    client = make_client(max_tokens=2, n_slots=2)
+def test_a_failed_call_gives_its_slots_back(model, shared_dir: Path, make_client: MakeClient) -> None:
+    client = make_client(at=shared_dir, max_tokens=2, n_slots=2)
     client.connect()
     x, ids, weights = model.batch(4)
     x[0, 0] = np.nan
@@ -75,9 +71,8 @@ def test_a_failed_call_gives_its_slots_back(model, start_experts, make_client: M
     assert_close(client.wait(client.submit(1, *batch)), model.expected(1, *batch))
 
 
-def test_bad_arguments_are_refused_here(model, start_experts, make_client: MakeClient) -> None:
-    start_experts()
-    client = make_client()
+def test_bad_arguments_are_refused_here(model, shared_dir: Path, make_client: MakeClient) -> None:
+    client = make_client(at=shared_dir)
     client.connect()
     x, ids, weights = model.batch(2)
     for layer, arguments in (
@@ -129,13 +124,14 @@ def test_two_clients_are_served(model, start_experts, make_client: MakeClient) -
     for client in clients:
         client.connect()
     batches = [model.batch(4, seed) for seed in range(2)]
+    expected = [model.expected(1, *batch) for batch in batches]
     for _ in range(20):
         tickets = [client.submit(1, *batch) for client, batch in zip(clients, batches, strict=True)]
-        for client, ticket, batch in zip(clients, tickets, batches, strict=True):
-            assert_close(client.wait(ticket), model.expected(1, *batch))
+        for client, ticket, want in zip(clients, tickets, expected, strict=True):
+            assert_close(client.wait(ticket), want)
     clients[0].close()
     service.wait_for("client detached")
-    assert_close(clients[1].wait(clients[1].submit(1, *batches[1])), model.expected(1, *batches[1]))
+    assert_close(clients[1].wait(clients[1].submit(1, *batches[1])), expected[1])
 
 
 def test_statistics(model, start_experts, make_client: MakeClient, wait_until) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -240,6 +241,7 @@ class FakeEngine:
             logprobs = None
             if count is not None:
                 top = tuple((token, -0.5 - token) for token in range(3, 3 + count))
+                top = (*top[:-1], (top[-1][0], -math.inf)) if top else ()  # a token that cannot come
                 logprobs = [TokenLogprob(-0.25, top) for _ in part]
             await server.send(
                 peer,

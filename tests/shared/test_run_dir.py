@@ -30,6 +30,12 @@ def test_a_named_one_is_created_and_removed(tmp_path: Path) -> None:
     assert not (tmp_path / "a" / "run").exists()
 
 
+def test_a_named_one_stays_while_another_process_uses_it(tmp_path: Path) -> None:
+    with open_run_dir(tmp_path / "run"):
+        (tmp_path / "run" / "attn.sock").touch()
+    assert (tmp_path / "run" / "attn.sock").exists()
+
+
 def test_one_that_others_may_enter_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     with pytest.raises(ConfigError, match="others may enter it"):

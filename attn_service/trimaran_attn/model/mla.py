@@ -68,9 +68,8 @@ def attend_latents(queries: Tensor, entries: Tensor, latent: int, *, position: i
         keys = entries[:visible]
         scores = queries[block].reshape(-1, width) @ keys.T
         weights = _weights(scores.view(-1, heads, visible).transpose(0, 1), position + block.start, scale)
-        mixed[block] = (weights.transpose(0, 1).reshape(-1, visible) @ keys[:, :latent]).view(
-            -1, heads, latent
-        )
+        weights = weights.transpose(0, 1).reshape(-1, visible).to(keys.dtype)
+        mixed[block] = (weights @ keys[:, :latent]).view(-1, heads, latent)
     return mixed
 
 
@@ -99,7 +98,7 @@ def attend_expanded(
         scores = torch.bmm(q_nope[block].transpose(0, 1), keys[:, :, :visible])
         scores += torch.matmul(q_rope[block].transpose(0, 1), k_rope[:visible].T)
         weights = _weights(scores, position + block.start, scale)
-        out[block] = torch.bmm(weights, values[:, :visible]).transpose(0, 1)
+        out[block] = torch.bmm(weights.to(values.dtype), values[:, :visible]).transpose(0, 1)
     return out
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -13,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from trimaran_gateway.errors import ApiError
+from trimaran_gateway.output.arguments import parse_arguments
 from trimaran_gateway.output.events import (
     Event,
     Finished,
@@ -109,12 +109,7 @@ class OllamaAnswer:
         if self._call is None:
             return []
         (name, text), self._call = self._call, None
-        try:
-            arguments = json.loads(text)
-        except ValueError:
-            arguments = None
-        if not isinstance(arguments, dict):
-            raise ApiError(500, f"the model called {name} with arguments that are no JSON object")
+        arguments = parse_arguments(name, text)
         return [{"function": {"name": name, "arguments": arguments}}]
 
     def _part(self, text: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from trimaran_gateway.chat.template import ChatTemplate, Message
 from trimaran_gateway.chat.tools import call_opening, tool_prompt
 from trimaran_gateway.text.tokenizer import QUOTE, Tokenizer
 
-_END_OF_THOUGHT = "\n</think>\n\n"
+_END_OF_THOUGHT = "\n\n</think>\n\n"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
-from fastapi.responses import PlainTextResponse
 
 from trimaran_gateway.chat.job import build_prompt
 from trimaran_gateway.chat.prompt import ChatPromptRequest
@@ -18,13 +17,6 @@ from trimaran_gateway.schemas.utilities import DetokenizeRequest, TokenizeReques
 
 router = APIRouter(tags=["utilities"])
 TheGateway = Annotated[Gateway, Depends(gateway_of)]
-
-
-@router.get("/", response_class=PlainTextResponse)
-@router.head("/", response_class=PlainTextResponse)
-async def root(gateway: TheGateway) -> str:
-    """A sign of life for clients that look here first."""
-    return f"Trimaran serves {gateway.model.name}. The API is described at /docs.\n"
 
 
 @router.post("/tokenize")

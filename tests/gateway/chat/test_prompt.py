@@ -72,7 +72,7 @@ def test_earlier_reasoning_is_dropped(builder: PromptBuilder) -> None:
 
 def test_thinking_can_be_switched_off(builder: PromptBuilder) -> None:
     prompt = builder.build(ChatPromptRequest([USER], thinking=False))
-    assert prompt.text.endswith("<｜Assistant｜><think>\n</think>\n\n")
+    assert prompt.text.endswith("<｜Assistant｜><think>\n\n</think>\n\n")
     assert not prompt.reasoning
 
 
@@ -126,7 +126,7 @@ def test_forced_call_ends_the_reasoning(builder: PromptBuilder) -> None:
     assert prompt.forced_call == (
         "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n"
     )
-    assert prompt.text.endswith("<think>\n</think>\n\n" + prompt.forced_call)
+    assert prompt.text.endswith("<think>\n\n</think>\n\n" + prompt.forced_call)
     assert not prompt.reasoning
 
 

@@ -171,6 +171,7 @@ def test_logprobs(stack: Any, client: openai.OpenAI, stream: bool) -> None:
     assert b"".join(bytes(entry.bytes) for entry in content).decode() == "é🙂"
     assert {entry.logprob for entry in content} == {-0.25}
     assert all(len(entry.top_logprobs) == 2 for entry in content)
+    assert {entry.top_logprobs[-1].logprob for entry in content} == {-9999.0}
 
 
 CALLS = (
@@ -284,7 +285,7 @@ def test_reasoning_can_be_switched_off(stack: Any, client: openai.OpenAI, extra:
     stack.engine.say("hello")
     answer = client.chat.completions.create(model="tiny-test", messages=USER, extra_body=extra)
     assert answer.choices[0].message.content == "hello"
-    assert text_of(stack, stack.engine.generates[0].prompt_ids).endswith("<think>\n</think>\n\n")
+    assert text_of(stack, stack.engine.generates[0].prompt_ids).endswith("<think>\n\n</think>\n\n")
 
 
 def test_continue_final_message(stack: Any, client: openai.OpenAI) -> None:

@@ -107,7 +107,7 @@ def test_think_false(stack: Any) -> None:
     stack.engine.say("hello")
     body = post(stack, "/api/chat", {**CHAT, "stream": False, "think": False}).json()
     assert body["message"] == {"role": "assistant", "content": "hello"}
-    assert prompt_text(stack).endswith("<think>\n</think>\n\n")
+    assert prompt_text(stack).endswith("<think>\n\n</think>\n\n")
 
 
 def test_generate_with_context(stack: Any) -> None:

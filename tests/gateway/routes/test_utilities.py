@@ -53,7 +53,7 @@ def test_tokenize_needs_one_text(stack: Any, body: dict[str, str]) -> None:
 def test_apply_template_shows_the_prompt(stack: Any) -> None:
     body = {"messages": USER, "chat_template_kwargs": {"enable_thinking": False}}
     text = post(stack, "/apply-template", body).json()["prompt"]
-    assert text == "<｜begin▁of▁sentence｜><｜User｜>hello<｜Assistant｜><think>\n</think>\n\n"
+    assert text == "<｜begin▁of▁sentence｜><｜User｜>hello<｜Assistant｜><think>\n\n</think>\n\n"
 
 
 def test_props(stack: Any, r1_template: str) -> None:
@@ -61,11 +61,6 @@ def test_props(stack: Any, r1_template: str) -> None:
     assert body["default_generation_settings"]["n_ctx"] == 4096
     assert body["chat_template"] == r1_template
     assert (body["bos_token"], body["eos_token"]) == ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>")
-
-
-def test_root(stack: Any) -> None:
-    assert "tiny-test" in httpx.get(stack.url).text
-    assert httpx.head(stack.url).status_code == 200
 
 
 def test_embeddings_are_501(stack: Any) -> None:

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from trimaran.wire import RequestFailed
+
+BASE = {"model": "tiny-test", "max_tokens": 500, "messages": [{"role": "user", "content": "hello"}]}
+TOOL = {"name": "get_weather", "description": "d", "input_schema": {"type": "object", "properties": {}}}
+CALL = (
+    "I look.</think>Let me see.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n"
+    '```json\n{"city": "Oslo"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>'
+)
+THINK = {"thinking": {"type": "enabled", "budget_tokens": 1024}}
+
+
+def post(stack: Any, path: str = "/v1/messages", **change: Any) -> httpx.Response:
+    return httpx.post(stack.url + path, json={**BASE, **change}, timeout=20)
+
+
+def events(response: httpx.Response) -> list[dict[str, Any]]:
+    assert response.headers["content-type"].startswith("text/event-stream")
+    found = []
+    for block in response.text.strip().split("\n\n"):
+        name, data = block.split("\n")
+        value = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {value['type']}"
+        found.append(value)
+    return found
+
+
+def prompt_text(stack: Any) -> str:
+    text: str = stack.model.tokenizer.decode(stack.engine.generates[-1].prompt_ids, keep_control=True)
+    return text
+
+
+def test_whole_message(stack: Any) -> None:
+    stack.engine.say("hm\n</think>\n\nhello world", cached_tokens=2)
+    body = post(stack, **THINK).json()
+    assert body["content"] == [
+        {"type": "thinking", "thinking": "hm", "signature": ""},
+        {"type": "text", "text": "hello world"},
+    ]
+    assert (body["type"], body["role"], body["stop_reason"], body["stop_sequence"]) == (
+        "message", "assistant", "end_turn", None,
+    )  # fmt: skip
+    length = len(stack.engine.generates[0].prompt_ids)
+    assert body["usage"]["input_tokens"] == length - 2
+    assert body["usage"]["cache_read_input_tokens"] == 2
+    assert stack.engine.generates[0].sampling.max_tokens == 500
+
+
+def test_reasoning_is_shown_only_on_request(stack: Any) -> None:
+    stack.engine.say("hm\n</think>\n\nhello")
+    assert post(stack).json()["content"] == [{"type": "text", "text": "hello"}]
+    stack.engine.say("hello")
+    assert post(stack, thinking={"type": "disabled"}).json()["content"] == [{"type": "text", "text": "hello"}]
+    assert prompt_text(stack).endswith("<think>\n\n</think>\n\n")
+
+
+def test_stream(stack: Any) -> None:
+    stack.engine.say("hm\n</think>\n\nhello 🙂")
+    found = events(post(stack, stream=True, **THINK))
+    kinds = [value["type"] for value in found]
+    assert kinds[0] == "message_start"
+    assert kinds[-2:] == ["message_delta", "message_stop"]
+    starts = [value["content_block"]["type"] for value in found if value["type"] == "content_block_start"]
+    assert starts == ["thinking", "text"]
+    assert kinds.count("content_block_stop") == 2
+    texts = {"thinking": "", "text": ""}
+    for value in found:
+        if value["type"] == "content_block_delta":
+            kind = value["delta"]["type"].removesuffix("_delta")
+            texts[kind] += value["delta"][kind]
+            assert value["index"] == ["thinking", "text"].index(kind)
+    assert texts == {"thinking": "hm", "text": "hello 🙂"}
+    assert found[-2]["delta"] == {"stop_reason": "end_turn", "stop_sequence": None}
+    assert found[-2]["usage"]["output_tokens"] > 3
+
+
+def test_stop_sequences(stack: Any) -> None:
+    stack.engine.say("</think>hello END more")
+    body = post(stack, stop_sequences=["END"]).json()
+    assert (body["stop_reason"], body["stop_sequence"]) == ("stop_sequence", "END")
+    assert body["content"][0]["text"] == "hello "
+
+
+def test_max_tokens(stack: Any) -> None:
+    stack.engine.say("</think>hello world and more")
+    assert post(stack, max_tokens=3).json()["stop_reason"] == "max_tokens"
+
+
+def test_tool_use(stack: Any) -> None:
+    stack.engine.say(CALL)
+    body = post(stack, tools=[TOOL]).json()
+    text, call = body["content"]
+    assert text == {"type": "text", "text": "Let me see."}
+    assert (call["name"], call["input"]) == ("get_weather", {"city": "Oslo"})
+    assert call["id"].startswith("toolu_")
+    assert body["stop_reason"] == "tool_use"
+    assert '"name": "get_weather", "description": "d", "parameters"' in prompt_text(stack)
+
+
+def test_tool_use_stream(stack: Any) -> None:
+    stack.engine.say(CALL)
+    found = events(post(stack, tools=[TOOL], stream=True))
+    start = next(value for value in found if value.get("content_block", {}).get("type") == "tool_use")
+    assert start["index"] == 1
+    fragments = [value["delta"].get("partial_json", "") for value in found if "partial_json" in str(value)]
+    assert json.loads("".join(fragments)) == {"city": "Oslo"}
+    assert found[-2]["delta"]["stop_reason"] == "tool_use"
+
+
+def test_forced_tool(stack: Any) -> None:
+    stack.engine.say('{"city": "Oslo"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>')
+    body = post(stack, tools=[TOOL], tool_choice={"type": "any", "disable_parallel_tool_use": True}).json()
+    assert body["content"][0]["input"] == {"city": "Oslo"}
+
+
+def test_tool_results_and_system(stack: Any) -> None:
+    stack.engine.say("It is sunny.")
+    conversation = [
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "weather?", "cache_control": {"type": "ephemeral"}}],
+        },
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "hm", "signature": ""},
+                {"type": "tool_use", "id": "toolu_1", "name": "get_weather", "input": {"city": "Oslo"}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {
+                    "type": "tool_result",
+                    "tool_use_id": "toolu_1",
+                    "content": [{"type": "text", "text": "sun"}],
+                }
+            ],
+        },
+    ]
+    response = post(
+        stack, messages=conversation, system=[{"type": "text", "text": "Be brief."}], tools=[TOOL]
+    )
+    assert response.json()["content"] == [{"type": "text", "text": "It is sunny."}]
+    text = prompt_text(stack)
+    assert text.startswith("<｜begin▁of▁sentence｜>Be brief.\n\n## Tools\n")
+    assert 'get_weather\n```json\n{"city": "Oslo"}\n```' in text
+    assert text.endswith("<｜tool▁output▁begin｜>sun<｜tool▁output▁end｜><｜tool▁outputs▁end｜>")
+
+
+def test_prefill(stack: Any) -> None:
+    stack.engine.say(" world")
+    conversation = [*BASE["messages"], {"role": "assistant", "content": "hello"}]
+    assert post(stack, messages=conversation).json()["content"][0]["text"] == " world"
+    assert prompt_text(stack).endswith("<｜Assistant｜>hello")
+
+
+def test_count_tokens(stack: Any) -> None:
+    stack.engine.say("</think>x")
+    post(stack, tools=[TOOL])
+    body = {key: value for key, value in BASE.items() if key != "max_tokens"}
+    response = httpx.post(stack.url + "/v1/messages/count_tokens", json={**body, "tools": [TOOL]})
+    assert response.json() == {"input_tokens": len(stack.engine.generates[0].prompt_ids)}
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"max_tokens": None}, "max_tokens"),
+        ({"temperature": 1.5}, "temperature"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0]"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"tool_choice": {"type": "tool", "name": "x"}}, "tool_choice"),
+        ({"mcp_servers": [{}]}, "mcp_servers"),
+    ],
+)
+def test_refusals_have_anthropics_envelope(stack: Any, change: dict[str, Any], word: str) -> None:
+    response = post(stack, **change)
+    assert response.status_code == 400
+    body = response.json()
+    assert (body["type"], body["error"]["type"]) == ("error", "invalid_request_error")
+    assert word in body["error"]["message"]
+    assert stack.engine.generates == []
+
+
+def test_overload(stack: Any) -> None:
+    stack.engine.say("x", failure=RequestFailed(request_id="", code="overloaded", message="full"))
+    response = post(stack, stream=True)
+    assert response.status_code == 503
+    assert response.json()["error"] == {"type": "overloaded_error", "message": "full"}
+
+
+def test_official_client(stack: Any) -> None:
+    anthropic = pytest.importorskip("anthropic")
+    with anthropic.Anthropic(base_url=stack.url, api_key="x", max_retries=0, timeout=20) as client:
+        stack.engine.say("hm</think>hello world")
+        message = client.messages.create(**BASE, **THINK)
+        assert [block.type for block in message.content] == ["thinking", "text"]
+        stack.engine.say(CALL)
+        with client.messages.stream(**BASE, tools=[TOOL]) as stream:
+            text = "".join(stream.text_stream)
+            final = stream.get_final_message()
+        assert text == "Let me see."
+        assert final.content[-1].input == {"city": "Oslo"}
+        assert final.stop_reason == "tool_use"
+        counted = client.messages.count_tokens(model="tiny-test", messages=BASE["messages"])
+        assert counted.input_tokens > 3
+        with pytest.raises(anthropic.NotFoundError):
+            client.messages.create(**{**BASE, "model": "claude"})
