@@ -12,7 +12,7 @@ from trimaran_demo.tasks.structured import to_json
 from trimaran_demo.tasks.tools import CALLS_BEGIN, tool_call
 from trimaran_demo.template import render_prompt
 
-STEP = re.compile(r"(?<![\d+*-])(\d+(?:[+*-]\d+)+)=(-?\d+)")
+STEP = re.compile(r"(?<![\d+*-])(\d+(?:[+*-]\d+)+)=(-?\d+)(?![\d*])")
 
 
 @pytest.mark.parametrize("op", ["add", "sub", "mul"])

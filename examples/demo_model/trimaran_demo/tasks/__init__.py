@@ -71,7 +71,7 @@ EARLY: dict[Task, float] = {
 LATE: dict[Task, float] = {
     drill: 2.5, arithmetic: 9, copy: 3, short_passkey: 1.5, passkey: 1.7, long_passkey: 0.2, sort: 2.5,
     to_json: 2.5, tool_call: 1.5, tool_answer: 0.8, fact: 1.5, small_talk: 1, introduction: 0.7,
-    story: 0.8, count: 1, conversation: 1.5, long_multiplication: 0.5,
+    story: 0.8, count: 1, conversation: 1.5, long_multiplication: 2,
 }  # fmt: skip
 
 

@@ -94,8 +94,9 @@ def reason_mul(a: int, b: int) -> str:
         return f"{a}*{b}={a * b}"
     if b < 10:
         return _times_digit(a, b)
+    plan = f"{a}*{b}={a}*{b % 10}+{a}*{b // 10}0"  # says early on that two products follow
     low, high = _times_digit(a, b % 10), _times_digit(a, b // 10)
-    return f"{low}. {high}. {_sum_columns(a * (b % 10), a * (b // 10) * 10)}"
+    return f"{plan}. {low}. {high}. {_sum_columns(a * (b % 10), a * (b // 10) * 10)}"
 
 
 REASONS = {"add": reason_add, "sub": reason_sub, "mul": reason_mul}
