@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import msgspec
 from torch import Tensor
 from trimaran.errors import OverloadedError, RequestError
-from trimaran.wire import EngineStats, Generate, RequestFailed, TokenBatch
+from trimaran.wire import EngineStats, Generate, LarkGrammar, RequestFailed, TokenBatch
 
+from trimaran_attn.grammar.constraints import Constraints
 from trimaran_attn.metrics import Meter, engine_stats
 from trimaran_attn.request import Request
 from trimaran_attn.sampler import Drawn, Sampler
@@ -36,6 +38,7 @@ class Engine:
         vocab_size: ids below it are tokens.
         meter: takes the histograms' samples.
         clock: seconds, monotonic.
+        constraints: for requests with grammars; without it they are refused.
     """
 
     def __init__(
@@ -45,12 +48,15 @@ class Engine:
         vocab_size: int,
         meter: Meter | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        constraints: Constraints | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.meter = meter or Meter()
         self._runner = runner
         self._vocab_size = vocab_size
         self._clock = clock
+        self._constraints = constraints
         self._samplers: dict[str, Sampler] = {}
 
     @property
@@ -74,7 +80,9 @@ class Engine:
             )
         except OverloadedError as error:
             return RequestFailed(request_id=message.request_id, code="overloaded", message=str(error))
-        self._samplers[request.request_id] = Sampler(request.sampling, request.prompt_ids, message.stop_ids)
+        self._samplers[request.request_id] = self._make_sampler(message)
+        if self._constraints is not None and message.grammar is not None:
+            self._constraints.add(request.request_id, message.grammar)
         return None
 
     def abort(self, request_id: str) -> Event | None:
@@ -84,7 +92,7 @@ class Engine:
 
     def fail_all(self, code: str, message: str) -> list[Event]:
         """End every request with an error, as when the experts are gone."""
-        return [self._fail(request, code, message) for request in self.scheduler.requests()]
+        return [self._fail(request.request_id, code, message) for request in self.scheduler.requests()]
 
     def step(self) -> list[Event]:
         """Schedule, run, draw. Returns what the clients should hear.
@@ -95,6 +103,8 @@ class Engine:
         events: list[Event] = [
             self._last_words(late, self._clock()) for late in self.scheduler.expire(self._clock())
         ]
+        if self._constraints is not None:
+            events += self._refuse(self._constraints.refused())
         plan = self.scheduler.schedule(self._clock())
         if plan.chunks:
             drawn = self._draw(plan, self._runner.run(plan), events)
@@ -111,6 +121,8 @@ class Engine:
         check_token_ids(message.prompt_ids, self._vocab_size, "prompt_ids")
         check_token_ids(message.stop_ids, self._vocab_size, "stop_ids")
         check_deadline(message.deadline)
+        if message.grammar is not None:
+            self._check_grammar(message.grammar)
         context = self.scheduler.limits.context_length
         return Request(
             request_id=message.request_id,
@@ -123,28 +135,59 @@ class Engine:
             deadline_at=None if message.deadline is None else now + message.deadline,
         )
 
+    def _check_grammar(self, grammar: LarkGrammar) -> None:
+        if self._constraints is None:
+            raise RequestError(
+                "grammars need a model file with a byte-level tokeniser and an end token",
+                code="invalid_request",
+                param="grammar",
+            )
+        self._constraints.check(grammar)
+
+    def _make_sampler(self, message: Generate) -> Sampler:
+        """A grammar has ends of its own: they are stop ids to the sampler, which may have to bar them."""
+        params, stop_ids = message.sampling, set(message.stop_ids)
+        if self._constraints is not None and message.grammar is not None:
+            stop_ids.update(end for end in self._constraints.end_ids if end < self._vocab_size)
+            if params.ignore_eos:
+                params = msgspec.structs.replace(params, min_tokens=self.scheduler.limits.context_length)
+        return Sampler(params, message.prompt_ids, stop_ids)
+
     def _draw(self, plan: StepPlan, logits: Tensor, events: list[Event]) -> dict[str, Drawn]:
         """Tokens by request id; a request whose logits are no numbers fails, the others go on."""
         sampled = [chunk.request for chunk in plan.chunks if chunk.samples]
         sane = logits.isfinite().all(-1).tolist()
-        drawn = {}
+        rows = {}
         for request, row, valid in zip(sampled, logits, sane, strict=True):
             if valid:
-                drawn[request.request_id] = self._samplers[request.request_id].draw(row)
+                rows[request.request_id] = row
             else:
-                events.append(self._fail(request, "internal", "the model's output is not finite"))
-        return drawn
+                events.append(self._fail(request.request_id, "internal", "the model's output is not finite"))
+        masked: dict[str, Tensor] = {}
+        if self._constraints is not None:
+            masked, failed = self._constraints.constrain(rows)
+            events += self._refuse(failed)
+            rows = {key: row for key, row in rows.items() if key not in failed}
+        return {key: self._samplers[key].draw(row, masked.get(key)) for key, row in rows.items()}
 
     def _complete(self, plan: StepPlan, drawn: dict[str, Drawn]) -> list[Event]:
         now = self._clock()
         sampled = [chunk.request for chunk in plan.chunks if chunk.request.request_id in drawn]
         previous_at = [request.last_token_at for request in sampled]
-        self.scheduler.complete(plan, {key: draw.token for key, draw in drawn.items()}, now)
+        tokens = {key: draw.token for key, draw in drawn.items()}
+        self.scheduler.complete(plan, tokens, now, self._follow_grammars(tokens))
         events: list[Event] = []
         for request, previous in zip(sampled, previous_at, strict=True):
             self.meter.observe_token(request, previous, now)
             events.append(self._token_event(request, drawn[request.request_id], now))
         return events
+
+    def _follow_grammars(self, tokens: Mapping[str, int]) -> set[str]:
+        """Requests whose grammar is complete with these tokens."""
+        constraints = self._constraints
+        if constraints is None:
+            return set()
+        return {key for key, token in tokens.items() if constraints.take(key, token)}
 
     def _token_event(self, request: Request, drawn: Drawn, now: float) -> TokenBatch:
         ended = request.finish_reason is not None
@@ -168,11 +211,18 @@ class Engine:
             usage=request.usage(now),
         )
 
-    def _fail(self, request: Request, code: str, message: str) -> RequestFailed:
-        self.scheduler.end(request.request_id, code)
+    def _refuse(self, errors: Mapping[str, RequestError]) -> list[Event]:
+        """End requests that turned out to be bad."""
+        return [self._fail(key, error.code, str(error), error.param) for key, error in errors.items()]
+
+    def _fail(self, request_id: str, code: str, message: str, param: str | None = None) -> RequestFailed:
+        request = self.scheduler.end(request_id, code)
+        assert request is not None
         self._forget(request, self._clock())
-        return RequestFailed(request_id=request.request_id, code=code, message=message)
+        return RequestFailed(request_id=request_id, code=code, message=message, param=param)
 
     def _forget(self, request: Request, now: float) -> None:
         del self._samplers[request.request_id]
+        if self._constraints is not None:
+            self._constraints.remove(request.request_id)
         self.meter.observe_end(request, now)

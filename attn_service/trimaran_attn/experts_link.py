@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,9 +38,21 @@ class ExpertsLink(Protocol):
         """Counters by shard."""
         ...
 
+    def expert_tokens(self) -> dict[int, list[int]]:
+        """By layer, tokens routed to each expert."""
+        ...
+
     def close(self) -> None:
         """Say goodbye."""
         ...
+
+
+@dataclass(frozen=True)
+class TimedTicket:
+    """A link's ticket and when it was submitted, in seconds of time.perf_counter."""
+
+    ticket: Any
+    submitted_at: float
 
 
 class RemoteExperts:
@@ -47,7 +60,8 @@ class RemoteExperts:
 
     Args:
         link: connected before the first submit.
-        meter: takes `attention_wait_on_experts_seconds`, a sample per layer and step.
+        meter: takes `expert_rpc_latency_seconds` (submit to answer) and, of that, what was not hidden behind
+            other work, `attention_wait_on_experts_seconds`; a sample of each per layer and step.
         dtype: element type that the link takes.
     """
 
@@ -56,15 +70,20 @@ class RemoteExperts:
         self._dtype = dtype
         self._meter = meter
 
-    def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Any:
+    def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> TimedTicket:
         """See `Experts.submit`; x is of any type, on any device."""
-        return self._link.submit(layer, _array(x.to(self._dtype)), ids.cpu().numpy(), weights.cpu().numpy())
+        array = _array(x.to(self._dtype))
+        submitted_at = time.perf_counter()
+        ticket = self._link.submit(layer, array, ids.cpu().numpy(), weights.cpu().numpy())
+        return TimedTicket(ticket, submitted_at)
 
-    def wait(self, ticket: Any) -> Tensor:
+    def wait(self, ticket: TimedTicket) -> Tensor:
         """See `Experts.wait`."""
         start = time.perf_counter()
-        y = self._link.wait(ticket)
-        self._meter.observe("attention_wait_on_experts_seconds", time.perf_counter() - start)
+        y = self._link.wait(ticket.ticket)
+        now = time.perf_counter()
+        self._meter.observe("attention_wait_on_experts_seconds", now - start)
+        self._meter.observe("expert_rpc_latency_seconds", now - ticket.submitted_at)
         return torch.from_numpy(y)
 
 

@@ -18,6 +18,9 @@ from trimaran_attn.cache_plan import plan_cache
 from trimaran_attn.device import choose_device, compute_dtype, start_threads
 from trimaran_attn.engine import Engine
 from trimaran_attn.experts import Experts
+from trimaran_attn.grammar.compiler import GrammarCompiler
+from trimaran_attn.grammar.constraints import Constraints
+from trimaran_attn.grammar.vocabulary import read_token_table
 from trimaran_attn.kv_cache import PAGE_SIZE, LatentCache
 from trimaran_attn.metrics import Meter
 from trimaran_attn.model.deepseek2 import build_model
@@ -96,4 +99,7 @@ def load_engine(
         page_size=PAGE_SIZE,
     )
     scheduler = Scheduler(limits, PageAllocator(cache_plan.n_pages))
-    return Engine(scheduler, Runner(network, cache, device), spec.vocab_size, meter)
+    table = read_token_table(model.file.metadata)
+    constraints = None if table is None else Constraints(GrammarCompiler(table))
+    runner = Runner(network, cache, device)
+    return Engine(scheduler, runner, spec.vocab_size, meter, constraints=constraints)

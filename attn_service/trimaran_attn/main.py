@@ -84,7 +84,7 @@ def _loader(
             meter,
             progress=lambda share: on_progress("reading weights", share / 2),
         )
-        link.connect(lambda detail, share: on_progress(detail, 0.5 + share / 2))
+        link.connect(lambda detail, share: _say_waiting(on_progress, detail, share))
         limits = engine.scheduler.limits
         _log.info(
             "ready",
@@ -96,3 +96,9 @@ def _loader(
         return engine
 
     return load
+
+
+def _say_waiting(on_progress: Progress, detail: str, share: float) -> None:
+    """What is waited for, in the log and in the status: whoever starts this service alone must see it too."""
+    _log.info(detail, progress=round(share, 3))
+    on_progress(detail, 0.5 + share / 2)

@@ -1,9 +1,9 @@
 """From logits to the next token, one request at a time, so that no request depends on its batch-mates.
 
-Order: penalties and bias on the logits; stop ids barred below min_tokens; temperature; top-k; top-p (of what
-top-k left); min-p; the draw. The draw's random number comes from a counter-based generator (Philox) keyed by
-the request's seed and counted by the token's index in the output: the same seed gives the same numbers in any
-batch and after any preemption.
+Order: the grammar's mask, penalties and bias on the logits; stop ids barred below min_tokens; temperature;
+top-k; top-p (of what top-k left); min-p; the draw. The draw's random number comes from a counter-based
+generator (Philox) keyed by the request's seed and counted by the token's index in the output: the same seed
+gives the same numbers in any batch and after any preemption.
 """
 
 from __future__ import annotations
@@ -48,13 +48,14 @@ class Sampler:
         self._counts: Counter[int] = Counter()
         self._seen = set(prompt_ids) if params.repetition_penalty != 1 else set()
 
-    def draw(self, logits: Tensor) -> Drawn:
+    def draw(self, logits: Tensor, masked: Tensor | None = None) -> Drawn:
         """Draw the next token and remember it.
 
         Args:
             logits: [vocab] float32 on the CPU; left as they are.
+            masked: the same with all that a grammar forbids at -inf; None without a grammar.
         """
-        adjusted = self._adjust(logits)
+        adjusted = self._adjust(logits if masked is None else masked)
         token = int(adjusted.argmax()) if self._params.temperature == 0 else self._pick(adjusted)
         logprob = self._logprob(logits, token)
         self._counts[token] += 1
@@ -85,8 +86,15 @@ class Sampler:
         if len(self._bias_ids):
             logits[self._bias_ids] += self._bias
         if barred:
-            logits[self._stop_ids] = -torch.inf
+            self._bar(logits)
         return logits
+
+    def _bar(self, logits: Tensor) -> None:
+        """Forbid the stop ids, unless a grammar allows nothing else."""
+        stops = logits[self._stop_ids]
+        logits[self._stop_ids] = -torch.inf
+        if logits.max() == -torch.inf:
+            logits[self._stop_ids] = stops
 
     def _bars_stop_ids(self) -> bool:
         return len(self._stop_ids) > 0 and self.n_drawn < self._params.min_tokens
@@ -97,7 +105,8 @@ class Sampler:
         ids, probabilities = _keep(scaled.softmax(0), self._params)
         cumulative = probabilities.cumsum(0)
         place = int(torch.searchsorted(cumulative, self._uniform() * cumulative[-1], right=True))
-        place = min(place, len(cumulative) - 1)
+        # Rounding may take the draw to the very end: that is the last token with any probability.
+        place = min(place, int(torch.searchsorted(cumulative, cumulative[-1])))
         return place if ids is None else int(ids[place])
 
     def _uniform(self) -> float:

@@ -9,7 +9,7 @@ and is computed again later. The cache holds at least one whole context, so the 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -18,8 +18,8 @@ from trimaran.errors import OverloadedError, RequestError
 from trimaran_attn.pages import PageAllocator, pages_for
 from trimaran_attn.request import Request, State
 
-REASONS = ("stop", "length", "abort", "deadline", "unavailable", "internal")
-"""Why requests end; the last two are failures."""
+REASONS = ("stop", "length", "abort", "deadline", "invalid_request", "unavailable", "internal")
+"""Why requests end; the last three are failures."""
 
 
 @dataclass(frozen=True)
@@ -138,13 +138,16 @@ class Scheduler:
             budget -= self._schedule_prompt(chunks, self._admit(now), budget)
         return StepPlan(tuple(chunks))
 
-    def complete(self, plan: StepPlan, drawn: Mapping[str, int], now: float) -> None:
+    def complete(
+        self, plan: StepPlan, drawn: Mapping[str, int], now: float, complete: Collection[str] = ()
+    ) -> None:
         """Book a computed step.
 
         Args:
             plan: the step.
             drawn: the token drawn for each request whose chunk samples, by request id.
             now: when the step ended.
+            complete: requests whose output needs no more tokens, whatever was drawn.
         """
         for chunk in plan.chunks:
             request, samples = chunk.request, chunk.samples
@@ -152,7 +155,7 @@ class Scheduler:
                 continue
             request.n_computed += chunk.length
             if samples:
-                self._append(request, drawn[request.request_id], now)
+                self._append(request, drawn[request.request_id], now, request.request_id in complete)
 
     def _check(self, request: Request) -> None:
         n_prompt, context = len(request.prompt_ids), self.limits.context_length
@@ -217,14 +220,14 @@ class Scheduler:
         insort(self.running, request, key=attrgetter("rank"))
         return request
 
-    def _append(self, request: Request, token: int, now: float) -> None:
+    def _append(self, request: Request, token: int, now: float, is_last: bool) -> None:
         if request.first_token_at is None:
             request.first_token_at = now
             self.counters.prompt_tokens += len(request.prompt_ids)
         request.last_token_at = now
         request.output_ids.append(token)
         self.counters.generated_tokens += 1
-        if token in request.stop_ids:
+        if is_last or token in request.stop_ids:
             self._finish(request, "stop")
         elif len(request.output_ids) >= request.max_tokens:
             self._finish(request, "length")

@@ -165,4 +165,4 @@ class AttnService:
     def _stats(self) -> EngineStats:
         engine = self._worker.engine
         stats = EngineStats(counters={}, gauges={}) if engine is None else engine.stats()
-        return replace(stats, experts=self._link.stats())
+        return replace(stats, experts=self._link.stats(), expert_tokens=self._link.expert_tokens())

@@ -34,6 +34,7 @@ from trimaran_experts.clients import Clients, ModelFacts
 from trimaran_experts.engine import ShardEngine
 from trimaran_experts.loading import LoadingThread
 from trimaran_experts.placement import Placement
+from trimaran_experts.routing import load_imbalance, own_tokens
 
 ControlServer = Server[EngineToExperts, ExpertsToEngine]
 QUICK_TOKENS = 4
@@ -84,6 +85,7 @@ class ExpertService:
     def stats(self) -> ExpertStats:
         """Counters since the start, under the names of the exported metrics."""
         counters = self._engine.gate.counters() if self._engine else {}
+        routed = self._engine.gate.expert_tokens() if self._engine else {}
         return ExpertStats(
             shard=self._placement.shard,
             counters={
@@ -99,7 +101,9 @@ class ExpertService:
                 "expert_clients": float(len(self._clients.by_peer)),
                 "expert_load_progress": self._loading.progress,
                 "expert_threads": float(len(self._placement.cpus)),
+                "expert_load_imbalance_ratio": load_imbalance(routed, self._placement.experts),
             },
+            expert_tokens=own_tokens(routed, self._placement.experts),
         )
 
     def _begin_serving(self, engine: ShardEngine) -> None:

@@ -12,6 +12,7 @@ import msgspec
 from trimaran.errors import PeerError, RequestError
 from trimaran.wire import Generate, SamplingParams, TokenBatch
 
+from trimaran_gateway.chat.grammar import Constraint
 from trimaran_gateway.chat.prompt import Prompt
 from trimaran_gateway.engine.client import EngineClient
 from trimaran_gateway.engine.stream import EngineStream
@@ -91,11 +92,8 @@ class Generator:
         parser = OutputParser(self._model.tokenizer.vocabulary, request.output)
         timer = self._metrics.start_request(len(request.prompt.ids))
         try:
-            if request.prompt.forced_call:
-                for event in parser.feed(self._model.tokenizer.encode(request.prompt.forced_call)):
-                    yield event
             async with self._engine.generate(self._message(request)) as stream:
-                async for batch in self._batches(stream):
+                async for batch in self._batches(stream, request.prompt.constraint):
                     timer.tokens(len(batch.ids))
                     for event in parser.feed(batch.ids, _entries(batch)):
                         yield event
@@ -142,16 +140,21 @@ class Generator:
             prompt_ids=request.prompt.ids,
             sampling=sampling,
             stop_ids=request.output.stop_ids,
+            grammar=None if request.prompt.constraint is None else request.prompt.constraint.grammar,
             priority=request.priority,
             deadline=self._timeout_s,
         )
 
-    async def _batches(self, stream: EngineStream) -> AsyncIterator[TokenBatch]:
+    async def _batches(
+        self, stream: EngineStream, constraint: Constraint | None
+    ) -> AsyncIterator[TokenBatch]:
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         while not stream.is_over:
             try:
                 async with asyncio.timeout_at(deadline):
                     batch = await anext(stream)
+            except RequestError as error:
+                raise _blamed(error, constraint) from None
             except TimeoutError:
                 raise DeadlineError(f"the request took longer than {self._timeout_s:g} s") from None
             if batch.finish_reason == "deadline":
@@ -159,6 +162,14 @@ class Generator:
             if batch.finish_reason == "abort":
                 raise PeerError("the engine gave this request up")
             yield batch
+
+
+def _blamed(error: RequestError, constraint: Constraint | None) -> RequestError:
+    """The engine knows of a grammar only; the client wants to know which field is at fault."""
+    if error.param != "grammar" or constraint is None:
+        return error
+    message = str(error).replace("grammar", constraint.param, 1)
+    return RequestError(message, code="invalid_schema", param=constraint.param)
 
 
 def _entries(batch: TokenBatch) -> list[TokenEntry] | None:

@@ -188,6 +188,9 @@ class CallGate:
     def counters(self) -> dict[str, int]:
         """calls, failures, tokens, busy_ns, bytes_read since the start, and calls now waiting."""
 
+    def expert_tokens(self) -> dict[int, list[int]]:
+        """By layer, how many tokens of successful calls were routed to each expert, all shards' included."""
+
 class ArenaWorker:
     """A native thread that serves one arena until it is stopped, asleep while there is nothing to do.
 

@@ -25,7 +25,7 @@ SMALLEST_SHARED_MEMORY = 64 << 20
 _PACKAGES = {
     "": ("msgspec", "numpy", "yaml", "zmq", "rich", "typer"),
     "gateway": ("fastapi", "uvicorn", "jinja2", "tokenizers", "prometheus_client"),
-    "attn": ("torch",),
+    "attn": ("torch", "llguidance"),
 }
 _TORCH_PROBE = """
 import json, torch

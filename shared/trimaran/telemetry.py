@@ -21,7 +21,7 @@ from trimaran.config import LogLevel
 
 MAX_FIELD_CHARS = 2000
 _FIELDS = "trimaran_fields"
-_NOISY = ("httpx", "httpcore", "asyncio", "urllib3", "filelock")
+_NOISY = ("httpx", "httpcore", "asyncio", "urllib3", "filelock", "uvicorn", "uvicorn.error")
 _ANSI = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m", "DEBUG": "\x1b[2m"}
 
 

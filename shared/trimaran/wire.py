@@ -58,13 +58,27 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None
 
 
+class LarkGrammar(msgspec.Struct, frozen=True, kw_only=True, tag="lark", forbid_unknown_fields=True):
+    """What a request may generate, in llguidance's dialect of Lark; rule `start` is all of the output.
+
+    The dialect has JSON schemas (`%json {…}`) and tokens by id (`<[128799]>`). A generation ends with "stop"
+    when nothing can follow, or when a stop id is drawn where the grammar may end.
+    """
+
+    text: str
+
+
 class Generate(Message, frozen=True, tag="generate"):
-    """Continue `prompt_ids`. `deadline` is in seconds from receipt; a lower `priority` value runs earlier."""
+    """Continue `prompt_ids`. `deadline` is in seconds from receipt; a lower `priority` value runs earlier.
+
+    `grammar` constrains the output to what it allows; "length" may still cut it off.
+    """
 
     request_id: str
     prompt_ids: list[int]
     sampling: SamplingParams
     stop_ids: tuple[int, ...] = ()
+    grammar: LarkGrammar | None = None
     priority: int = 0
     deadline: float | None = None
 
@@ -107,7 +121,8 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 class TokenBatch(Message, frozen=True, tag="tokens"):
     """New tokens of one request; the last batch carries finish_reason and usage.
 
-    finish_reason: "stop" (a stop id was drawn; it is the last of `ids`), "length", "abort", "deadline".
+    finish_reason: "stop" (a stop id was drawn, it is the last of `ids`; or the grammar is complete),
+    "length", "abort", "deadline".
     """
 
     request_id: str
@@ -151,13 +166,14 @@ class EngineStats(Message, frozen=True, tag="stats"):
     """Counters and gauges of the engine and, by shard name, of its expert services.
 
     Names are the exported metrics' without the `trimaran_` prefix; `observations` holds histogram samples, by
-    name, since the last stats message.
+    name, since the last stats message. `expert_tokens` sums the shards' (see `ExpertStats`).
     """
 
     counters: dict[str, float]
     gauges: dict[str, float]
     observations: dict[str, list[float]] = {}
     experts: dict[str, dict[str, float]] = {}
+    expert_tokens: dict[int, list[int]] = {}
 
 
 EngineToGateway = TokenBatch | RequestFailed | EngineStatus | EngineStats
@@ -243,11 +259,15 @@ class Done(Message, frozen=True, tag="done"):
 
 
 class ExpertStats(Message, frozen=True, tag="stats"):
-    """Counters of one expert service since it started."""
+    """Counters of one expert service since it started.
+
+    expert_tokens: by layer, how many tokens were routed to each expert; 0 for other shards' experts.
+    """
 
     shard: str
     counters: dict[str, float]
     gauges: dict[str, float] = {}
+    expert_tokens: dict[int, list[int]] = {}
 
 
 ExpertsToEngine = Loading | Ready | Refused | Done | Heartbeat | ExpertStats

@@ -1,4 +1,4 @@
-"""Reference models: transformers' DeepSeek classes with weights that the `gguf` package dequantises."""
+"""Our model of a file, and transformers' one, side by side in this process."""
 
 from __future__ import annotations
 
@@ -6,23 +6,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
 import torch
 import trimaran_kernels
-from torch import Tensor
-from transformers import (
-    DeepseekV2Config,
-    DeepseekV2ForCausalLM,
-    DeepseekV3Config,
-    DeepseekV3ForCausalLM,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
+from transformers_reference import reference_model
 from trimaran.gguf import GGUFFile
 from trimaran.spec import ModelSpec, read_spec
 from trimaran_attn.engine import Engine
 from trimaran_attn.experts import build_local_experts
+from trimaran_attn.grammar.constraints import Constraints
 from trimaran_attn.kv_cache import PAGE_SIZE, LatentCache
 from trimaran_attn.model.attention import MlaForm
 from trimaran_attn.model.deepseek2 import Deepseek2, build_model
@@ -45,7 +38,7 @@ class Lab:
     model: Deepseek2
     cache: LatentCache
 
-    def engine(self, **changes: int) -> Engine:
+    def engine(self, constraints: Constraints | None = None, **changes: int) -> Engine:
         values = {
             "context_length": N_PAGES * PAGE_SIZE,
             "max_running": 8,
@@ -54,7 +47,8 @@ class Lab:
             "page_size": PAGE_SIZE,
         }
         scheduler = Scheduler(Limits(**{**values, **changes}), PageAllocator(self.cache.n_pages))
-        return Engine(scheduler, Runner(self.model, self.cache, CPU), self.spec.vocab_size)
+        runner = Runner(self.model, self.cache, CPU)
+        return Engine(scheduler, runner, self.spec.vocab_size, constraints=constraints)
 
 
 BuildLab = Callable[..., Lab]
@@ -93,126 +87,3 @@ def lab_of(
     pool = trimaran_kernels.ThreadPool(trimaran_kernels.usable_cpus(1))
     register_modules(registry, experts=build_local_experts, pool=pool, linears=linears, mla=mla)
     return Lab(spec, build_model(spec, registry, CPU), LatentCache(spec, N_PAGES, CPU, cache_dtype))
-
-
-def reference_model(path: Path) -> PreTrainedModel:
-    """The independent float32 implementation of the model in `path`."""
-    with GGUFFile.open(path) as file:
-        spec = read_spec(file)
-    model = _empty_model(spec)
-    weights = _read_weights(path)
-    state = dict(_hf_weights(spec, weights))
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not missing, missing
-    assert not unexpected, unexpected
-    for module in model.modules():
-        if hasattr(module, "variance_epsilon"):
-            # transformers leaves the norms of the LoRA ranks at 1e-6, whatever the model says; llama.cpp and
-            # we use the file's epsilon everywhere.
-            module.variance_epsilon = spec.rms_eps
-    return model.eval()
-
-
-def _empty_model(spec: ModelSpec) -> PreTrainedModel:
-    moe, rope = spec.moe, spec.rope
-    parameters: dict[str, object] = {"rope_type": "default", "rope_theta": rope.theta}
-    if rope.factor > 1:
-        parameters = {
-            "rope_type": "yarn",
-            "rope_theta": rope.theta,
-            "factor": rope.factor,
-            "original_max_position_embeddings": rope.original_context,
-            "beta_fast": rope.beta_fast,
-            "beta_slow": rope.beta_slow,
-        }
-        if rope.log_multiplier:
-            parameters |= {"mscale": rope.log_multiplier * 10, "mscale_all_dim": rope.log_multiplier * 10}
-    shared = {
-        "vocab_size": spec.vocab_size,
-        "hidden_size": spec.hidden_size,
-        "intermediate_size": spec.dense_intermediate_size,
-        "moe_intermediate_size": moe.intermediate_size,
-        "num_hidden_layers": spec.n_layers,
-        "num_attention_heads": spec.n_heads,
-        "num_key_value_heads": spec.n_heads,
-        "n_shared_experts": moe.n_shared,
-        "n_routed_experts": moe.n_experts,
-        "num_experts_per_tok": moe.top_k,
-        "routed_scaling_factor": moe.weights_scale,
-        "norm_topk_prob": moe.normalise_weights,
-        "n_group": moe.n_groups,
-        "topk_group": moe.n_groups_used,
-        "kv_lora_rank": spec.kv_lora_rank,
-        "q_lora_rank": spec.q_lora_rank,
-        "qk_rope_head_dim": spec.qk_rope_head_dim,
-        "qk_nope_head_dim": spec.qk_nope_head_dim,
-        "v_head_dim": spec.v_head_dim,
-        "first_k_dense_replace": spec.n_dense_layers,
-        "max_position_embeddings": spec.context_length,
-        "rms_norm_eps": spec.rms_eps,
-        "rope_parameters": parameters,
-        "attn_implementation": "eager",
-    }
-    if moe.gate == "sigmoid":
-        config = DeepseekV3Config(**shared, num_mtp_layers=0)
-        return DeepseekV3ForCausalLM(config)
-    method = "group_limited_greedy" if moe.n_groups > 1 else "greedy"
-    return DeepseekV2ForCausalLM(DeepseekV2Config(**shared, topk_method=method))
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    weights = {}
-    for tensor in gguf.GGUFReader(path).tensors:
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        weights[tensor.name] = torch.from_numpy(values.reshape(tuple(reversed(tensor.shape.tolist()))).copy())
-    return weights
-
-
-def _hf_weights(spec: ModelSpec, weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    yield "model.embed_tokens.weight", weights["token_embd.weight"]
-    yield "model.norm.weight", weights["output_norm.weight"]
-    yield "lm_head.weight", weights.get("output.weight", weights["token_embd.weight"])
-    for index in range(spec.n_layers):
-        prefix = f"blk.{index}."
-        layer = {name[len(prefix) :]: w for name, w in weights.items() if name.startswith(prefix)}
-        for name, weight in _hf_layer(spec, layer, dense=index < spec.n_dense_layers):
-            yield f"model.layers.{index}.{name}", weight
-
-
-def _hf_layer(spec: ModelSpec, layer: dict[str, Tensor], *, dense: bool) -> Iterator[tuple[str, Tensor]]:
-    names = {
-        "attn_norm.weight": "input_layernorm.weight",
-        "ffn_norm.weight": "post_attention_layernorm.weight",
-        "attn_q.weight": "self_attn.q_proj.weight",
-        "attn_q_a.weight": "self_attn.q_a_proj.weight",
-        "attn_q_a_norm.weight": "self_attn.q_a_layernorm.weight",
-        "attn_q_b.weight": "self_attn.q_b_proj.weight",
-        "attn_kv_a_mqa.weight": "self_attn.kv_a_proj_with_mqa.weight",
-        "attn_kv_a_norm.weight": "self_attn.kv_a_layernorm.weight",
-        "attn_output.weight": "self_attn.o_proj.weight",
-        "ffn_gate.weight": "mlp.gate_proj.weight",
-        "ffn_up.weight": "mlp.up_proj.weight",
-        "ffn_down.weight": "mlp.down_proj.weight",
-        "ffn_gate_inp.weight": "mlp.gate.weight",
-        "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
-        "ffn_gate_shexp.weight": "mlp.shared_experts.gate_proj.weight",
-        "ffn_up_shexp.weight": "mlp.shared_experts.up_proj.weight",
-        "ffn_down_shexp.weight": "mlp.shared_experts.down_proj.weight",
-        "ffn_down_exps.weight": "mlp.experts.down_proj",
-    }
-    for name, weight in layer.items():
-        if name in names:
-            yield names[name], weight
-    yield "self_attn.kv_b_proj.weight", _kv_b(spec, layer)
-    if not dense:
-        gate, up = layer["ffn_gate_exps.weight"], layer["ffn_up_exps.weight"]
-        yield "mlp.experts.gate_up_proj", torch.cat((gate, up), 1)
-
-
-def _kv_b(spec: ModelSpec, layer: dict[str, Tensor]) -> Tensor:
-    """[heads × (nope + v), rank] from either layout."""
-    if "attn_kv_b.weight" in layer:
-        return layer["attn_kv_b.weight"]
-    k_b = layer["attn_k_b.weight"].transpose(1, 2)  # [heads, rank, nope] → [heads, nope, rank]
-    both = torch.cat((k_b, layer["attn_v_b.weight"]), 1)
-    return both.reshape(-1, spec.kv_lora_rank)

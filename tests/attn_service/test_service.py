@@ -59,6 +59,9 @@ class FakeLink:
     def stats(self) -> dict[str, dict[str, float]]:
         return {"0": {"expert_tokens_total": 3.0}}
 
+    def expert_tokens(self) -> dict[int, list[int]]:
+        return {1: [3, 0]}
+
     def close(self) -> None: ...
 
 
@@ -328,6 +331,7 @@ def test_lost_experts_are_noticed_when_idle(start: Start) -> None:
 
 def test_stopping_answers_open_requests(start: Start) -> None:
     bench = start()
+    bench.runner.step_s = 0.05
     with bench.client() as client:
         wait_state(client, "ready")
         ask(client, generate("r"))

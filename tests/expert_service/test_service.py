@@ -138,9 +138,13 @@ def test_statistics(model, start_experts, make_client: MakeClient, wait_until) -
     start_experts()
     client = make_client()
     client.connect()
-    client.wait(client.submit(1, *model.batch(5)))
+    batch = model.batch(5)
+    client.wait(client.submit(1, *batch))
     wait_until(lambda: client.stats().get("0", {}).get("expert_tokens_total") == 5)
     stats = client.stats()["0"]
+    counts = np.bincount(batch[1].ravel(), minlength=16)
+    assert client.expert_tokens() == {1: counts.tolist()}
+    assert stats["expert_load_imbalance_ratio"] == pytest.approx(counts.max() / counts.mean())
     assert stats["expert_calls_total"] == 1
     assert stats["expert_failures_total"] == 0
     assert stats["expert_bytes_read_total"] > 0

@@ -20,6 +20,7 @@ from trimaran.channel import AsyncServer, Received
 from trimaran.config import GatewayConfig
 from trimaran.gguf import write_gguf
 from trimaran.lifecycle import Stop
+from trimaran.vocabulary import byte_alphabet
 from trimaran.wire import (
     Abort,
     EngineStats,
@@ -40,7 +41,6 @@ from trimaran_gateway.metrics import GatewayMetrics
 from trimaran_gateway.model import ServedModel, load_model
 from trimaran_gateway.server import listen, run_gateway, url_of
 from trimaran_gateway.text.tokenizer import Tokenizer
-from trimaran_gateway.text.vocabulary import byte_alphabet
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 HEAD = [BOS, EOS, "<｜▁pad▁｜>"]
@@ -222,7 +222,10 @@ class FakeEngine:
         await asyncio.sleep(script.first_delay_s)
         if script.failure is not None:
             failure = RequestFailed(
-                request_id=message.request_id, code=script.failure.code, message=script.failure.message
+                request_id=message.request_id,
+                code=script.failure.code,
+                message=script.failure.message,
+                param=script.failure.param,
             )
             await server.send(peer, failure)
             return

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from trimaran.wire import EngineStats, EngineStatus
 from trimaran_gateway.routes.page import page_router
 from trimaran_gateway.web.assets import load_assets
-from trimaran_gateway.web.live import LiveReader, Model, heat_map, histograms
+from trimaran_gateway.web.live import LiveReader, Model, histograms
 
 STATIC = files("trimaran_gateway") / "web" / "static"
 
@@ -177,7 +177,8 @@ def test_the_report_tells_what_the_engine_tells() -> None:
         reported=EngineStats(
             counters={"generation_tokens_total": 5.0},
             gauges={"kv_cache_usage_perc": 0.5},
-            experts={"0": {"expert_calls_total": 3.0, 'expert_tokens_total{layer="1",expert="2"}': 4.0}},
+            experts={"0": {"expert_calls_total": 3.0}},
+            expert_tokens={2: [1, 0, 0], 1: [0, 0, 4]},
         ),
     )
     report = live(engine)
@@ -185,7 +186,7 @@ def test_the_report_tells_what_the_engine_tells() -> None:
     assert report["counters"] == {"generation_tokens_total": 5.0}
     assert report["gauges"] == {"kv_cache_usage_perc": 0.5}
     assert report["shards"] == {"0": {"expert_calls_total": 3.0}}
-    assert report["heat"] == [{"layer": 1, "tokens": [0, 0, 4]}]
+    assert report["heat"] == [{"layer": 1, "tokens": [0, 0, 4]}, {"layer": 2, "tokens": [1, 0, 0]}]
 
 
 def test_many_panels_ask_the_engine_once_and_samples_are_not_lost() -> None:
@@ -227,16 +228,6 @@ def test_histograms_are_cumulative_and_empty_ones_absent() -> None:
     wait = found["wait_seconds"]
     assert (wait.count, wait.sum) == (3, pytest.approx(2.55))
     assert (wait.le, wait.counts) == ([0.1, 1.0], [1, 2])
-
-
-def test_heat_of_shards_adds_up_and_strange_names_are_left_out() -> None:
-    def name(layer: object, expert: object) -> str:
-        return f'expert_tokens_total{{layer="{layer}",expert="{expert}"}}'
-
-    one = {name(3, 0): 5.0, name(1, 1): 2.0, name("x", 1): 9.0, "expert_tokens_total": 7.0, name(3, -1): 1.0}
-    two = {'expert_tokens_total{expert="0",layer="3"}': 1.0}
-    assert [(load.layer, load.tokens) for load in heat_map([one, two])] == [(1, [0, 2]), (3, [6, 0])]
-    assert heat_map([]) == []
 
 
 # --- in the gateway -----------------------------------------------------------------------------------------

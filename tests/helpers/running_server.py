@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from trimaran.lifecycle import SUPERVISOR_VARIABLE
 
 TRIMARAN = str(Path(sys.executable).with_name("trimaran"))
 READY_S = 90.0
@@ -42,7 +43,12 @@ class RunningServer:
         self.lines: list[str] = []
         self.process = subprocess.Popen(
             [TRIMARAN, "serve", "--port", "0", *arguments],
-            env={**os.environ, "XDG_RUNTIME_DIR": str(base), **environ},
+            env={
+                **os.environ,
+                "XDG_RUNTIME_DIR": str(base),
+                SUPERVISOR_VARIABLE: str(os.getpid()),
+                **environ,
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

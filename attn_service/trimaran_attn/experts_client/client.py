@@ -162,6 +162,17 @@ class ExpertsClient:
         known = (link.stats for link in self._links)
         return {stats.shard: {**stats.counters, **stats.gauges} for stats in known if stats is not None}
 
+    def expert_tokens(self) -> dict[int, list[int]]:
+        """By layer, tokens routed to each expert, summed over the shards; as old as `stats`."""
+        totals: dict[int, list[int]] = {}
+        for link in self._links:
+            if link.stats is None:
+                continue
+            for layer, counts in link.stats.expert_tokens.items():
+                seen = totals.get(layer)
+                totals[layer] = counts if seen is None else [a + b for a, b in zip(seen, counts, strict=True)]
+        return totals
+
     def close(self) -> None:
         """Say goodbye to the shards and remove the arenas. May be called twice."""
         self._stopped.set()

@@ -1,4 +1,4 @@
-"""From a chat request to prompt ids: quoting, tools, the reasoning switch and forced beginnings."""
+"""From a chat request to prompt ids, and to the grammar of the answer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 from trimaran.errors import RequestError
 
+from trimaran_gateway.chat.grammar import CallForm, Constraint, JsonForm, ReasoningState, chat_constraint
 from trimaran_gateway.chat.template import ChatTemplate, Message
-from trimaran_gateway.chat.tools import call_opening, tool_prompt
+from trimaran_gateway.chat.tools import tool_prompt
 from trimaran_gateway.text.tokenizer import QUOTE, Tokenizer
 
 _END_OF_THOUGHT = "\n\n</think>\n\n"
@@ -23,6 +24,8 @@ class ChatPromptRequest:
         messages: normalised messages, oldest first.
         tools: OpenAI's tool objects ({"type": "function", "function": {…}}) on offer.
         force_call: None lets the model choose; "" forces some call; a name forces that function.
+        strict_tools: names of the functions whose schema calls must keep to, forced or not.
+        answer: the form of an answer that is no call; None is text.
         thinking: None is the template's own way; False suppresses reasoning; True asks for it.
         continue_final: continue the last message (the assistant's) instead of starting a new one.
         variables: further variables for the template.
@@ -31,6 +34,8 @@ class ChatPromptRequest:
     messages: Sequence[Message]
     tools: Sequence[Mapping[str, Any]] = ()
     force_call: str | None = None
+    strict_tools: frozenset[str] = frozenset()
+    answer: JsonForm | None = None
     thinking: bool | None = None
     continue_final: bool = False
     add_generation_prompt: bool = True
@@ -45,13 +50,13 @@ class Prompt:
         ids: the prompt.
         text: the same as text.
         reasoning: the continuation starts inside the reasoning.
-        forced_call: text of a call that the prompt already began, which the output parser must know.
+        constraint: what the continuation must look like.
     """
 
     ids: list[int]
     text: str
     reasoning: bool = False
-    forced_call: str = ""
+    constraint: Constraint | None = None
 
 
 class PromptBuilder:
@@ -78,11 +83,13 @@ class PromptBuilder:
         text = self._render(request)
         if request.thinking is False and self._is_open(self._encode(text)):
             text = text.rstrip() + _END_OF_THOUGHT
-        forced = ""
-        if request.force_call is not None:
-            text, forced = self._force(text, request.force_call)
         ids = self._encode(text)
-        return Prompt(ids, text.replace(QUOTE, ""), reasoning=self._is_open(ids), forced_call=forced)
+        return Prompt(
+            ids,
+            text.replace(QUOTE, ""),
+            reasoning=self._is_open(ids),
+            constraint=self._constraint(request, ids),
+        )
 
     def _check(self, request: ChatPromptRequest) -> None:
         markers = self._tokenizer.vocabulary.markers
@@ -99,6 +106,12 @@ class PromptBuilder:
                 "continue_final_message needs a last message by the assistant",
                 code="invalid_value",
                 param="continue_final_message",
+            )
+        if request.continue_final and request.answer is not None:
+            raise RequestError(
+                f"{request.answer.param} describes a whole answer, not the rest of one that was begun",
+                code="invalid_value",
+                param=request.answer.param,
             )
 
     def _render(self, request: ChatPromptRequest) -> str:
@@ -129,11 +142,22 @@ class PromptBuilder:
         keep = ("<think>", "</think>") if message["role"] == "assistant" else ()
         return dict(_quote_all(message, lambda text: self._tokenizer.quote_markers(text, keep=keep)))
 
-    def _force(self, text: str, name: str) -> tuple[str, str]:
-        if self._is_open(self._encode(text)):
-            text = text.rstrip() + _END_OF_THOUGHT
-        opening = call_opening(self._template.tool_format, name or None)
-        return text + opening, opening
+    def _constraint(self, request: ChatPromptRequest, ids: Sequence[int]) -> Constraint | None:
+        calls = CallForm(
+            functions=[tool["function"] for tool in request.tools],
+            strict=request.strict_tools,
+            forced=request.force_call,
+            style=self._template.tool_format,
+        )
+        markers = self._tokenizer.vocabulary.markers
+        return chat_constraint(request.answer, calls, markers, self._reasoning(request, ids))
+
+    def _reasoning(self, request: ChatPromptRequest, ids: Sequence[int]) -> ReasoningState:
+        markers = self._tokenizer.vocabulary.markers
+        if self._is_open(ids):
+            return "open"
+        is_over = request.thinking is False or self._last_marker(ids) == markers.end_think
+        return "over" if is_over else "possible"
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_bos=self._tokenizer.add_bos, quoted=True)
@@ -141,12 +165,13 @@ class PromptBuilder:
     def _is_open(self, ids: Sequence[int]) -> bool:
         """Whether the last reasoning marker of the last turn is an opening one."""
         markers = self._tokenizer.vocabulary.markers
-        if not markers.can_reason:
-            return False
-        for token in reversed(ids):
-            if token in (markers.think, markers.end_think, markers.assistant, markers.user):
-                return token == markers.think
-        return False
+        return markers.can_reason and self._last_marker(ids) == markers.think
+
+    def _last_marker(self, ids: Sequence[int]) -> int | None:
+        """The last marker of a turn's or the reasoning's begin or end."""
+        markers = self._tokenizer.vocabulary.markers
+        wanted = (markers.think, markers.end_think, markers.assistant, markers.user)
+        return next((token for token in reversed(ids) if token in wanted), None)
 
 
 def _with_system_text(messages: list[Message], text: str) -> list[Message]:

@@ -78,14 +78,6 @@ def tool_prompt(
     return _LIST + quote(tools) + (_FENCED_RULES if rules else "")
 
 
-def call_opening(style: ToolFormat, name: str | None) -> str:
-    """The start of a forced call, up to the arguments if `name` is given, else up to the name."""
-    start = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>"
-    if style is ToolFormat.INLINE:
-        return start + (f"{name}<｜tool▁sep｜>" if name else "")
-    return start + "function<｜tool▁sep｜>" + (f"{name}\n```json\n" if name else "")
-
-
 def _essentials(definition: Definition) -> dict[str, Any]:
     return {key: definition[key] for key in ("name", "description", "parameters") if key in definition}
 

@@ -14,7 +14,7 @@ from trimaran_gateway.chat.job import ChatJob, prepare
 from trimaran_gateway.chat.prompt import ChatPromptRequest
 from trimaran_gateway.context import Gateway, gateway_of
 from trimaran_gateway.output.collect import collect
-from trimaran_gateway.schemas.messages import forced_call, template_messages, template_tools
+from trimaran_gateway.schemas.messages import forced_call, strict_tools, template_messages, template_tools
 from trimaran_gateway.schemas.openai import ChatCompletionRequest
 from trimaran_gateway.streaming import open_stream, until_disconnect
 
@@ -58,6 +58,8 @@ def chat_prompt(body: ChatCompletionRequest) -> ChatPromptRequest:
         messages=template_messages(body.messages),
         tools=tools,
         force_call=forced_call(body.tool_choice, tools),
+        strict_tools=strict_tools(body.tools),
+        answer=body.answer_form,
         thinking=body.thinking,
         continue_final=body.continue_final_message,
         add_generation_prompt=body.add_generation_prompt,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -13,6 +14,7 @@ from trimaran_gateway.answers.openai_completion import (
     completion_answer,
     completion_chunks,
 )
+from trimaran_gateway.chat.grammar import json_constraint
 from trimaran_gateway.chat.job import with_stop_ids
 from trimaran_gateway.chat.prompt import Prompt
 from trimaran_gateway.context import Gateway, gateway_of, off_loop
@@ -57,9 +59,11 @@ async def _requests(body: CompletionRequest, gateway: Gateway) -> list[Generatio
     wanted = body.sampling(len(vocabulary), max_tokens=max_tokens, logprobs=body.logprobs)
     sampling, stop_ids = with_stop_ids(gateway, wanted, tuple(body.stop_token_ids or ()))
     output = OutputFormat(chat=False, stops=body.stops, stop_ids=stop_ids)
+    form = None if body.response_format is None else body.response_format.form()
+    constraint = None if form is None else json_constraint(form)
     requests: list[GenerationRequest] = []
     for given in body.prompts:
-        prompt = await _prompt(given, body, gateway)
+        prompt = replace(await _prompt(given, body, gateway), constraint=constraint)
         request = GenerationRequest(prompt, sampling, output, body.priority)
         requests += gateway.generator.fan_out(request, body.n or 1)
     return requests

@@ -10,13 +10,14 @@ from fastapi.responses import JSONResponse
 
 from trimaran_gateway.answers import ollama
 from trimaran_gateway.answers.ollama import OllamaAnswer
+from trimaran_gateway.chat.grammar import json_constraint
 from trimaran_gateway.chat.job import ChatJob, prepare, with_stop_ids
 from trimaran_gateway.chat.prompt import ChatPromptRequest, Prompt
 from trimaran_gateway.context import Gateway, gateway_of, off_loop
 from trimaran_gateway.errors import bad_request
 from trimaran_gateway.generation import GenerationRequest
 from trimaran_gateway.output.parser import OutputFormat
-from trimaran_gateway.schemas.messages import template_tools
+from trimaran_gateway.schemas.messages import strict_tools, template_tools
 from trimaran_gateway.schemas.ollama import OllamaBody, OllamaChatRequest, OllamaGenerateRequest
 from trimaran_gateway.streaming import open_stream, until_disconnect
 
@@ -35,6 +36,8 @@ async def chat(body: OllamaChatRequest, request: Request, gateway: TheGateway) -
     prompt = ChatPromptRequest(
         messages=body.template_messages,
         tools=template_tools(body.tools),
+        strict_tools=strict_tools(body.tools),
+        answer=body.answer_form,
         thinking=body.thinking,
         continue_final=body.messages[-1].role == "assistant",
         variables=_variables(body),
@@ -80,7 +83,9 @@ async def _prepare(body: OllamaBody, prompt: ChatPromptRequest, gateway: Gateway
 async def _templated(body: OllamaGenerateRequest, gateway: Gateway) -> GenerationRequest:
     messages = [{"role": "system", "content": body.system}] if body.system else []
     messages.append({"role": "user", "content": body.prompt})
-    prompt = ChatPromptRequest(messages, thinking=body.thinking, variables=_variables(body))
+    prompt = ChatPromptRequest(
+        messages, answer=body.answer_form, thinking=body.thinking, variables=_variables(body)
+    )
     generation = await _prepare(body, prompt, gateway)
     if not body.context:
         return generation
@@ -97,7 +102,9 @@ async def _raw(body: OllamaGenerateRequest, gateway: Gateway) -> GenerationReque
     ids = await off_loop(lambda: tokenizer.encode(body.prompt, add_bos=tokenizer.add_bos), len(body.prompt))
     sampling, stop_ids = with_stop_ids(gateway, body.options.sampling(gateway.generator.context_length), ())
     output = OutputFormat(chat=False, stops=body.options.stops, stop_ids=stop_ids)
-    return GenerationRequest(Prompt(ids, body.prompt), sampling, output)
+    form = body.answer_form
+    constraint = None if form is None else json_constraint(form)
+    return GenerationRequest(Prompt(ids, body.prompt, constraint=constraint), sampling, output)
 
 
 def _variables(body: OllamaBody) -> dict[str, str]:

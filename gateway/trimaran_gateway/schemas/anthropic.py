@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from trimaran.wire import SamplingParams
 
+from trimaran_gateway.chat.grammar import JsonForm
 from trimaran_gateway.chat.prompt import ChatPromptRequest
 from trimaran_gateway.chat.template import Message
 from trimaran_gateway.errors import bad_request, unsupported
@@ -43,6 +44,7 @@ class AnthropicTool(Body):
     type: str | None = None
     description: str | None = None
     input_schema: dict[str, Any] = Field(default_factory=lambda: {"type": "object", "properties": {}})
+    strict: bool = False
 
 
 class AnthropicToolChoice(Body):
@@ -51,6 +53,19 @@ class AnthropicToolChoice(Body):
     type: Literal["auto", "any", "tool", "none"]
     name: FunctionName | None = None
     disable_parallel_tool_use: bool = False
+
+
+class OutputFormat(Body):
+    """The form of the answer."""
+
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(Body):
+    """Where newer clients put the form of the answer."""
+
+    format: OutputFormat | None = None
 
 
 class Thinking(Body):
@@ -69,12 +84,12 @@ class CountTokensRequest(Body):
     tools: Annotated[list[AnthropicTool], Field(max_length=128)] | None = None
     tool_choice: AnthropicToolChoice | None = None
     thinking: Thinking | None = None
+    output_format: OutputFormat | None = None
+    output_config: OutputConfig | None = None
 
     refused: ClassVar[Mapping[str, str]] = {
         "mcp_servers": "this server connects to no other",
         "container": "there is no code execution",
-        "output_format": "output cannot be constrained to a grammar or schema",
-        "output_config": "output cannot be constrained to a grammar or schema",
     }
     harmless: ClassVar[Mapping[str, tuple[Any, ...]]] = {"mcp_servers": ([],)}
 
@@ -97,9 +112,18 @@ class CountTokensRequest(Body):
             messages=messages,
             tools=tools,
             force_call=self._forced(tools),
+            strict_tools=frozenset(tool.name for tool in offered if tool.strict),
+            answer=self._answer_form(),
             thinking=None if self.thinking is None else self.thinking.type != "disabled",
             continue_final=messages[-1]["role"] == "assistant" and bool(messages[-1]["content"]),
         )
+
+    def _answer_form(self) -> JsonForm | None:
+        if self.output_config is not None and self.output_config.format is not None:
+            return JsonForm(self.output_config.format.schema_, "output_config.format.schema")
+        if self.output_format is not None:
+            return JsonForm(self.output_format.schema_, "output_format.schema")
+        return None
 
     def _forced(self, tools: list[dict[str, Any]]) -> str | None:
         choice = self.tool_choice

@@ -43,7 +43,7 @@ class Body(BaseModel):
                 raise unsupported(name, why)
 
 
-NO_GRAMMAR = "output cannot be constrained to a grammar or schema"
+NO_GRAMMAR = "give the form of the answer as response_format"
 NO_SUCH_SAMPLER = "this server has no such sampler"
 
 _GRAMMAR = "guided_json guided_regex guided_choice guided_grammar structured_outputs grammar json_schema"

@@ -94,14 +94,12 @@ def template_tools(tools: list[Tool] | None) -> list[dict[str, Any]]:
     """The tools as chat templates read them.
 
     Raises:
-        ApiError: 400, for a strict schema or a name that occurs twice.
+        ApiError: 400, for a name that occurs twice.
     """
     result: list[dict[str, Any]] = []
     for index, tool in enumerate(tools or []):
         function = tool.function
         where = f"tools[{index}].function"
-        if function.strict:
-            raise unsupported(f"{where}.strict", "arguments cannot be constrained to the schema")
         if any(other["function"]["name"] == function.name for other in result):
             raise bad_request(f"{where}.name: {function.name!r} occurs twice", param=f"{where}.name")
         definition: dict[str, Any] = {"name": function.name}
@@ -110,6 +108,11 @@ def template_tools(tools: list[Tool] | None) -> list[dict[str, Any]]:
         definition["parameters"] = function.parameters or {"type": "object", "properties": {}}
         result.append({"type": "function", "function": definition})
     return result
+
+
+def strict_tools(tools: list[Tool] | None) -> frozenset[str]:
+    """Names of the functions whose calls must keep to their schema."""
+    return frozenset(tool.function.name for tool in tools or [] if tool.function.strict)
 
 
 def forced_call(choice: ToolChoice | None, tools: list[dict[str, Any]]) -> str | None:

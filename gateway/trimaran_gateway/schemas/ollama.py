@@ -9,10 +9,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from trimaran.wire import SamplingParams
 
+from trimaran_gateway.chat.grammar import JsonForm
 from trimaran_gateway.chat.template import Message
 from trimaran_gateway.errors import bad_request, unsupported
 from trimaran_gateway.schemas.base import (
-    NO_GRAMMAR,
     NO_SUCH_SAMPLER,
     Body,
     Probability,
@@ -102,6 +102,14 @@ class OllamaBody(Body):
         """Whether to reason."""
         return None if self.think is None else bool(self.think)
 
+    @property
+    def answer_form(self) -> JsonForm | None:
+        """The form of the answer; None is text."""
+        if not self.format:
+            return None
+        schema = {"type": "object"} if isinstance(self.format, str) else self.format
+        return JsonForm(schema, "format")
+
     def check(self) -> None:
         """Fail for what cannot be honoured.
 
@@ -109,8 +117,8 @@ class OllamaBody(Body):
             ApiError: 400, naming the field.
         """
         self.refuse_unsupported()
-        if self.format not in (None, ""):
-            raise unsupported("format", NO_GRAMMAR)
+        if isinstance(self.format, str) and self.format not in ("", "json"):
+            raise bad_request(f"format: must be 'json' or a schema, got {self.format!r:.50}", param="format")
 
 
 class OllamaFunction(Body):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
+from trimaran_gateway.chat.grammar import JsonForm
 from trimaran_gateway.errors import bad_request, unsupported
-from trimaran_gateway.schemas.base import GRAMMAR_FIELDS, NO_GRAMMAR, SAMPLER_FIELDS, SAMPLER_HARMLESS, Body
+from trimaran_gateway.schemas.base import GRAMMAR_FIELDS, SAMPLER_FIELDS, SAMPLER_HARMLESS, Body
 from trimaran_gateway.schemas.messages import Messages, Tool, ToolChoice
 from trimaran_gateway.schemas.sampling import SamplingBody
 
@@ -16,10 +17,36 @@ ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "
 TokenIds = list[Annotated[int, Field(ge=0)]]
 
 
+class JsonSchemaFormat(Body):
+    """A schema for the answer."""
+
+    name: Annotated[str, StringConstraints(max_length=64)] | None = None
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
 class ResponseFormat(Body):
     """The form of the answer."""
 
     type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+    def form(self) -> JsonForm | None:
+        """What the engine shall keep to; None is text.
+
+        Raises:
+            ApiError: 400, if the schema is missing.
+        """
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return JsonForm({"type": "object"}, "response_format")
+        if self.json_schema is None:
+            where = "response_format.json_schema"
+            raise bad_request(f"{where}: field required with type json_schema", param=where)
+        is_strict = self.json_schema.strict is not False
+        return JsonForm(self.json_schema.schema_, "response_format.json_schema.schema", is_strict)
 
 
 class ChatCompletionRequest(SamplingBody):
@@ -63,6 +90,11 @@ class ChatCompletionRequest(SamplingBody):
     }
 
     @property
+    def answer_form(self) -> JsonForm | None:
+        """The form of the answer, as `ResponseFormat.form`."""
+        return None if self.response_format is None else self.response_format.form()
+
+    @property
     def token_limit(self) -> int | None:
         """`max_completion_tokens`, or its older name."""
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
@@ -98,8 +130,6 @@ class ChatCompletionRequest(SamplingBody):
             ApiError: 400, naming the field.
         """
         self.refuse_unsupported()
-        if self.response_format is not None and self.response_format.type != "text":
-            raise unsupported("response_format", NO_GRAMMAR)
         if self.top_logprobs and not self.logprobs:
             raise bad_request("top_logprobs needs logprobs: true", param="top_logprobs")
         if self.tool_choice not in (None, "none", "auto") and not self.tools:
@@ -144,8 +174,6 @@ class CompletionRequest(SamplingBody):
             ApiError: 400, naming the field.
         """
         self.refuse_unsupported()
-        if self.response_format is not None and self.response_format.type != "text":
-            raise unsupported("response_format", NO_GRAMMAR)
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise unsupported("best_of", "answers are not ranked; use n")
         if self.echo and self.logprobs is not None:

@@ -8,10 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from trimaran.wire import SamplingParams
 
+from trimaran_gateway.chat.grammar import JsonForm
 from trimaran_gateway.chat.prompt import ChatPromptRequest
 from trimaran_gateway.chat.template import Message
 from trimaran_gateway.errors import bad_request, unsupported
-from trimaran_gateway.schemas.base import NO_GRAMMAR, Body
+from trimaran_gateway.schemas.base import Body
 from trimaran_gateway.schemas.messages import (
     ContentPart,
     FunctionDefinition,
@@ -21,9 +22,10 @@ from trimaran_gateway.schemas.messages import (
     Role,
     Tool,
     forced_call,
+    strict_tools,
     template_tools,
 )
-from trimaran_gateway.schemas.openai import ReasoningEffort, ResponseFormat
+from trimaran_gateway.schemas.openai import ReasoningEffort
 
 NOT_STORED = "answers are not stored: send the whole conversation as input"
 
@@ -63,10 +65,33 @@ class ReasoningOptions(Body):
     effort: ReasoningEffort | None = None
 
 
+class TextFormat(Body):
+    """The form of the answer; a schema comes with its type json_schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+    def form(self) -> JsonForm | None:
+        """What the engine shall keep to; None is text.
+
+        Raises:
+            ApiError: 400, if the schema is missing.
+        """
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return JsonForm({"type": "object"}, "text.format")
+        where = "text.format.schema"
+        if self.schema_ is None:
+            raise bad_request(f"{where}: field required with type json_schema", param=where)
+        return JsonForm(self.schema_, where, self.strict is not False)
+
+
 class TextOptions(Body):
     """The form of the answer."""
 
-    format: ResponseFormat | None = None
+    format: TextFormat | None = None
 
 
 class ResponsesRequest(Body):
@@ -111,8 +136,6 @@ class ResponsesRequest(Body):
             ApiError: 400, naming the field.
         """
         self.refuse_unsupported()
-        if self.text and self.text.format and self.text.format.type != "text":
-            raise unsupported("text.format", NO_GRAMMAR)
 
     def sampling(self) -> SamplingParams:
         """The engine's parameters."""
@@ -141,6 +164,8 @@ class ResponsesRequest(Body):
             messages=self._messages(),
             tools=tools,
             force_call=forced_call(named, tools),
+            strict_tools=strict_tools(offered),
+            answer=self.text.format.form() if self.text and self.text.format else None,
             thinking=None if effort is None else effort != "none",
             variables={} if effort is None else {"reasoning_effort": effort},
         )

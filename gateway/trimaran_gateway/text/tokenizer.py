@@ -9,9 +9,10 @@ from typing import Any
 from tokenizers import Tokenizer as BpeTokenizer
 from tokenizers.models import BPE
 from trimaran.errors import ModelFileError
+from trimaran.vocabulary import TokenType
 
 from trimaran_gateway.text.pretokenizers import pre_tokenizer
-from trimaran_gateway.text.vocabulary import TokenType, Vocabulary
+from trimaran_gateway.text.vocabulary import Vocabulary
 
 QUOTE = "\ufdd0"
 """A code point that is no character, which `quote_markers` puts into a marker to make it plain text."""

@@ -4,29 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
-from functools import cache
 
-
-class TokenType(IntEnum):
-    """Values of `tokenizer.ggml.token_type`."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
-
-
-@cache
-def byte_alphabet() -> dict[str, int]:
-    """The byte-level alphabet of GPT-2: the printable character that stands for each byte value."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(256) if byte not in printable]
-    table = {chr(byte): byte for byte in printable}
-    table.update({chr(256 + index): byte for index, byte in enumerate(rest)})
-    return table
+from trimaran.vocabulary import ADDED_TYPES, TokenType, token_bytes
 
 
 @dataclass(frozen=True)
@@ -65,8 +44,7 @@ class Vocabulary:
     def __init__(self, tokens: Sequence[str], types: Sequence[int]) -> None:
         self.tokens = tokens
         self.types = types
-        added = (TokenType.CONTROL, TokenType.USER_DEFINED)
-        self.added = {tokens[i]: i for i, kind in enumerate(types) if kind in added and tokens[i]}
+        self.added = {tokens[i]: i for i, kind in enumerate(types) if kind in ADDED_TYPES and tokens[i]}
         self.markers = self._find_markers()
 
     def __len__(self) -> int:
@@ -78,14 +56,7 @@ class Vocabulary:
 
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes (maybe part of a character) that a token stands for, markers included."""
-        text = self.tokens[token]
-        if self.types[token] in (TokenType.CONTROL, TokenType.USER_DEFINED):
-            return text.encode()
-        alphabet = byte_alphabet()
-        try:
-            return bytes(alphabet[char] for char in text)
-        except KeyError:  # not in the alphabet: an added token that the file marks as normal
-            return text.encode()
+        return token_bytes(self.tokens[token], self.types[token])
 
     def _find_markers(self) -> Markers:
         find = self.added.get

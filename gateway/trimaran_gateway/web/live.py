@@ -7,10 +7,7 @@ absent, and the panel leaves it out.
 from __future__ import annotations
 
 import asyncio
-import functools
-import re
 import time
-from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
@@ -22,8 +19,6 @@ from trimaran_gateway.model import ServedModel
 
 MIN_INTERVAL_S = 0.5
 _PREFIX = "trimaran_"
-_ROUTED = "expert_tokens_total{"
-_LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
 class Engine(Protocol):
@@ -145,10 +140,10 @@ class LiveReader:
             return report
         return msgspec.structs.replace(
             report,
-            counters=_without_heat(stats.counters),
+            counters=stats.counters,
             gauges=stats.gauges,
-            shards={shard: _without_heat(values) for shard, values in stats.experts.items()},
-            heat=heat_map([stats.counters, *stats.experts.values()]),
+            shards=stats.experts,
+            heat=[LayerLoad(layer=layer, tokens=row) for layer, row in sorted(stats.expert_tokens.items())],
         )
 
 
@@ -156,34 +151,6 @@ def histograms(registry: CollectorRegistry) -> dict[str, Buckets]:
     """Every histogram without labels that has samples, by its name without `trimaran_`."""
     found = (_buckets(family) for family in registry.collect() if family.type == "histogram")
     return {name: buckets for name, buckets in found if buckets.count}
-
-
-def heat_map(sources: list[Mapping[str, float]]) -> list[LayerLoad]:
-    """Layers in order, from counters named ``expert_tokens_total{layer="3",expert="17"}``; shards add up."""
-    layers: dict[int, dict[int, int]] = {}
-    for source in sources:
-        for name, value in source.items():
-            if name.startswith(_ROUTED) and (place := _place(name)) is not None:
-                layer, expert = place
-                experts = layers.setdefault(layer, {})
-                experts[expert] = experts.get(expert, 0) + int(value)
-    width = max((max(experts) + 1 for experts in layers.values()), default=0)
-    return [
-        LayerLoad(layer=layer, tokens=[experts.get(expert, 0) for expert in range(width)])
-        for layer, experts in sorted(layers.items())
-    ]
-
-
-# A large model has some 15,000 of these names, and every report brings the same.
-@functools.lru_cache(maxsize=1 << 16)
-def _place(name: str) -> tuple[int, int] | None:
-    labels = dict(_LABEL.findall(name))
-    layer, expert = labels.get("layer", ""), labels.get("expert", "")
-    return (int(layer), int(expert)) if layer.isdecimal() and expert.isdecimal() else None
-
-
-def _without_heat(values: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in values.items() if not name.startswith(_ROUTED)}
 
 
 def _engine_state(status: EngineStatus | None) -> EngineState:

@@ -1,6 +1,8 @@
 // Python binding of the hop: arena, doorbell, call gate and worker loop.
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 
@@ -130,7 +132,8 @@ void bind_hop(nanobind::module_& m) {
       .def("run_slot", &run_slot, nb::arg("arena"), nb::arg("slot"), nb::arg("layer"), nb::arg("n_tokens"))
       .def("run", &run_arrays, nb::arg("layer"), nb::arg("x"), nb::arg("ids"), nb::arg("weights"),
            nb::arg("y"))
-      .def("counters", &counters_of);
+      .def("counters", &counters_of)
+      .def("expert_tokens", &CallGate::expert_tokens);
   nb::class_<ArenaWorker>(m, "ArenaWorker")
       .def(nb::init<const Arena&, CallGate&, int>(), nb::arg("arena"), nb::arg("gate"), nb::arg("cpu"),
            nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())

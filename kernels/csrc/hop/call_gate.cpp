@@ -70,6 +70,7 @@ int32_t CallGate::run_locked(const Call& call, uint32_t max_tokens) {
   const auto start = Clock::now();
   const int32_t status = compute(call);
   busy_ns_.fetch_add(std::chrono::nanoseconds(Clock::now() - start).count());
+  if (status == 0) count_routes(call.layer);
   return status;
 }
 
@@ -88,6 +89,18 @@ int32_t CallGate::compute(const Call& call) {
     if (status != Status::ok) return code(status);
   }
   return code(Status::ok);
+}
+
+void CallGate::count_routes(int32_t layer) {
+  const std::lock_guard<std::mutex> lock(routes_mutex_);
+  std::vector<uint64_t>& counts = routes_[layer];
+  counts.resize(engine_.dims().n_experts);
+  for (const int32_t id : ids_) ++counts[id];
+}
+
+std::map<int32_t, std::vector<uint64_t>> CallGate::expert_tokens() const {
+  const std::lock_guard<std::mutex> lock(routes_mutex_);
+  return routes_;
 }
 
 GateCounters CallGate::counters() const {

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <map>
 #include <mutex>
 #include <vector>
 
@@ -52,14 +53,21 @@ class CallGate {
   const EngineDims& dims() const { return engine_.dims(); }
   GateCounters counters() const;
 
+  // By layer, how many tokens of successful calls the router gave to each expert; whole layers, all shards'
+  // experts included. Layers that were never called are absent.
+  std::map<int32_t, std::vector<uint64_t>> expert_tokens() const;
+
  private:
   int32_t run_locked(const Call& call, uint32_t max_tokens);
   int32_t compute(const Call& call);
+  void count_routes(int32_t layer);
 
   ExpertEngine& engine_;
   std::mutex mutex_;
   std::vector<int32_t> ids_;
   std::vector<float> weights_;
+  mutable std::mutex routes_mutex_;  // apart from mutex_, which is held as long as a call computes
+  std::map<int32_t, std::vector<uint64_t>> routes_;
   std::atomic<uint64_t> calls_{0};
   std::atomic<uint64_t> failures_{0};
   std::atomic<uint64_t> tokens_{0};

@@ -126,7 +126,7 @@ class PlainDisplay:
 
     def health(self, health: Health) -> None:
         """Prints a change of state, not every answer."""
-        percent = "" if health.progress is None or health.ready else f" {health.progress:.0%}"
+        percent = f" {health.progress:.0%}" if health.progress and not health.ready else ""
         state = f"{health.state} {health.detail}".strip() + percent
         if state != self._last_state:
             self._last_state = state

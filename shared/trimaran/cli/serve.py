@@ -24,7 +24,13 @@ from trimaran.cli.server import Server, ServiceDiedError
 from trimaran.cli.signals import SignalInbox
 from trimaran.config import Config
 from trimaran.errors import PeerError
+from trimaran.gguf import GGUFFile
+from trimaran.lifecycle import die_with_supervisor
+from trimaran.machine import Machine, read_machine
+from trimaran.model_path import resolve_model
+from trimaran.plan import check_plan, make_plan
 from trimaran.run_dir import default_run_dir, open_run_dir
+from trimaran.spec import read_spec
 
 READY_TIMEOUT_S = 3600.0
 
@@ -42,6 +48,9 @@ def serve(
     ] = READY_TIMEOUT_S,
     greeting: Annotated[
         bool, typer.Option(help="Ask the model one question when it is ready, and print its answer.")
+    ] = True,
+    plan: Annotated[
+        bool, typer.Option(help="Plan first, and refuse what cannot fit (see 'trimaran plan').")
     ] = True,
     debug: options.Debug = False,
 ) -> None:
@@ -67,13 +76,27 @@ def serve(
         context=context,
         debug=debug,
     )
+    if plan:
+        check_fit(config, read_machine())
     display = make_display(config, sys.stdout)
+    die_with_supervisor()
     with (
         SignalInbox() as inbox,
         claimed_run_dir(config, display) as run_dir,
         Server(config, run_dir, display.log) as server,
     ):
         _run(server, inbox, display, ready_timeout=ready_timeout, greeting=greeting)
+
+
+def check_fit(config: Config, machine: Machine) -> None:
+    """Refuses, before anything starts, a model that the machine cannot hold.
+
+    Raises:
+        ModelFileError: the file is no model that can be served.
+        PlanError: it does not fit.
+    """
+    with GGUFFile.open(resolve_model(config.model)) as file:
+        check_plan(make_plan(read_spec(file), file.tensors, machine, config))
 
 
 def _run(

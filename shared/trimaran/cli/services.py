@@ -46,7 +46,7 @@ class Service:
 
 
 EXPERTS = Service("experts", "trimaran_experts", ("trimaran_kernels",), "")
-ATTN = Service("attn", "trimaran_attn", ("torch",), "attn")
+ATTN = Service("attn", "trimaran_attn", ("torch", "llguidance"), "attn")
 GATEWAY = Service("gateway", "trimaran_gateway", ("fastapi", "uvicorn", "tokenizers"), "gateway")
 
 

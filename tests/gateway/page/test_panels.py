@@ -79,14 +79,10 @@ def test_the_panel_shows_speed_requests_memory_and_experts(page: Any, server: An
                     "expert_calls_total": 100 * passed,
                     "expert_compute_seconds_total": 100 * passed * 2.5e-4,
                     "expert_bytes_read_total": 2e9 * passed,
-                    **{
-                        f'expert_tokens_total{{layer="{layer}",expert="{expert}"}}': passed
-                        * (expert == 5)
-                        * 10
-                        for layer in (1, 2, 3)
-                        for expert in range(8)
-                    },
                 }
+            },
+            expert_tokens={
+                layer: [int(passed * 10) * (expert == 5) for expert in range(8)] for layer in (1, 2, 3)
             },
         )
 

@@ -114,9 +114,21 @@ def test_tool_use_stream(stack: Any) -> None:
 
 
 def test_forced_tool(stack: Any) -> None:
-    stack.engine.say('{"city": "Oslo"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>')
+    stack.engine.say(CALL)
     body = post(stack, tools=[TOOL], tool_choice={"type": "any", "disable_parallel_tool_use": True}).json()
-    assert body["content"][0]["input"] == {"city": "Oslo"}
+    assert body["content"][-1]["input"] == {"city": "Oslo"}
+    assert "get_weather" in stack.engine.generates[0].grammar.text
+
+
+@pytest.mark.parametrize(
+    "nest", [lambda form: {"output_format": form}, lambda form: {"output_config": {"format": form}}]
+)
+def test_output_format(stack: Any, nest: Any) -> None:
+    stack.engine.say('</think>{"a": 1}')
+    form = {"type": "json_schema", "schema": {"type": "object", "properties": {"a": {"type": "integer"}}}}
+    body = post(stack, **nest(form)).json()
+    assert body["content"][-1]["text"] == '{"a": 1}'
+    assert "answer: %json" in stack.engine.generates[0].grammar.text
 
 
 def test_tool_results_and_system(stack: Any) -> None:

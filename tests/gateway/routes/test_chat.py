@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import openai
+import pydantic
 import pytest
-from trimaran.wire import SamplingParams
+from trimaran.wire import RequestFailed, SamplingParams
 
 USER = [{"role": "user", "content": "hello"}]
 
@@ -231,24 +232,74 @@ def test_one_call_without_parallel_calls(
 
 
 def test_named_tool_is_forced(stack: Any, client: openai.OpenAI) -> None:
-    stack.engine.say('{"city": "Oslo"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>')
+    stack.engine.say(
+        "hm</think>\n\n<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n"
+        '{"city": "Oslo"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>'
+    )
     choice = {"type": "function", "function": {"name": "get_weather"}}
     answer = client.chat.completions.create(model="tiny-test", messages=USER, tools=TOOLS, tool_choice=choice)
-    call = answer.choices[0].message.tool_calls[0]
+    message = answer.choices[0].message
+    call = message.tool_calls[0]
     assert (call.function.name, call.function.arguments) == ("get_weather", '{"city": "Oslo"}')
+    assert message.reasoning_content == "hm"
     assert answer.choices[0].finish_reason == "tool_calls"
-    prompt = text_of(stack, stack.engine.generates[0].prompt_ids)
-    assert prompt.endswith(
-        "</think>\n\n<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n"
-    )
+    grammar = stack.engine.generates[0].grammar.text
+    assert "get_weather" in grammar
+    assert "get_time" not in grammar
 
 
 def test_some_tool_is_forced(stack: Any, client: openai.OpenAI) -> None:
-    stack.engine.say("get_time\n```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>")
-    answer = client.chat.completions.create(
-        model="tiny-test", messages=USER, tools=TOOLS, tool_choice="required"
+    stack.engine.say(CALLS)
+    client.chat.completions.create(model="tiny-test", messages=USER, tools=TOOLS, tool_choice="required")
+    grammar = stack.engine.generates[0].grammar.text
+    assert "get_weather" in grammar
+    assert "get_time" in grammar
+    assert "TEXT calls" not in grammar
+
+
+def test_free_answers_have_no_grammar(stack: Any, client: openai.OpenAI) -> None:
+    stack.engine.say("</think>no")
+    client.chat.completions.create(
+        model="tiny-test", messages=USER, tools=TOOLS, response_format={"type": "text"}
     )
-    assert answer.choices[0].message.tool_calls[0].function.name == "get_time"
+    assert stack.engine.generates[0].grammar is None
+
+
+def test_strict_tools_are_constrained_if_called(stack: Any, client: openai.OpenAI) -> None:
+    stack.engine.say("</think>no")
+    strict = [{"type": "function", "function": {**tool["function"], "strict": True}} for tool in TOOLS]
+    client.chat.completions.create(model="tiny-test", messages=USER, tools=strict)
+    assert "TEXT calls?" in stack.engine.generates[0].grammar.text
+
+
+class Person(pydantic.BaseModel):
+    name: str
+    age: int
+
+
+def test_pydantic_models_are_schemas(stack: Any, client: openai.OpenAI) -> None:
+    stack.engine.say('hm</think>\n\n{"name": "Ada", "age": 36}')
+    answer = client.chat.completions.parse(model="tiny-test", messages=USER, response_format=Person)
+    assert answer.choices[0].message.parsed == Person(name="Ada", age=36)
+    grammar = stack.engine.generates[0].grammar.text
+    assert '"age"' in grammar
+    assert "lenient" not in grammar
+
+
+def test_a_bad_schema_is_the_clients(stack: Any, client: openai.OpenAI) -> None:
+    problem = RequestFailed(
+        request_id="", code="invalid_request", message="grammar: Invalid type", param="grammar"
+    )
+    for stream in (False, True):
+        stack.engine.say("", failure=problem)
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "strange"}}}
+        with pytest.raises(openai.BadRequestError) as failure:
+            client.chat.completions.create(
+                model="tiny-test", messages=USER, response_format=form, stream=stream
+            )
+        assert failure.value.param == "response_format.json_schema.schema"
+        assert failure.value.code == "invalid_schema"
+        assert "response_format.json_schema.schema: Invalid type" in str(failure.value)
 
 
 def test_tool_choice_none_offers_nothing(stack: Any, client: openai.OpenAI) -> None:

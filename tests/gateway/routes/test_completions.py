@@ -89,3 +89,15 @@ def test_refusals_name_the_field(
         client.completions.create(model="tiny-test", prompt="x", extra_body=extra)
     assert failure.value.param == param
     assert stack.engine.generates == []
+
+
+def test_response_format(stack: Any, client: openai.OpenAI) -> None:
+    stack.engine.say('{"a": 1}')
+    form = {"type": "json_schema", "json_schema": {"schema": {"type": "object"}, "strict": False}}
+    answer = client.completions.create(
+        model="tiny-test", prompt="hello", max_tokens=100, extra_body={"response_format": form}
+    )
+    assert answer.choices[0].text == '{"a": 1}'
+    grammar = stack.engine.generates[0].grammar.text
+    assert grammar.startswith("start: %json")
+    assert "lenient" in grammar

@@ -148,8 +148,7 @@ def test_empty_requests_load_and_unload(stack: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "change", "word"),
     [
-        ("/api/chat", {"format": "json"}, "format"),
-        ("/api/chat", {"format": {"type": "object"}}, "format"),
+        ("/api/chat", {"format": "yaml"}, "format"),
         ("/api/chat", {"options": {"temperature": "hot"}}, "options.temperature"),
         ("/api/chat", {"options": {"mirostat": 2}}, "mirostat"),
         ("/api/chat", {"options": {"num_ctx": 10**6}}, "options.num_ctx"),
@@ -227,3 +226,21 @@ def use(client: Any, stack: Any, ollama: Any) -> None:
     assert "thinking" in client.show("tiny-test").capabilities
     with pytest.raises(ollama.ResponseError, match="does not"):
         client.embed(model="tiny-test", input="x")
+
+
+@pytest.mark.parametrize("form", ["json", {"type": "object", "properties": {"a": {"type": "integer"}}}])
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+def test_format(stack: Any, path: str, form: Any) -> None:
+    stack.engine.say('</think>{"a": 1}')
+    body = post(stack, path, {**CHAT, "prompt": "hello", "format": form, "stream": False}).json()
+    assert (body["message"]["content"] if path == "/api/chat" else body["response"]) == '{"a": 1}'
+    grammar = stack.engine.generates[0].grammar.text
+    assert "answer: %json" in grammar
+    assert ('"a"' in grammar) == (form != "json")
+
+
+def test_format_of_a_raw_prompt(stack: Any) -> None:
+    stack.engine.say('{"a": 1}')
+    request = {"model": "tiny-test", "prompt": "hello", "raw": True, "format": "json", "stream": False}
+    assert post(stack, "/api/generate", request).json()["response"] == '{"a": 1}'
+    assert stack.engine.generates[0].grammar.text.startswith("start: %json")

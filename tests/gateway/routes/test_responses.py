@@ -92,11 +92,24 @@ def test_incomplete(stack: Any, client: openai.OpenAI) -> None:
     assert response.output[0].status == "incomplete"
 
 
-def test_named_tool_without_reasoning(stack: Any, client: openai.OpenAI) -> None:
-    stack.engine.say('{"city": "Oslo"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>')
+def test_text_format(stack: Any, client: openai.OpenAI) -> None:
+    stack.engine.say('</think>{"a": 1}')
+    form = {"type": "json_schema", "name": "x", "schema": {"type": "object"}, "strict": True}
+    response = client.responses.create(model="tiny-test", input="x", text={"format": form})
+    assert response.output_text == '{"a": 1}'
+    assert response.to_dict()["text"] == {"format": form}
+    assert "answer: %json" in stack.engine.generates[0].grammar.text
+
+
+def test_named_tool(stack: Any, client: openai.OpenAI) -> None:
+    stack.engine.say(
+        "</think><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n"
+        '{"city": "Oslo"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>'
+    )
     choice = {"type": "function", "name": "get_weather"}
     response = client.responses.create(model="tiny-test", input="x", tools=[TOOL], tool_choice=choice)
-    assert [item.type for item in response.output] == ["function_call"]
+    assert response.output[-1].type == "function_call"
+    assert "get_weather" in stack.engine.generates[0].grammar.text
 
 
 def test_reasoning_effort_none(stack: Any, client: openai.OpenAI) -> None:
@@ -113,9 +126,8 @@ def test_reasoning_effort_none(stack: Any, client: openai.OpenAI) -> None:
         ({"store": True}, "store"),
         ({"background": True}, "background"),
         ({"truncation": "auto"}, "truncation"),
-        ({"text": {"format": {"type": "json_object"}}}, "text.format"),
+        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-        ({"tools": [{**TOOL, "strict": True}]}, "tools[0].function.strict"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from trimaran import __version__
 from trimaran.cli import single
 from trimaran.cli.main import make_app
 from trimaran.cli.options import make_config, overrides
-from trimaran.errors import ConfigError
+from trimaran.cli.serve import check_fit
+from trimaran.errors import ConfigError, PlanError
+from trimaran.machine import read_machine
 from trimaran.synth import write_random_model
 from typer.testing import CliRunner
 
@@ -68,6 +71,16 @@ def test_plan_of_a_small_model(tmp_path: Path) -> None:
     assert fields["speed"]["tokens_per_second"] is None
     measured = json.loads(run("plan", str(path), "--device", "cpu", "--json"))
     assert measured["speed"]["tokens_per_second"] > 0
+
+
+def test_serve_refuses_what_cannot_fit(tmp_path: Path) -> None:
+    path = write_random_model(tmp_path / "m.gguf", "v3")
+    config = make_config(None, None, model=str(path), device="cpu")
+    machine = read_machine(with_gpus=False)
+    check_fit(config, machine)
+    small = replace(machine, memory=replace(machine.memory, limit=64 << 20))
+    with pytest.raises(PlanError, match="does not fit"):
+        check_fit(config, small)
 
 
 def test_doctor_reports_as_json() -> None:

@@ -1,0 +1,1 @@
+"""Constrained generation: llguidance says which tokens may come next, the sampler draws among them."""

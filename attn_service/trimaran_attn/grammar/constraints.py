@@ -1,0 +1,116 @@
+"""The grammars of the requests in the engine: who may draw what next, and who is complete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+
+import numpy as np
+import torch
+from llguidance import LLMatcher
+from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+from torch import Tensor
+from trimaran.errors import RequestError
+from trimaran.wire import LarkGrammar
+
+from trimaran_attn.grammar.compiler import GrammarCompiler, bad_grammar
+
+
+class Constraints:
+    """Follows each constrained request's output through its grammar.
+
+    A matcher sees each token once, when it is drawn: a request that is preempted and computed again does not
+    draw its old tokens again.
+
+    Args:
+        compiler: for the model's vocabulary.
+    """
+
+    def __init__(self, compiler: GrammarCompiler) -> None:
+        self._compiler = compiler
+        self._compiling: dict[str, Future[LLMatcher]] = {}
+        self._matchers: dict[str, LLMatcher] = {}
+
+    @property
+    def end_ids(self) -> Sequence[int]:
+        """Tokens that end a generation wherever its grammar may end."""
+        return self._compiler.table.end_ids
+
+    def check(self, grammar: LarkGrammar) -> None:
+        """Refuse what cannot even be compiled.
+
+        Raises:
+            RequestError: the grammar is too long.
+        """
+        self._compiler.check(grammar)
+
+    def add(self, request_id: str, grammar: LarkGrammar) -> None:
+        """Constrain a request by a grammar that was checked; it compiles in the background."""
+        self._compiling[request_id] = self._compiler.start(grammar)
+
+    def remove(self, request_id: str) -> None:
+        """Forget a request; one without a grammar is not known here."""
+        compiling = self._compiling.pop(request_id, None)
+        if compiling is not None:
+            compiling.cancel()
+        self._matchers.pop(request_id, None)
+
+    def refused(self) -> dict[str, RequestError]:
+        """Requests whose grammar turned out to be bad, without waiting for those that still compile."""
+        done = {key: future for key, future in self._compiling.items() if future.done()}
+        return {key: error for key in done if (error := self._settle(key)) is not None}
+
+    def constrain(self, rows: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, RequestError]]:
+        """The logits of constrained requests with all that their grammars forbid at -inf.
+
+        Args:
+            rows: logits [vocab] by request id; requests without a grammar are passed over.
+
+        Returns:
+            Masked copies by request id, and the requests whose grammar failed.
+        """
+        failed = {key: error for key in rows if (error := self._settle(key)) is not None}
+        ids = [key for key in rows if key in self._matchers]
+        if not ids:
+            return {}, failed
+        allowed = self._allowed(ids, next(iter(rows.values())).shape[-1])
+        masked = torch.stack([rows[key] for key in ids]).masked_fill_(~allowed, -torch.inf)
+        usable = allowed.any(-1).tolist()
+        failed |= {key: self._failure(key) for key, some in zip(ids, usable, strict=True) if not some}
+        return {key: row for key, row in zip(ids, masked, strict=True) if key not in failed}, failed
+
+    def take(self, request_id: str, token: int) -> bool:
+        """Book a token that was drawn from `constrain`'s logits; True: the output is complete."""
+        matcher = self._matchers.get(request_id)
+        if matcher is None:
+            return False
+        accepted = matcher.consume_token(token)
+        assert accepted, matcher.get_error()
+        return matcher.is_stopped()
+
+    def _settle(self, request_id: str) -> RequestError | None:
+        """Wait for a request's compiled grammar, if it has one."""
+        future = self._compiling.pop(request_id, None)
+        if future is None:
+            return None
+        try:
+            self._matchers[request_id] = future.result()
+        except RequestError as error:
+            return error
+        return None
+
+    def _allowed(self, ids: Sequence[str], vocab_size: int) -> Tensor:
+        """[len(ids), vocab_size] bool; a matcher that fails allows nothing."""
+        words = allocate_token_bitmask(len(ids), len(self._compiler.table.tokens))
+        for row, key in enumerate(ids):
+            fill_next_token_bitmask(self._matchers[key], words, row)
+            if self._matchers[key].is_error():  # llguidance then allows the end, which would cut the output
+                words[row] = 0
+        bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")[:, :vocab_size]
+        allowed = torch.zeros(len(ids), vocab_size, dtype=torch.bool)
+        allowed[:, : bits.shape[1]] = torch.from_numpy(bits).bool()
+        return allowed
+
+    def _failure(self, request_id: str) -> RequestError:
+        problem = self._matchers[request_id].get_error()
+        return bad_grammar(problem or "no token of the model's vocabulary can follow")
