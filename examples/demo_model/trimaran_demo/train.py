@@ -51,7 +51,7 @@ def rate_at(progress: float, config: TrainConfig) -> float:
     if progress < config.warmup:
         return max(progress / config.warmup, 0.02)
     left = min(1.0, max(0.0, (1 - progress) / (1 - config.decay_from)))
-    return left**1.5
+    return float(left**1.5)
 
 
 def loss_of(model: DemoModel, batch: Batch) -> Tensor:
