@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Thread
 
+from msgspec.structs import replace
 from trimaran.errors import PeerError, TrimaranError
 from trimaran.telemetry import Log
 from trimaran.wire import EngineStatus, Generate
@@ -76,7 +78,11 @@ class EngineWorker:
     ) -> None:
         self.outbox: Mailbox[Output] = Mailbox()
         self.status = EngineStatus(
-            state="loading", model_fingerprint=fingerprint, max_waiting=max_waiting, detail="starting"
+            state="loading",
+            instance=secrets.token_hex(8),
+            model_fingerprint=fingerprint,
+            max_waiting=max_waiting,
+            detail="starting",
         )
         self.engine: Engine | None = None
         self.failure: BaseException | None = None
@@ -171,14 +177,13 @@ class EngineWorker:
         self.outbox.put(self.status)
 
     def _replace_status(self, state: str, detail: str, progress: float) -> None:
-        old, engine = self.status, self.engine
-        self.status = EngineStatus(
+        engine = self.engine
+        self.status = replace(
+            self.status,
             state=state,
             detail=detail,
             progress=progress,
-            model_fingerprint=old.model_fingerprint,
             context_length=0 if engine is None else engine.scheduler.limits.context_length,
-            max_waiting=old.max_waiting,
         )
 
     def _emit(self, *events: Event | None) -> None:

@@ -17,6 +17,7 @@ from trimaran_gateway.chat.prompt import Prompt
 from trimaran_gateway.engine.client import EngineClient
 from trimaran_gateway.engine.stream import EngineStream
 from trimaran_gateway.errors import DeadlineError
+from trimaran_gateway.limits import spend_tokens
 from trimaran_gateway.metrics import GatewayMetrics, RequestTimer
 from trimaran_gateway.model import ServedModel
 from trimaran_gateway.output.events import Event, Finished, FinishReason, Progress, TokenEntry, TokenUsage
@@ -93,8 +94,10 @@ class Generator:
         timer = self._metrics.start_request(len(request.prompt.ids))
         try:
             async with self._engine.generate(self._message(request)) as stream:
+                spend_tokens(len(request.prompt.ids))
                 async for batch in self._batches(stream, request.prompt.constraint):
                     timer.tokens(len(batch.ids))
+                    spend_tokens(len(batch.ids))
                     for event in parser.feed(batch.ids, _entries(batch)):
                         yield event
                     usage = _usage(request, parser, timer, batch)

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from contextlib import nullcontext
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimaran_gateway.context import Gateway
-from trimaran_gateway.errors import RETRY_AFTER_S, ApiError, envelope
+from trimaran_gateway.errors import RETRY_AFTER_S, ApiError, bad_request, envelope
+from trimaran_gateway.json_depth import is_deeper
+from trimaran_gateway.limits import ClientLimits, address_of
 from trimaran_gateway.web.assets import PREFIX as PAGE_PREFIX
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/"})
 """Answered without a key and while draining; so are the page's files, which ask for a key themselves."""
+
+MAX_HEADERS = 128
+MAX_JSON_DEPTH = 64
 
 
 def error_response(path: str, error: ApiError) -> JSONResponse:
@@ -25,7 +31,8 @@ def error_response(path: str, error: ApiError) -> JSONResponse:
 class Guard:
     """Refuses what may not pass, counts answers, and makes bodies JSON.
 
-    Order: key (401), draining (503), length (413); a body without a length is cut off while it is read.
+    Order: headers (431), key (401), draining (503), length (413), the client's limits (429), which are for
+    POSTs. A body without a length is cut off while it is read, and one that is nested too deeply is a 400.
     """
 
     def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
@@ -33,44 +40,58 @@ class Guard:
         self._gateway = gateway
         self._digests = [digest.lower().encode() for digest in gateway.config.api_keys]
         self._max_body = gateway.config.max_body_bytes
+        self._limits = ClientLimits(gateway.config)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        refusal = self._refusal(scope, headers)
         counted = self._counted(scope, send)
-        if refusal is not None:
+        try:
+            client = self._check(scope, Headers(scope=scope))
+            with self._limits.admitted(client) if scope["method"] == "POST" else nullcontext():
+                await self._app(scope, _Limited(receive, self._max_body), counted)
+        except ApiError as refusal:  # the app answers its own
             await error_response(scope["path"], refusal)(scope, receive, counted)
-            return
-        if scope["method"] == "POST":
-            _assume_json(scope, headers)
-        await self._app(scope, _Limited(receive, self._max_body), counted)
 
-    def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
-        path = scope["path"]
+    def _check(self, scope: Scope, headers: Headers) -> str:
+        """Refuse, or make the request ready for its route.
+
+        Returns:
+            the client's name.
+
+        Raises:
+            ApiError: it may not pass.
+        """
+        if len(scope["headers"]) > MAX_HEADERS:
+            raise ApiError(431, f"the request has more than {MAX_HEADERS} headers", code="too_many_headers")
+        client, path = address_of(scope.get("client")), scope["path"]
         if path in OPEN_PATHS or path.startswith(PAGE_PREFIX) or scope["method"] == "OPTIONS":
-            return None
-        if self._digests and not self._has_key(headers):
-            return ApiError(401, "no valid API key was given", code="invalid_api_key")
-        if self._gateway.is_draining and scope["method"] == "POST":
-            return ApiError(
-                503, "the server is shutting down", code="shutting_down", retry_after=RETRY_AFTER_S
-            )
+            return client
+        if self._digests:
+            client = self._key(headers)
+        if scope["method"] == "POST":
+            if self._gateway.is_draining:
+                message = "the server is shutting down"
+                raise ApiError(503, message, code="shutting_down", retry_after=RETRY_AFTER_S)
+            _assume_json(scope, headers)
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self._max_body:
-            return too_large(self._max_body)
-        return None
+            raise too_large(self._max_body)
+        return client
 
-    def _has_key(self, headers: Headers) -> bool:
+    def _key(self, headers: Headers) -> str:
+        """The digest of the key that was given, if it is one of ours."""
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = [headers.get("x-api-key", ""), bearer if scheme.lower() == "bearer" else ""]
         digests = [hashlib.sha256(key.strip().encode()).hexdigest().encode() for key in given if key]
         # No early exit: the time must not tell which key came close.
-        matches = [hmac.compare_digest(mine, theirs) for mine in self._digests for theirs in digests]
-        return any(matches)
+        pairs = [(mine, theirs) for mine in self._digests for theirs in digests]
+        matches = [mine for mine, theirs in pairs if hmac.compare_digest(mine, theirs)]
+        if not matches:
+            raise ApiError(401, "no valid API key was given", code="invalid_api_key")
+        return matches[0].decode()
 
     def _counted(self, scope: Scope, send: Send) -> Send:
         async def counted(message: Message) -> None:
@@ -84,20 +105,34 @@ class Guard:
 
 
 class _Limited:
-    """Counts a body's bytes while it is read."""
+    """Counts a body's bytes while it is read, and looks how deeply it is nested when all of it is there."""
 
     def __init__(self, receive: Receive, max_body: int) -> None:
         self._receive = receive
         self._max_body = max_body
         self._read = 0
+        self._parts: list[bytes] = []
 
     async def __call__(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.request":
-            self._read += len(message.get("body", b""))
-            if self._read > self._max_body:
-                raise too_large(self._max_body)
+            self._take(message.get("body", b""))
+            if not message.get("more_body", False):
+                self._end()
         return message
+
+    def _take(self, part: bytes) -> None:
+        self._read += len(part)
+        if self._read > self._max_body:
+            raise too_large(self._max_body)
+        self._parts.append(part)
+
+    def _end(self) -> None:
+        body, self._parts = b"".join(self._parts), []
+        if is_deeper(body, MAX_JSON_DEPTH):
+            raise bad_request(
+                f"the body is nested more than {MAX_JSON_DEPTH} levels deep", code="invalid_json"
+            )
 
 
 def too_large(limit: int) -> ApiError:

@@ -88,6 +88,7 @@ async def run_gateway(gateway: Gateway, listener: socket.socket, stop: Stop) -> 
             access_log=False,
             lifespan="off",
             server_header=False,
+            http="h11",
             h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
             timeout_graceful_shutdown=2,
         )

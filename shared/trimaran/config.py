@@ -27,6 +27,17 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ] = ()
     cors_origins: Annotated[tuple[str, ...], Meta(description="origins allowed to call from a browser")] = ()
     max_body_bytes: Annotated[int, Meta(ge=1024, description="largest request body")] = 8 << 20
+    requests_per_minute: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="requests that one key, or one address without keys, may make; none: no limit"),
+    ] = None
+    tokens_per_minute: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="prompt and generated tokens of one key or address; none: no limit"),
+    ] = None
+    max_concurrent_requests: Annotated[
+        int, Meta(ge=1, description="requests of one key or address that may be under way at once")
+    ] = 512
     request_timeout_s: Annotated[float, Meta(gt=0, description="longest time one request may take")] = 3600.0
 
 

@@ -202,6 +202,19 @@ def test_a_request_is_answered(start: Start) -> None:
         assert finish(client, "r") == ([2, 3, 4], "length")
 
 
+def test_each_worker_names_itself_anew_and_keeps_its_name(start: Start) -> None:
+    names = []
+    for loaded in (False, True):
+        bench = start(loaded=loaded)
+        with bench.client() as client:
+            names.append(wait_state(client, "ready" if loaded else "loading").instance)
+            bench.may_load.set()
+            assert wait_state(client, "ready").instance == names[-1]
+        bench.end()
+    assert all(len(name) == 16 for name in names)
+    assert names[0] != names[1]
+
+
 def test_while_it_loads_status_is_answered_and_requests_are_refused(start: Start) -> None:
     bench = start(loaded=False)
     with bench.client() as client:
