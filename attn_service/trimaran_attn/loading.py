@@ -98,7 +98,8 @@ def load_engine(
         max_step_tokens=attn.max_step_tokens,
         page_size=PAGE_SIZE,
     )
-    scheduler = Scheduler(limits, PageAllocator(cache_plan.n_pages))
+    pages = PageAllocator(cache_plan.n_pages)
+    scheduler = Scheduler(limits, pages, prefix_cache=attn.prefix_cache)
     table = read_token_table(model.file.metadata)
     constraints = None if table is None else Constraints(GrammarCompiler(table))
     runner = Runner(network, cache, device)

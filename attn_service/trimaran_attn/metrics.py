@@ -10,6 +10,9 @@ from trimaran.wire import EngineStats
 from trimaran_attn.request import Request
 from trimaran_attn.scheduler import Scheduler
 
+ANSWERED = frozenset({"stop", "length", "abort", "deadline"})
+"""How requests end that the engine served; the other reasons are failures."""
+
 MAX_SAMPLES = 4096
 """Samples kept per histogram until somebody asks for them; the oldest go first."""
 
@@ -59,10 +62,14 @@ def engine_stats(scheduler: Scheduler, meter: Meter) -> EngineStats:
     counters: dict[str, float] = {
         "prompt_tokens_total": counted.prompt_tokens,
         "generation_tokens_total": counted.generated_tokens,
+        "prompt_tokens_cached_total": counted.cached_tokens,
+        "prefix_cache_queries_total": counted.queried_tokens,
+        "prefix_cache_hits_total": counted.hit_tokens,
         "num_preemptions_total": counted.preemptions,
     }
     for reason, count in counted.finished.items():
-        counters[f'request_success_total{{finished_reason="{reason}"}}'] = count
+        answered = f'request_success_total{{finished_reason="{reason}"}}'
+        counters[answered if reason in ANSWERED else f'request_failure_total{{reason="{reason}"}}'] = count
     gauges = {
         "num_requests_running": float(len(scheduler.running)),
         "num_requests_waiting": float(len(scheduler.waiting)),

@@ -31,7 +31,9 @@ class Request:
         stop_ids: drawing one of these ends the request.
         output_ids: tokens drawn so far.
         pages: its pages of the KV cache, in order of position.
+        page_keys: names of its first full pages by content, as far as they were needed (see `prefix_cache`).
         n_computed: tokens whose latents lie in those pages.
+        n_cached: prompt tokens that lay there already when it was first admitted.
     """
 
     request_id: str
@@ -45,6 +47,7 @@ class Request:
     state: State = State.WAITING
     output_ids: list[int] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
+    page_keys: list[bytes] = field(default_factory=list)
     n_computed: int = 0
     n_cached: int = 0
     finish_reason: str | None = None

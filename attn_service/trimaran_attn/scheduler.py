@@ -2,8 +2,9 @@
 
 A step has a token budget. Running streams come first, one token each, so that a long prompt never stalls
 them; what is left of the budget goes to prompts, cut in chunks. A request takes all pages of its prompt when
-it is admitted, then one page at a time; when none is left, the request of the highest rank gives its pages up
-and is computed again later. The cache holds at least one whole context, so the first in rank always goes on.
+it is admitted, cached ones and new ones, then one page at a time; when none is left, the request of the
+highest rank gives its pages up and is computed again later. The cache holds at least one whole context, so
+the first in rank always goes on.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from operator import attrgetter
 from trimaran.errors import OverloadedError, RequestError
 
 from trimaran_attn.pages import PageAllocator, pages_for
+from trimaran_attn.prefix_cache import PrefixCache
 from trimaran_attn.request import Request, State
 
 REASONS = ("stop", "length", "abort", "deadline", "invalid_request", "unavailable", "internal")
@@ -61,10 +63,17 @@ class StepPlan:
 
 @dataclass
 class SchedulerCounters:
-    """Totals since the start."""
+    """Totals since the start.
+
+    `cached_tokens` belong to the prompts in `prompt_tokens`, which had a first token drawn; `queried_tokens`
+    and `hit_tokens` to all prompts that were ever admitted.
+    """
 
     preemptions: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
+    queried_tokens: int = 0
+    hit_tokens: int = 0
     generated_tokens: int = 0
     finished: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
 
@@ -75,12 +84,14 @@ class Scheduler:
     Args:
         limits: the bounds it keeps.
         pages: the pages it hands out; at least one whole context of them.
+        prefix_cache: whether requests with a common beginning share its pages.
     """
 
-    def __init__(self, limits: Limits, pages: PageAllocator) -> None:
+    def __init__(self, limits: Limits, pages: PageAllocator, *, prefix_cache: bool = True) -> None:
         assert pages.n_pages >= pages_for(limits.context_length, limits.page_size)
         self.limits = limits
         self.pages = pages
+        self._prefixes = PrefixCache(pages, limits.page_size, enabled=prefix_cache)
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.counters = SchedulerCounters()
@@ -134,8 +145,8 @@ class Scheduler:
         for request in self.running:
             if budget and not request.is_decoding:
                 budget -= self._schedule_prompt(chunks, request, budget)
-        while budget and self._can_admit():
-            budget -= self._schedule_prompt(chunks, self._admit(now), budget)
+        while budget and (admitted := self._admit_next(chunks, now)) is not None:
+            budget -= self._schedule_prompt(chunks, admitted, budget)
         return StepPlan(tuple(chunks))
 
     def complete(
@@ -154,6 +165,7 @@ class Scheduler:
             if request.state is State.FINISHED:
                 continue
             request.n_computed += chunk.length
+            self._prefixes.register(request, chunk.start)
             if samples:
                 self._append(request, drawn[request.request_id], now, request.request_id in complete)
 
@@ -204,26 +216,54 @@ class Scheduler:
         request.state = State.WAITING
         insort(self.waiting, request, key=attrgetter("rank"))
 
-    def _can_admit(self) -> bool:
+    def _admit_next(self, chunks: list[Chunk], now: float) -> Request | None:
+        """Start the first request that waits; None: there is none, or it has to wait on."""
         if not self.waiting or len(self.running) >= self._max_running:
-            return False
-        # One token more than it has, or its first own token might already drive it out again.
-        needed = pages_for(self.waiting[0].n_tokens + 1, self.limits.page_size)
-        return needed <= self.pages.n_free
+            return None
+        request = self.waiting[0]
+        cached = self._prefixes.match(request)
+        if not self._has_room(request, cached) or self._is_under_way(request, len(cached), chunks):
+            return None
+        self._admit(self.waiting.pop(0), cached, now)
+        return request
 
-    def _admit(self, now: float) -> Request:
-        request = self.waiting.pop(0)
-        request.pages = self.pages.allocate(pages_for(request.n_tokens, self.limits.page_size))
+    def _has_room(self, request: Request, cached: list[int]) -> bool:
+        # One token more than it has, or its first own token might already drive it out again.
+        new = pages_for(request.n_tokens + 1, self.limits.page_size) - len(cached)
+        idle = sum(self.pages.references(page) == 0 for page in cached)
+        return new + idle <= self.pages.n_free
+
+    def _is_under_way(self, request: Request, index: int, chunks: list[Chunk]) -> bool:
+        """Whether this step completes the page at `index` for another request; the next one can share it.
+
+        The wait is short: when budget is left for a new request, each chunk before it ends its prompt.
+        """
+        end = (index + 1) * self.limits.page_size
+        return any(
+            chunk.start < end <= chunk.start + chunk.length
+            and self._prefixes.is_common(request, chunk.request, index)
+            for chunk in chunks
+        )
+
+    def _admit(self, request: Request, cached: list[int], now: float) -> None:
+        # First the cached pages, or the new ones might be taken from them.
+        self.pages.share(cached)
+        new = pages_for(request.n_tokens, self.limits.page_size) - len(cached)
+        request.pages = cached + self.pages.allocate(new)
+        request.n_computed = len(cached) * self.limits.page_size
         request.state = State.RUNNING
         if request.admitted_at is None:
             request.admitted_at = now
+            request.n_cached = request.n_computed
+            self.counters.queried_tokens += request.n_tokens
+            self.counters.hit_tokens += request.n_cached
         insort(self.running, request, key=attrgetter("rank"))
-        return request
 
     def _append(self, request: Request, token: int, now: float, is_last: bool) -> None:
         if request.first_token_at is None:
             request.first_token_at = now
             self.counters.prompt_tokens += len(request.prompt_ids)
+            self.counters.cached_tokens += request.n_cached
         request.last_token_at = now
         request.output_ids.append(token)
         self.counters.generated_tokens += 1
@@ -235,6 +275,8 @@ class Scheduler:
     def _finish(self, request: Request, reason: str) -> None:
         queue = self.running if request.state is State.RUNNING else self.waiting
         queue.remove(request)
+        if reason == "internal":
+            self._prefixes.drop(request)
         self._give_back(request)
         del self._by_id[request.request_id]
         request.state = State.FINISHED

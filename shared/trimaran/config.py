@@ -58,6 +58,9 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         str,
         Meta(pattern=_MEMORY, description="memory of the KV cache, e.g. 4GiB; auto: from the machine"),
     ] = "auto"
+    prefix_cache: Annotated[
+        bool, Meta(description="reuse the KV cache of what prompts have in common with earlier requests")
+    ] = True
     max_running: Annotated[int, Meta(ge=1, le=1024, description="requests computed in one batch")] = 16
     max_waiting: Annotated[
         int, Meta(ge=0, description="requests that may wait; more are refused with 503")

@@ -143,6 +143,9 @@ def test_logits_that_are_no_numbers_fail_their_request_only(engine: Engine) -> N
     events = run(engine)
     failures = [e for e in events if isinstance(e, RequestFailed)]
     assert [(e.request_id, e.code) for e in failures] == [("bad", "internal")]
+    counters = engine.stats().counters
+    assert counters['request_failure_total{reason="internal"}'] == 1
+    assert 'request_success_total{finished_reason="internal"}' not in counters
     assert tokens(events, "bad") == [BROKEN]
     assert tokens(events, "good") == [2, 3, 4, 5, 6, 7]
     assert engine.scheduler.pages.n_free == 64

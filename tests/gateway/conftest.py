@@ -265,6 +265,8 @@ STATS = EngineStats(
         'evictions_total{why="full"}': 3,
         'evictions_total{why="idle"}': 4,
         'request_success_total{finished_reason="stop"}': 1000,
+        'request_failure_total{reason="internal"}': 2,
+        "prefix_cache_hits_total": 5,
     },
     gauges={"num_requests_running": 1, "kv_cache_usage_perc": 0.5},
     observations={

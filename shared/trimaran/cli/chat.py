@@ -79,6 +79,7 @@ class Conversation:
         self._messages = list(self._first)
         self._parameters = {"model": api.model(), **parameters}
         self._console = Console(highlight=False)
+        self._was_reasoning = False
 
     def answer_once(self, question: str) -> None:
         """Asks one question and prints the answer alone.
@@ -135,6 +136,9 @@ class Conversation:
         self._messages.append({"role": "assistant", "content": "".join(answer)})
 
     def _show(self, delta: Delta) -> None:
+        if self._was_reasoning and not delta.reasoning:
+            self._console.print()
+        self._was_reasoning = delta.reasoning
         self._console.print(Text(delta.text, style="dim" if delta.reasoning else ""), end="", soft_wrap=True)
 
 

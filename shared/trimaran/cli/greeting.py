@@ -25,11 +25,16 @@ def greet(api: ApiClient, display: Display) -> None:
 def ask(api: ApiClient, model: str, display: Display) -> None:
     """Asks `QUESTION` and shows the answer as it comes. A failure is shown; the server goes on."""
     display.say(f"  you> {QUESTION}")
-    display.piece(f"  {model}> ")
     started = time.monotonic()
+    voice = ""
     try:
         messages = [{"role": "user", "content": QUESTION}]
         for delta in api.chat(messages, model=model, temperature=0, max_tokens=_MAX_TOKENS):
+            speaker = f"{model} thinks" if delta.reasoning else model
+            if speaker != voice:
+                line_break = "\n" if voice else ""
+                display.piece(f"{line_break}  {speaker}> ")
+                voice = speaker
             display.piece(delta.text, dim=delta.reasoning)
     except (PeerError, RequestError) as error:
         display.say(f"\n  no answer: {error}")

@@ -59,6 +59,8 @@ def test_metrics_carry_what_the_engine_reports(make_stack: Any) -> None:
         assert found["trimaran_expert_queue_depth", (("shard", "0"),)] == 2
         assert found["trimaran_attention_wait_on_experts_seconds_count", ()] == 4
         assert found["trimaran_evictions_total", (("why", "idle"),)] == 4
+        assert found["trimaran_request_failure_total", (("reason", "internal"),)] == 2
+        assert found["trimaran_prefix_cache_hits_total", ()] == 5
         assert found["trimaran_engine_up", ()] == 1
         assert found["trimaran_time_to_first_token_seconds_count", ()] == 0
         assert ("trimaran_request_success_total", (("finished_reason", "stop"),)) not in found
