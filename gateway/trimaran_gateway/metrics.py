@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from trimaran.wire import EngineStats, EngineStatus
 
+from trimaran_gateway.metric_help import help_of
 from trimaran_gateway.output.events import FinishReason, TokenUsage
 
 _PREFIX = "trimaran_"
@@ -157,7 +158,7 @@ class EngineCollector(Collector):
                 continue
             if name not in self._histograms:
                 self._histograms[name] = Histogram(
-                    f"{_PREFIX}{name}", f"{name}, by the engine", buckets=_MICROSECONDS, registry=None
+                    f"{_PREFIX}{name}", help_of(name), buckets=_MICROSECONDS, registry=None
                 )
             for value in values:
                 self._histograms[name].observe(value)
@@ -203,7 +204,7 @@ class _Families:
         labels = dict(_LABEL.findall(label_text))
         if name not in self._families:
             kind = CounterMetricFamily if is_counter else GaugeMetricFamily
-            self._families[name] = kind(f"{_PREFIX}{name}", f"{name}, by the engine", labels=list(labels))
+            self._families[name] = kind(f"{_PREFIX}{name}", help_of(name), labels=list(labels))
         self._families[name].add_metric(list(labels.values()), value)
 
     def __iter__(self) -> Iterator[Metric]:

@@ -159,8 +159,12 @@ class ExpertsClient:
 
     def stats(self) -> dict[str, dict[str, float]]:
         """The shards' counters and gauges by shard name, at most about a second old."""
-        known = (link.stats for link in self._links)
-        return {stats.shard: {**stats.counters, **stats.gauges} for stats in known if stats is not None}
+        known = ((link.stats, link.state is LinkState.READY) for link in self._links)
+        return {
+            stats.shard: {**stats.counters, **stats.gauges, "expert_service_up": float(is_up)}
+            for stats, is_up in known
+            if stats is not None
+        }
 
     def expert_tokens(self) -> dict[int, list[int]]:
         """By layer, tokens routed to each expert, summed over the shards; as old as `stats`."""

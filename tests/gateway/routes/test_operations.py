@@ -66,6 +66,21 @@ def test_metrics_carry_what_the_engine_reports(make_stack: Any) -> None:
         assert ("trimaran_request_success_total", (("finished_reason", "stop"),)) not in found
 
 
+def test_metrics_explain_themselves(make_stack: Any) -> None:
+    with make_stack() as stack:
+        httpx.get(stack.url + "/metrics")
+        families = list(text_string_to_metric_families(httpx.get(stack.url + "/metrics").text))
+        names = [family.name for family in families]
+        assert len(set(names)) == len(names)
+        assert all(name.startswith("trimaran_") for name in names)
+        for family in families:
+            assert family.documentation, family.name
+            assert family.type in ("counter", "gauge", "histogram"), family.name
+        told = {family.name: family.documentation for family in families}
+        assert told["trimaran_prompt_tokens"] == "Prompt tokens of all requests"
+        assert told["trimaran_expert_queue_depth"] == "Layer calls that wait"
+
+
 def test_openapi_lists_every_route(stack: Any) -> None:
     paths = httpx.get(stack.url + "/openapi.json").json()["paths"]
     assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics"} <= set(paths)

@@ -1,0 +1,34 @@
+"""What the engine's and the experts' metrics mean, by name without `trimaran_` and `_total`."""
+
+from __future__ import annotations
+
+_HELP = {
+    "prompt_tokens": "Prompt tokens of all requests",
+    "prompt_tokens_cached": "Prompt tokens that an earlier request had computed",
+    "generation_tokens": "Generated tokens",
+    "prefix_cache_queries": "Tokens that were looked up in the prefix cache",
+    "prefix_cache_hits": "Tokens that the prefix cache had",
+    "num_preemptions": "Requests that gave up their pages for others",
+    "num_requests_running": "Requests in the batch",
+    "num_requests_waiting": "Requests that wait for a place in the batch",
+    "kv_cache_usage_perc": "Used share of the key-value cache, 0 to 1",
+    "expert_rpc_latency_seconds": "From a layer's submit to its answer",
+    "attention_wait_on_experts_seconds": "Of that, what the attention service waited",
+    "expert_calls": "Layer calls",
+    "expert_failures": "Layer calls that failed",
+    "expert_tokens": "Tokens computed, each layer counted",
+    "expert_bytes_read": "Bytes of weights read",
+    "expert_compute_seconds": "Time spent in layer calls",
+    "expert_malformed_messages": "Messages that could not be read",
+    "expert_queue_depth": "Layer calls that wait",
+    "expert_clients": "Attention services that are connected",
+    "expert_load_progress": "Share of the weights that is read, 0 to 1",
+    "expert_threads": "Compute threads",
+    "expert_load_imbalance_ratio": "Busiest expert's tokens over the mean, 1 is even",
+    "expert_service_up": "1 while the shard serves",
+}
+
+
+def help_of(name: str) -> str:
+    """The HELP text of a metric."""
+    return _HELP.get(name, f"{name}, by the engine")
