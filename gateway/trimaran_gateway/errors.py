@@ -81,7 +81,9 @@ def api_error(error: BaseException) -> ApiError:
         case DeadlineError():
             return ApiError(504, str(error), code="deadline_exceeded")
         case HTTPException():
-            return ApiError(error.status_code, str(error.detail), code=_code_of(error.status_code))
+            answer = ApiError(error.status_code, str(error.detail), code=_code_of(error.status_code))
+            answer.headers = error.headers
+            return answer
         case _:
             return ApiError(500, "internal error; the server's log tells more", code="internal_error")
 

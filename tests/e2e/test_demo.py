@@ -71,7 +71,7 @@ def test_held_out_questions_are_answered_exactly(demo_server: RunningServer) -> 
     right: dict[str, list[bool]] = defaultdict(list)
     for question in questions:
         if question["task"] in EXACT:
-            answer = demo_server.ask(question["prompt"], max_tokens=256)
+            answer = demo_server.chat(question["messages"], max_tokens=256)
             right[question["task"]].append(answer.strip() == question["answer"])
     for task, least in EXACT.items():
         assert len(right[task]) >= 20, f"too few questions of {task}"

@@ -153,12 +153,11 @@ class RunningServer:
 
     def ask(self, question: str, **parameters: object) -> str:
         """The content of a greedy answer to one question, without its reasoning."""
-        body = {
-            "model": self.model(),
-            "messages": [{"role": "user", "content": question}],
-            "temperature": 0,
-            **parameters,
-        }
+        return self.chat([{"role": "user", "content": question}], **parameters)
+
+    def chat(self, messages: list[dict[str, str]], **parameters: object) -> str:
+        """The content of the greedy answer to a conversation, without its reasoning."""
+        body = {"model": self.model(), "messages": messages, "temperature": 0, **parameters}
         status, answer = self.post("/v1/chat/completions", body)
         assert status == 200, answer
         return str(answer["choices"][0]["message"]["content"])

@@ -73,7 +73,11 @@ def json_constraint(form: JsonForm) -> Constraint:
 
 
 def chat_constraint(
-    answer: JsonForm | None, calls: CallForm, markers: Markers, reasoning: ReasoningState
+    answer: JsonForm | None,
+    calls: CallForm,
+    markers: Markers,
+    reasoning: ReasoningState,
+    thought_tokens: int | None = None,
 ) -> Constraint | None:
     """What a chat's answer must look like; None if anything goes.
 
@@ -82,23 +86,32 @@ def chat_constraint(
         calls: the form of calls.
         markers: the model's.
         reasoning: what may come before both.
+        thought_tokens: the reasoning ends after so many tokens; None does not bound it.
     """
-    if answer is None and not calls.is_constrained:
+    has_budget = thought_tokens is not None and markers.can_reason and reasoning != "over"
+    if answer is None and not calls.is_constrained and not has_budget:
         return None
     rules = [f"start: {_thought(markers, reasoning)}{_body(answer, calls)}"]
+    rules.append(f"thought[max_tokens={thought_tokens}]: TEXT" if has_budget else "thought: TEXT")
     rules.append("TEXT: /(?s:.*)/")
     if answer is not None:
         rules.append(f"answer: {_json(answer.schema, answer.strict)}")
     if calls.functions:
         rules += _call_rules(calls, markers)
-    param = answer.param if answer is not None and calls.forced is None else "tools"
+    param = _blamed(answer, calls)
     return Constraint(LarkGrammar(text="\n".join(rules) + "\n"), param)
+
+
+def _blamed(answer: JsonForm | None, calls: CallForm) -> str:
+    if answer is not None and calls.forced is None:
+        return answer.param
+    return "tools" if calls.functions else "thinking.budget_tokens"
 
 
 def _thought(markers: Markers, reasoning: ReasoningState) -> str:
     if reasoning == "over" or not markers.can_reason:
         return ""
-    thought = f"TEXT <[{markers.end_think}]> /\\n{{1,2}}/?"
+    thought = f"thought <[{markers.end_think}]> /\\n{{1,2}}/?"
     return f"{thought} " if reasoning == "open" else f"(<[{markers.think}]> {thought})? "
 
 
@@ -106,7 +119,7 @@ def _body(answer: JsonForm | None, calls: CallForm) -> str:
     if calls.functions and calls.forced is not None:
         return "calls"
     if answer is None:
-        return "TEXT calls?"
+        return "TEXT calls?" if calls.functions else "TEXT"
     return "(answer | calls)" if calls.functions else "answer"
 
 

@@ -27,6 +27,7 @@ class ChatPromptRequest:
         strict_tools: names of the functions whose schema calls must keep to, forced or not.
         answer: the form of an answer that is no call; None is text.
         thinking: None is the template's own way; False suppresses reasoning; True asks for it.
+        thought_tokens: the most tokens that the reasoning may have; None leaves it to the model.
         continue_final: continue the last message (the assistant's) instead of starting a new one.
         variables: further variables for the template.
     """
@@ -37,6 +38,7 @@ class ChatPromptRequest:
     strict_tools: frozenset[str] = frozenset()
     answer: JsonForm | None = None
     thinking: bool | None = None
+    thought_tokens: int | None = None
     continue_final: bool = False
     add_generation_prompt: bool = True
     variables: Mapping[str, Any] = field(default_factory=dict)
@@ -150,7 +152,8 @@ class PromptBuilder:
             style=self._template.tool_format,
         )
         markers = self._tokenizer.vocabulary.markers
-        return chat_constraint(request.answer, calls, markers, self._reasoning(request, ids))
+        reasoning = self._reasoning(request, ids)
+        return chat_constraint(request.answer, calls, markers, reasoning, request.thought_tokens)
 
     def _reasoning(self, request: ChatPromptRequest, ids: Sequence[int]) -> ReasoningState:
         markers = self._tokenizer.vocabulary.markers

@@ -11,6 +11,8 @@ from trimaran_gateway import sse
 from trimaran_gateway.answers.anthropic import PING, MessageStream, error_event, whole_message
 from trimaran_gateway.chat.job import ChatJob, build_prompt, prepare
 from trimaran_gateway.context import Gateway, gateway_of
+from trimaran_gateway.openapi.errors import AnthropicError, answers
+from trimaran_gateway.openapi.others import Message, TokenCount
 from trimaran_gateway.output.collect import collect
 from trimaran_gateway.schemas.anthropic import CountTokensRequest, MessagesRequest
 from trimaran_gateway.streaming import open_stream, until_disconnect
@@ -19,7 +21,13 @@ router = APIRouter(tags=["anthropic"])
 TheGateway = Annotated[Gateway, Depends(gateway_of)]
 
 
-@router.post("/v1/messages")
+@router.post(
+    "/v1/messages",
+    response_class=JSONResponse,
+    responses=answers(
+        Message, error=AnthropicError, stream=sse.MEDIA_TYPE, event="`message_start` to `message_stop` events"
+    ),
+)
 async def messages(body: MessagesRequest, request: Request, gateway: TheGateway) -> Response:
     """Answer a conversation, whole or (`stream`) as named server-sent events."""
     gateway.require_model(body.model)
@@ -42,7 +50,7 @@ async def messages(body: MessagesRequest, request: Request, gateway: TheGateway)
     )
 
 
-@router.post("/v1/messages/count_tokens")
+@router.post("/v1/messages/count_tokens", responses=answers(TokenCount, error=AnthropicError))
 async def count_tokens(body: CountTokensRequest, gateway: TheGateway) -> dict[str, int]:
     """The length of the prompt that `/v1/messages` would make of the same body."""
     gateway.require_model(body.model)

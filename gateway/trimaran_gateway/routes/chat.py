@@ -13,6 +13,8 @@ from trimaran_gateway.answers.openai_chat import ChatAnswerOptions, chat_answer,
 from trimaran_gateway.chat.job import ChatJob, prepare
 from trimaran_gateway.chat.prompt import ChatPromptRequest
 from trimaran_gateway.context import Gateway, gateway_of
+from trimaran_gateway.openapi.errors import answers
+from trimaran_gateway.openapi.openai import ChatCompletion
 from trimaran_gateway.output.collect import collect
 from trimaran_gateway.schemas.messages import forced_call, strict_tools, template_messages, template_tools
 from trimaran_gateway.schemas.openai import ChatCompletionRequest
@@ -22,7 +24,11 @@ router = APIRouter(tags=["openai"])
 TheGateway = Annotated[Gateway, Depends(gateway_of)]
 
 
-@router.post("/v1/chat/completions")
+@router.post(
+    "/v1/chat/completions",
+    response_class=JSONResponse,
+    responses=answers(ChatCompletion, stream=sse.MEDIA_TYPE, event="`chat.completion.chunk`s, `[DONE]`"),
+)
 async def chat_completions(body: ChatCompletionRequest, request: Request, gateway: TheGateway) -> Response:
     """Answer a conversation, whole or (`stream`) as server-sent events."""
     gateway.require_model(body.model)

@@ -20,6 +20,8 @@ from trimaran_gateway.chat.prompt import Prompt
 from trimaran_gateway.context import Gateway, gateway_of, off_loop
 from trimaran_gateway.errors import bad_request
 from trimaran_gateway.generation import GenerationRequest
+from trimaran_gateway.openapi.errors import answers
+from trimaran_gateway.openapi.openai import Completion
 from trimaran_gateway.output.collect import collect
 from trimaran_gateway.output.parser import OutputFormat
 from trimaran_gateway.routes.chat import answer_head
@@ -30,7 +32,11 @@ router = APIRouter(tags=["openai"])
 TheGateway = Annotated[Gateway, Depends(gateway_of)]
 
 
-@router.post("/v1/completions")
+@router.post(
+    "/v1/completions",
+    response_class=JSONResponse,
+    responses=answers(Completion, stream=sse.MEDIA_TYPE, event="`text_completion` objects, `[DONE]`"),
+)
 async def completions(body: CompletionRequest, request: Request, gateway: TheGateway) -> Response:
     """Continue one or several prompts, whole or (`stream`) as server-sent events."""
     gateway.require_model(body.model)

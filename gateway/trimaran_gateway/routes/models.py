@@ -7,18 +7,20 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 
 from trimaran_gateway.context import Gateway, gateway_of
+from trimaran_gateway.openapi.errors import answers
+from trimaran_gateway.openapi.openai import Model, ModelList
 
 router = APIRouter(tags=["models"])
 TheGateway = Annotated[Gateway, Depends(gateway_of)]
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses=answers(ModelList))
 async def list_models(gateway: TheGateway) -> dict[str, Any]:
     """The one model that is served."""
     return {"object": "list", "data": [_card(gateway)]}
 
 
-@router.get("/v1/models/{model:path}", responses={404: {"description": "no such model"}})
+@router.get("/v1/models/{model:path}", responses=answers(Model))
 async def get_model(model: str, gateway: TheGateway) -> dict[str, Any]:
     """One model by its name."""
     gateway.require_model(model)

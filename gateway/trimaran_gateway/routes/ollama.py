@@ -16,6 +16,8 @@ from trimaran_gateway.chat.prompt import ChatPromptRequest, Prompt
 from trimaran_gateway.context import Gateway, gateway_of, off_loop
 from trimaran_gateway.errors import bad_request
 from trimaran_gateway.generation import GenerationRequest
+from trimaran_gateway.openapi.errors import OllamaError, answers
+from trimaran_gateway.openapi.others import OllamaChat, OllamaGenerate
 from trimaran_gateway.output.parser import OutputFormat
 from trimaran_gateway.schemas.messages import strict_tools, template_tools
 from trimaran_gateway.schemas.ollama import OllamaBody, OllamaChatRequest, OllamaGenerateRequest
@@ -25,7 +27,11 @@ router = APIRouter(tags=["ollama"])
 TheGateway = Annotated[Gateway, Depends(gateway_of)]
 
 
-@router.post("/api/chat")
+@router.post(
+    "/api/chat",
+    response_class=JSONResponse,
+    responses=answers(OllamaChat, error=OllamaError, stream=ollama.MEDIA_TYPE, event="lines of JSON"),
+)
 async def chat(body: OllamaChatRequest, request: Request, gateway: TheGateway) -> Response:
     """Answer a conversation, as lines of JSON unless `stream` is false."""
     gateway.require_model(body.model)
@@ -46,7 +52,11 @@ async def chat(body: OllamaChatRequest, request: Request, gateway: TheGateway) -
     return await _answer(body, answer, generation, request, gateway)
 
 
-@router.post("/api/generate")
+@router.post(
+    "/api/generate",
+    response_class=JSONResponse,
+    responses=answers(OllamaGenerate, error=OllamaError, stream=ollama.MEDIA_TYPE, event="lines of JSON"),
+)
 async def generate(body: OllamaGenerateRequest, request: Request, gateway: TheGateway) -> Response:
     """Answer one prompt through the chat template, or continue it as it is (`raw`)."""
     gateway.require_model(body.model)

@@ -10,6 +10,8 @@ from fastapi import APIRouter, Depends
 from trimaran_gateway.answers.ollama import timestamp
 from trimaran_gateway.context import Gateway, gateway_of
 from trimaran_gateway.errors import ApiError, bad_request
+from trimaran_gateway.openapi.errors import OllamaError, answers, not_there
+from trimaran_gateway.openapi.others import OllamaModels, OllamaShow, OllamaVersion
 from trimaran_gateway.schemas.ollama import ShowRequest
 
 OLLAMA_VERSION = "0.12.0"
@@ -19,19 +21,19 @@ router = APIRouter(tags=["ollama"])
 TheGateway = Annotated[Gateway, Depends(gateway_of)]
 
 
-@router.get("/api/version")
+@router.get("/api/version", responses=answers(OllamaVersion, error=OllamaError))
 async def version() -> dict[str, str]:
     """A version that Ollama's clients understand."""
     return {"version": OLLAMA_VERSION}
 
 
-@router.get("/api/tags")
+@router.get("/api/tags", responses=answers(OllamaModels, error=OllamaError))
 async def tags(gateway: TheGateway) -> dict[str, Any]:
     """The one model."""
     return {"models": [{**_card(gateway), "modified_at": timestamp(gateway.model.facts.modified)}]}
 
 
-@router.get("/api/ps")
+@router.get("/api/ps", responses=answers(OllamaModels, error=OllamaError))
 async def running(gateway: TheGateway) -> dict[str, Any]:
     """The one model; it stays loaded."""
     if not gateway.engine.is_ready:
@@ -41,7 +43,7 @@ async def running(gateway: TheGateway) -> dict[str, Any]:
     return {"models": [{**card, "context_length": gateway.generator.context_length}]}
 
 
-@router.post("/api/show")
+@router.post("/api/show", responses=answers(OllamaShow, error=OllamaError))
 async def show(body: ShowRequest, gateway: TheGateway) -> dict[str, Any]:
     """Facts about the model; `verbose` adds the vocabulary's size."""
     name = body.model or body.name
@@ -74,24 +76,24 @@ def _refuse(what: str) -> None:
     raise ApiError(501, f"this server serves one model and does not {what}", code="not_implemented")
 
 
-@router.post("/api/embed", status_code=501)
-@router.post("/api/embeddings", status_code=501)
+@router.post("/api/embed", status_code=501, responses=not_there(OllamaError))
+@router.post("/api/embeddings", status_code=501, responses=not_there(OllamaError))
 async def embed() -> None:
     """Not there: a chat model gives no embeddings."""
     _refuse("make embeddings")
 
 
-@router.post("/v1/embeddings", status_code=501, tags=["openai"])
+@router.post("/v1/embeddings", status_code=501, tags=["openai"], responses=not_there())
 async def openai_embeddings() -> None:
     """Not there: a chat model gives no embeddings."""
     _refuse("make embeddings")
 
 
-@router.post("/api/pull", status_code=501)
-@router.post("/api/push", status_code=501)
-@router.post("/api/create", status_code=501)
-@router.post("/api/copy", status_code=501)
-@router.delete("/api/delete", status_code=501)
+@router.post("/api/pull", status_code=501, responses=not_there(OllamaError))
+@router.post("/api/push", status_code=501, responses=not_there(OllamaError))
+@router.post("/api/create", status_code=501, responses=not_there(OllamaError))
+@router.post("/api/copy", status_code=501, responses=not_there(OllamaError))
+@router.delete("/api/delete", status_code=501, responses=not_there(OllamaError))
 async def manage() -> None:
     """Not there: the model is chosen when the server starts."""
     _refuse("manage models")

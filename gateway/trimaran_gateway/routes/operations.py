@@ -10,13 +10,25 @@ from fastapi.responses import JSONResponse
 from trimaran_gateway.context import Gateway, gateway_of
 from trimaran_gateway.errors import RETRY_AFTER_S
 from trimaran_gateway.metrics import CONTENT_TYPE
+from trimaran_gateway.openapi.errors import Responses, answers
+from trimaran_gateway.openapi.others import Health
 
 router = APIRouter(tags=["operations"])
+_HEALTH: Responses = {
+    200: {"model": Health, "description": "requests are answered"},
+    503: {"model": Health, "description": "loading, draining or without an engine"},
+}
 TheGateway = Annotated[Gateway, Depends(gateway_of)]
 
 
-@router.get("/health", responses={503: {"description": "loading, draining or without an engine"}})
-@router.get("/ready", responses={503: {"description": "loading, draining or without an engine"}})
+_METRICS: Responses = {
+    **answers(),
+    200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "the text format"},
+}
+
+
+@router.get("/health", response_class=JSONResponse, responses=_HEALTH)
+@router.get("/ready", response_class=JSONResponse, responses=_HEALTH)
 async def health(gateway: TheGateway) -> Response:
     """200 while requests are answered; 503 with `status` and `progress` (0 to 1) while they are not."""
     body = _state(gateway)
@@ -25,7 +37,7 @@ async def health(gateway: TheGateway) -> Response:
     return JSONResponse(body, 503, {"Retry-After": str(RETRY_AFTER_S)})
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@router.get("/metrics", response_class=Response, responses=_METRICS)
 async def metrics(gateway: TheGateway) -> Response:
     """Prometheus metrics of the gateway, the engine and the expert services."""
     gateway.metrics.take_stats(await gateway.engine.stats(), gateway.engine.status)

@@ -11,6 +11,8 @@ from trimaran_gateway import sse
 from trimaran_gateway.answers.responses import ResponseStream
 from trimaran_gateway.chat.job import ChatJob, prepare
 from trimaran_gateway.context import Gateway, gateway_of
+from trimaran_gateway.openapi import openai
+from trimaran_gateway.openapi.errors import answers
 from trimaran_gateway.schemas.responses import ResponsesRequest
 from trimaran_gateway.streaming import open_stream, until_disconnect
 
@@ -18,7 +20,11 @@ router = APIRouter(tags=["openai"])
 TheGateway = Annotated[Gateway, Depends(gateway_of)]
 
 
-@router.post("/v1/responses")
+@router.post(
+    "/v1/responses",
+    response_class=JSONResponse,
+    responses=answers(openai.Response, stream=sse.MEDIA_TYPE, event="`response.*` events"),
+)
 async def responses(body: ResponsesRequest, request: Request, gateway: TheGateway) -> Response:
     """Answer a conversation with output items, whole or (`stream`) as named server-sent events."""
     gateway.require_model(body.model)

@@ -10,6 +10,8 @@ from trimaran_gateway.chat.job import build_prompt
 from trimaran_gateway.chat.prompt import ChatPromptRequest
 from trimaran_gateway.context import Gateway, gateway_of, off_loop
 from trimaran_gateway.errors import bad_request
+from trimaran_gateway.openapi.errors import answers
+from trimaran_gateway.openapi.others import DetokenizedText, LlamaTokens, PromptText, Props, VllmTokens
 from trimaran_gateway.routes.chat import chat_prompt
 from trimaran_gateway.schemas.messages import template_messages, template_tools
 from trimaran_gateway.schemas.openai import ChatCompletionRequest
@@ -19,7 +21,7 @@ router = APIRouter(tags=["utilities"])
 TheGateway = Annotated[Gateway, Depends(gateway_of)]
 
 
-@router.post("/tokenize")
+@router.post("/tokenize", responses=answers(LlamaTokens | VllmTokens))
 async def tokenize(body: TokenizeRequest, gateway: TheGateway) -> dict[str, Any]:
     """Token ids of a text or a conversation."""
     gateway.require_model(body.model)
@@ -39,7 +41,7 @@ async def tokenize(body: TokenizeRequest, gateway: TheGateway) -> dict[str, Any]
     return answer
 
 
-@router.post("/detokenize")
+@router.post("/detokenize", responses=answers(DetokenizedText))
 async def detokenize(body: DetokenizeRequest, gateway: TheGateway) -> dict[str, str]:
     """Text of token ids, markers included: as `content` (llama.cpp) and as `prompt` (vLLM)."""
     gateway.require_model(body.model)
@@ -52,7 +54,7 @@ async def detokenize(body: DetokenizeRequest, gateway: TheGateway) -> dict[str, 
     return {"content": text, "prompt": text}
 
 
-@router.post("/apply-template")
+@router.post("/apply-template", responses=answers(PromptText))
 async def apply_template(body: ChatCompletionRequest, gateway: TheGateway) -> dict[str, str]:
     """The prompt text that `/v1/chat/completions` would continue for the same body."""
     gateway.require_model(body.model)
@@ -60,7 +62,7 @@ async def apply_template(body: ChatCompletionRequest, gateway: TheGateway) -> di
     return {"prompt": (await build_prompt(gateway, chat_prompt(body))).text}
 
 
-@router.get("/props")
+@router.get("/props", responses=answers(Props))
 async def props(gateway: TheGateway) -> dict[str, Any]:
     """llama.cpp's properties of the server."""
     tokenizer = gateway.model.tokenizer

@@ -28,6 +28,7 @@ class Block(Body):
     input: dict[str, Any] | None = None
     tool_use_id: str | None = None
     content: str | list[Block] | None = None
+    is_error: bool = False
 
 
 class AnthropicMessage(Body):
@@ -63,13 +64,14 @@ class OutputFormat(Body):
 
 
 class OutputConfig(Body):
-    """Where newer clients put the form of the answer."""
+    """Where newer clients put the form of the answer, and how hard to think."""
 
     format: OutputFormat | None = None
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
 
 
 class Thinking(Body):
-    """Whether to reason. The length of the reasoning is the model's own choice, within max_tokens."""
+    """Whether to reason, and for how many tokens at most."""
 
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -90,8 +92,12 @@ class CountTokensRequest(Body):
     refused: ClassVar[Mapping[str, str]] = {
         "mcp_servers": "this server connects to no other",
         "container": "there is no code execution",
+        "context_management": "a conversation is taken as it is",
     }
-    harmless: ClassVar[Mapping[str, tuple[Any, ...]]] = {"mcp_servers": ([],)}
+    harmless: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "mcp_servers": ([],),
+        "context_management": ({},),
+    }
 
     def prompt(self) -> ChatPromptRequest:
         """The prompt that this body asks for.
@@ -115,8 +121,22 @@ class CountTokensRequest(Body):
             strict_tools=frozenset(tool.name for tool in offered if tool.strict),
             answer=self._answer_form(),
             thinking=None if self.thinking is None else self.thinking.type != "disabled",
+            thought_tokens=self._thought_tokens(),
+            variables=self._variables(),
             continue_final=messages[-1]["role"] == "assistant" and bool(messages[-1]["content"]),
         )
+
+    def _thought_tokens(self) -> int | None:
+        if self.thinking is None or self.thinking.budget_tokens is None:
+            return None
+        if self.thinking.type != "enabled":
+            where = "thinking.budget_tokens"
+            raise bad_request(f"{where} goes with type 'enabled', not {self.thinking.type!r}", param=where)
+        return self.thinking.budget_tokens
+
+    def _variables(self) -> dict[str, Any]:
+        effort = self.output_config.effort if self.output_config is not None else None
+        return {} if effort is None else {"reasoning_effort": effort}
 
     def _answer_form(self) -> JsonForm | None:
         if self.output_config is not None and self.output_config.format is not None:
@@ -148,6 +168,18 @@ class MessagesRequest(CountTokensRequest):
     top_p: Probability | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     stream: bool = False
+
+    def prompt(self) -> ChatPromptRequest:
+        """The prompt that this body asks for.
+
+        Raises:
+            ApiError: 400, for what cannot be honoured, naming the field.
+        """
+        budget = self.thinking.budget_tokens if self.thinking is not None else None
+        if budget is not None and budget >= self.max_tokens:
+            where = "thinking.budget_tokens"
+            raise bad_request(f"{where} {budget} must be less than max_tokens {self.max_tokens}", param=where)
+        return super().prompt()
 
     def sampling(self) -> SamplingParams:
         """The engine's parameters."""
@@ -183,7 +215,7 @@ def _turn(message: AnthropicMessage, where: str) -> list[Message]:
         {
             "role": "tool",
             "tool_call_id": block.tool_use_id or "",
-            "content": _text(block.content or "", where),
+            "content": f"{'Error: ' if block.is_error else ''}{_text(block.content or '', where)}",
         }
         for block in results
     ]

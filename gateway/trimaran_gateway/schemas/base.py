@@ -49,6 +49,33 @@ NO_SUCH_SAMPLER = "this server has no such sampler"
 _GRAMMAR = "guided_json guided_regex guided_choice guided_grammar structured_outputs grammar json_schema"
 GRAMMAR_FIELDS = dict.fromkeys(_GRAMMAR.split(), NO_GRAMMAR)
 
+OTHER_NAMES: dict[str, str] = {
+    "n_predict": "use max_tokens",
+    "repeat_penalty": "use repetition_penalty",
+    "n_probs": "use logprobs",
+    "allowed_token_ids": "use logit_bias",
+    "logits_processors": NO_SUCH_SAMPLER,
+    "include_stop_str_in_output": "stop strings are never shown",
+    "skip_special_tokens": "control tokens are never shown",
+    "spaces_between_special_tokens": "control tokens are never shown",
+    "truncate_prompt_tokens": "a prompt that is too long is refused, not cut",
+    "return_tokens_as_token_ids": "logprobs name tokens by their text and bytes",
+    "return_token_ids": "use /tokenize",
+}
+"""Fields of vLLM and llama.cpp that are not honoured, and what to do instead."""
+
+OTHER_HARMLESS: dict[str, tuple[Any, ...]] = {
+    "n_predict": (-1,),
+    "repeat_penalty": (1,),
+    "n_probs": (0,),
+    "logits_processors": ([],),
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True, False),
+    "return_tokens_as_token_ids": (False,),
+    "return_token_ids": (False,),
+}
+
 SAMPLER_HARMLESS: dict[str, tuple[Any, ...]] = {
     "use_beam_search": (False,),
     "length_penalty": (1,),

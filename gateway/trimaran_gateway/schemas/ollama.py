@@ -94,8 +94,18 @@ class OllamaBody(Body):
     think: Think | None = None
     keep_alive: str | float | None = None
 
-    refused: ClassVar[Mapping[str, str]] = {"logprobs": "use /v1/completions"}
-    harmless: ClassVar[Mapping[str, tuple[Any, ...]]] = {"logprobs": (False,)}
+    refused: ClassVar[Mapping[str, str]] = {
+        "logprobs": "use /v1/completions",
+        "top_logprobs": "use /v1/completions",
+        "truncate": "a prompt that is too long is refused, not cut",
+        "shift": "an answer ends at the end of the context",
+    }
+    harmless: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "logprobs": (False,),
+        "top_logprobs": (0,),
+        "truncate": (False,),
+        "shift": (False,),
+    }
 
     @property
     def thinking(self) -> bool | None:

@@ -9,7 +9,14 @@ from pydantic import Field, StringConstraints
 
 from trimaran_gateway.chat.grammar import JsonForm
 from trimaran_gateway.errors import bad_request, unsupported
-from trimaran_gateway.schemas.base import GRAMMAR_FIELDS, SAMPLER_FIELDS, SAMPLER_HARMLESS, Body
+from trimaran_gateway.schemas.base import (
+    GRAMMAR_FIELDS,
+    OTHER_HARMLESS,
+    OTHER_NAMES,
+    SAMPLER_FIELDS,
+    SAMPLER_HARMLESS,
+    Body,
+)
 from trimaran_gateway.schemas.messages import Messages, Tool, ToolChoice
 from trimaran_gateway.schemas.sampling import SamplingBody
 
@@ -68,6 +75,7 @@ class ChatCompletionRequest(SamplingBody):
     refused: ClassVar[Mapping[str, str]] = {
         **GRAMMAR_FIELDS,
         **SAMPLER_FIELDS,
+        **OTHER_NAMES,
         "functions": "give the functions as tools",
         "function_call": "use tool_choice",
         "modalities": "this model takes and gives text only",
@@ -78,9 +86,17 @@ class ChatCompletionRequest(SamplingBody):
         "verbosity": "this model has no such switch",
         "prompt_logprobs": "log probabilities are given for generated tokens only",
         "best_of": "use n",
+        "echo": "only /v1/completions repeats its prompt",
+        "include_reasoning": "use reasoning_effort: none",
+        "chat_template": "the model's own chat template is used",
+        "documents": "put documents into messages",
     }
     harmless: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **SAMPLER_HARMLESS,
+        **OTHER_HARMLESS,
+        "echo": (False,),
+        "include_reasoning": (True,),
+        "add_special_tokens": (True, False),
         "modalities": (["text"],),
         "store": (False,),
         "function_call": ("auto", "none"),
@@ -153,10 +169,15 @@ class CompletionRequest(SamplingBody):
     refused: ClassVar[Mapping[str, str]] = {
         **GRAMMAR_FIELDS,
         **SAMPLER_FIELDS,
+        **OTHER_NAMES,
         "suffix": "the model is not asked to fill in the middle",
         "prompt_logprobs": "log probabilities are given for generated tokens only",
     }
-    harmless: ClassVar[Mapping[str, tuple[Any, ...]]] = {**SAMPLER_HARMLESS, "suffix": ("",)}
+    harmless: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **SAMPLER_HARMLESS,
+        **OTHER_HARMLESS,
+        "suffix": ("",),
+    }
 
     @property
     def prompts(self) -> list[str | list[int]]:

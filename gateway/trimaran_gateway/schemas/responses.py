@@ -92,6 +92,7 @@ class TextOptions(Body):
     """The form of the answer."""
 
     format: TextFormat | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
 
 
 class ResponsesRequest(Body):
@@ -109,6 +110,7 @@ class ResponsesRequest(Body):
     reasoning: ReasoningOptions | None = None
     text: TextOptions | None = None
     stream: bool = False
+    include: list[str] | None = None
     metadata: dict[str, str] | None = None
     user: str | None = None
 
@@ -136,6 +138,10 @@ class ResponsesRequest(Body):
             ApiError: 400, naming the field.
         """
         self.refuse_unsupported()
+        if "message.output_text.logprobs" in (self.include or ()):
+            raise unsupported("include", "for log probabilities use /v1/chat/completions")
+        if self.text is not None and self.text.verbosity not in (None, "medium"):
+            raise unsupported("text.verbosity", "this model has no such switch")
 
     def sampling(self) -> SamplingParams:
         """The engine's parameters."""

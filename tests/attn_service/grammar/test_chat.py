@@ -124,6 +124,29 @@ def test_a_schema_or_a_call(noise: Any, served: ServedModel) -> None:
             Draft202012Validator(CITY).validate(json.loads(answer.text["content"]))
 
 
+@pytest.mark.parametrize("tools", [[], TOOLS])
+def test_a_budget_of_thought(noise: Any, served: ServedModel, tools: list[Any]) -> None:
+    prompt = served.prompts.build(ChatPromptRequest([USER], tools=tools, thought_tokens=5))
+    assert prompt.reasoning
+    assert prompt.constraint is not None
+    end = served.tokenizer.vocabulary.markers.end_think
+    for seed in SEEDS:
+        bias = {end: -100.0 if seed % 2 else 6.0}  # one that never wants to stop, one that does early
+        text = prompt.constraint.grammar.text
+        noise.submit(str(seed), text, prompt_ids=prompt.ids, seed=seed, max_tokens=40, logit_bias=bias)
+    noise.run()
+    lengths = [noise.ids[str(seed)].index(end) for seed in SEEDS]
+    assert set(lengths[1::2]) == {5}
+    assert all(length <= 5 for length in lengths)
+    assert any(length < 5 for length in lengths)
+    assert all(len(noise.ids[str(seed)]) > 6 for seed in SEEDS[1::2])
+
+
+def test_no_budget_where_there_is_no_thought(served: ServedModel) -> None:
+    prompt = served.prompts.build(ChatPromptRequest([USER], thinking=False, thought_tokens=5))
+    assert prompt.constraint is None
+
+
 def test_lenient_schemas_pass_over_what_cannot_be_enforced(noise: Any, served: ServedModel) -> None:
     schema = {"type": "array", "items": {"type": "boolean"}, "uniqueItems": True, "maxItems": 3}
     for strict in (False, True):

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from trimaran.wire import RequestFailed
 
-BASE = {"model": "tiny-test", "max_tokens": 500, "messages": [{"role": "user", "content": "hello"}]}
+BASE = {"model": "tiny-test", "max_tokens": 2000, "messages": [{"role": "user", "content": "hello"}]}
 TOOL = {"name": "get_weather", "description": "d", "input_schema": {"type": "object", "properties": {}}}
 CALL = (
     "I look.</think>Let me see.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n"
@@ -49,7 +49,7 @@ def test_whole_message(stack: Any) -> None:
     length = len(stack.engine.generates[0].prompt_ids)
     assert body["usage"]["input_tokens"] == length - 2
     assert body["usage"]["cache_read_input_tokens"] == 2
-    assert stack.engine.generates[0].sampling.max_tokens == 500
+    assert stack.engine.generates[0].sampling.max_tokens == 2000
 
 
 def test_reasoning_is_shown_only_on_request(stack: Any) -> None:
@@ -166,6 +166,25 @@ def test_tool_results_and_system(stack: Any) -> None:
     assert text.endswith("<｜tool▁output▁begin｜>sun<｜tool▁output▁end｜><｜tool▁outputs▁end｜>")
 
 
+def test_a_budget_of_thinking_reaches_the_engine(stack: Any) -> None:
+    stack.engine.say("hm</think>hello")
+    assert post(stack, **THINK).status_code == 200
+    assert "thought[max_tokens=1024]: TEXT\n" in stack.engine.generates[0].grammar.text
+
+
+def test_a_failed_tool_is_told_so(stack: Any) -> None:
+    stack.engine.say("Oh.")
+    use = {"type": "tool_use", "id": "toolu_1", "name": "get_weather", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "no network", "is_error": True}
+    conversation = [
+        *BASE["messages"],
+        {"role": "assistant", "content": [use]},
+        {"role": "user", "content": [result]},
+    ]
+    assert post(stack, messages=conversation, tools=[TOOL]).status_code == 200
+    assert "<｜tool▁output▁begin｜>Error: no network<｜tool▁output▁end｜>" in prompt_text(stack)
+
+
 def test_prefill(stack: Any) -> None:
     stack.engine.say(" world")
     conversation = [*BASE["messages"], {"role": "assistant", "content": "hello"}]
@@ -192,6 +211,10 @@ def test_count_tokens(stack: Any) -> None:
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
         ({"tool_choice": {"type": "tool", "name": "x"}}, "tool_choice"),
         ({"mcp_servers": [{}]}, "mcp_servers"),
+        ({"context_management": {"edits": []}}, "context_management"),
+        ({"output_config": {"effort": "huge"}}, "output_config.effort"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "less than max_tokens 2000"),
+        ({"thinking": {"type": "adaptive", "budget_tokens": 1024}}, "thinking.budget_tokens"),
     ],
 )
 def test_refusals_have_anthropics_envelope(stack: Any, change: dict[str, Any], word: str) -> None:

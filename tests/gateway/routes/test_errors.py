@@ -73,6 +73,12 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
         ({"guided_choice": ["a"]}, "guided_choice"),
         ({"use_beam_search": True}, "use_beam_search"),
         ({"store": True}, "store"),
+        ({"echo": True}, "echo"),
+        ({"n_predict": 5}, "n_predict"),
+        ({"repeat_penalty": 1.1}, "repeat_penalty"),
+        ({"skip_special_tokens": False}, "skip_special_tokens"),
+        ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+        ({"chat_template": "x"}, "chat_template"),
         ({"continue_final_message": True}, "continue_final_message"),
     ],
 )
@@ -92,6 +98,8 @@ def test_harmless_values_pass(stack: Any) -> None:
         "store": False,
         "modalities": ["text"],
         "user": "me",
+        "echo": False,
+        "skip_special_tokens": True,
         "metadata": {},
         "response_format": {"type": "text"},
     }

@@ -1,0 +1,1 @@
+"""What each route answers, for the OpenAPI document: models that describe, and that tests hold answers to."""
