@@ -6,6 +6,7 @@ bounded, and so is everything that waits in either direction.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from itertools import count
 
@@ -32,6 +33,7 @@ from trimaran_attn.worker import AbortCommand, EngineWorker, received
 AttnServer = Server[GatewayToEngine, EngineToGateway]
 
 STOP_TIMEOUT_S = 10.0
+GOODBYE_S = 0.3
 MAX_PEERS = 256
 _log = Log(__name__)
 
@@ -81,7 +83,7 @@ class AttnService:
         finally:
             if not self._worker.stop(STOP_TIMEOUT_S):
                 _log.warning("the engine did not end its step in time", seconds=STOP_TIMEOUT_S)
-            self._publish()
+            self._say_goodbye()
 
     def _read(self) -> None:
         for event in self._server.recv_all():
@@ -132,6 +134,13 @@ class AttnService:
                     self._send(peer, output)
             else:
                 self._answer(output)
+
+    def _say_goodbye(self) -> None:
+        """Send what is left. Closing drops what a gateway has not read yet, so it gets a moment to read."""
+        waited_for = bool(self._routes)
+        self._publish()
+        if waited_for:
+            time.sleep(GOODBYE_S)
 
     def _answer(self, event: TokenBatch | RequestFailed) -> None:
         key = event.request_id

@@ -28,7 +28,7 @@ def test_an_answer_streams_in(page: Any, server: Any) -> None:
 
 
 def test_reasoning_folds_away_and_is_not_sent_again(page: Any, server: Any) -> None:
-    server.think("First I add.", "42", pause_s=0.02)
+    server.think("First I add.", "42", pause_s=0.4)
     page.open(server.url)
     page.say("17 + 25?")
     page.wait_text(".reasoning summary", "Thinking")

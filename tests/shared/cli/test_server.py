@@ -30,6 +30,7 @@ class Harness:
         self.model = model
         self.lines: list[LogLine] = []
         self.inbox = SignalInbox()
+        self.others = psutil.Process().children(recursive=True)
 
     def server(self, *services: Service, **overrides: object) -> Server:
         run_dir = self.folder / "run"
@@ -39,6 +40,12 @@ class Harness:
 
     def messages(self) -> list[str]:
         return [line.message for line in self.lines]
+
+    def children(self) -> list[psutil.Process]:
+        """Processes started since; other tests' servers and browsers may still run."""
+        return [
+            process for process in psutil.Process().children(recursive=True) if process not in self.others
+        ]
 
     def interrupt_later(self, delay_s: float) -> None:
         threading.Timer(delay_s, os.kill, (os.getpid(), signal.SIGTERM)).start()
@@ -51,10 +58,6 @@ def harness(tmp_path: Path, model: Path) -> Iterator[Harness]:
         yield harness
 
 
-def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
-
-
 def test_a_whole_life(harness: Harness, make_service: MakeService) -> None:
     with harness.server(make_service("attn", IDLE), make_service("gateway", HEALTH)) as server:
         server.start()
@@ -64,7 +67,7 @@ def test_a_whole_life(harness: Harness, make_service: MakeService) -> None:
         harness.interrupt_later(0.1)
         server.supervise(harness.inbox)
         server.stop(harness.inbox)
-    assert children() == []
+    assert harness.children() == []
     assert harness.messages().count("stopped") == 2
     stopped = [line.service for line in harness.lines if line.message == "stopped"]
     assert stopped == ["gateway", "attn"]
@@ -93,7 +96,7 @@ def test_a_death_while_starting_ends_the_start(harness: Harness, make_service: M
         with pytest.raises(ServiceDiedError, match="the attn service ended with code 7") as caught:
             server.wait_ready(harness.inbox, 30, lambda _health: None)
         assert caught.value.lines[-1] == "about to fail"
-    assert children() == []
+    assert harness.children() == []
 
 
 def test_an_expected_failure_keeps_its_sentence_and_code(harness: Harness, make_service: MakeService) -> None:
@@ -141,7 +144,7 @@ def test_a_crash_loop_is_given_up(harness: Harness, make_service: MakeService) -
         server.start()
         with pytest.raises(PeerError, match="crashes again and again; last, it ended with code 3"):
             server.supervise(harness.inbox)
-    assert children() == []
+    assert harness.children() == []
 
 
 def test_a_second_signal_kills(harness: Harness, make_service: MakeService) -> None:
@@ -154,7 +157,7 @@ def test_a_second_signal_kills(harness: Harness, make_service: MakeService) -> N
         harness.interrupt_later(0.3)
         server.stop(harness.inbox)
         assert time.monotonic() - started < 5
-    assert children() == []
+    assert harness.children() == []
 
 
 def test_bad_beginnings(harness: Harness, make_service: MakeService) -> None:
