@@ -27,5 +27,5 @@ def test_files_and_folders(tmp_path: Path) -> None:
 
 
 def test_a_home_that_nobody_has_is_one_line() -> None:
-    with pytest.raises(ModelFileError, match="~nosuchuser/x.gguf: "):
+    with pytest.raises(ModelFileError, match=r"~nosuchuser/x\.gguf: "):
         resolve_model("~nosuchuser/x.gguf")
