@@ -19,7 +19,11 @@ CONTROL = 3  # tokenizer.ggml.token_type
 PROMPTS = [[(7 * i + 3 * j) % 200 for j in range(n)] for i, n in enumerate((1, 30, 80))]
 
 
-@pytest.fixture(scope="module", params=[("v3", "split", "Q4_K_M"), ("v2-lite", "kv_b", "Q8_0")], ids="-".join)
+@pytest.fixture(
+    scope="module",
+    params=[("v3", "split", "Q4_K_M"), ("v2-lite", "kv_b", "Q8_0"), ("v2", "split", "Q5_0")],
+    ids="-".join,
+)
 def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape, layout, mix = request.param
     path = tmp_path_factory.mktemp("exact") / "model.gguf"
@@ -63,3 +67,16 @@ def test_three_requests_at_once_answer_as_the_reference(
         assert status == 200
         assert count == N_TOKENS
         assert text == detokenized["content"]
+
+
+def test_log_probabilities_are_those_of_the_reference(
+    server: RunningServer, reference: PreTrainedModel
+) -> None:
+    prompt = PROMPTS[1]
+    tokens = greedy(reference, prompt, N_TOKENS)
+    with torch.no_grad():
+        logits = reference(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+    expected = logits.log_softmax(-1).gather(-1, torch.tensor(tokens)[:, None])[:, 0]
+    answer = server.complete(prompt, max_tokens=N_TOKENS, ignore_eos=True, logprobs=1)
+    got = torch.tensor(answer["choices"][0]["logprobs"]["token_logprobs"])
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
