@@ -121,7 +121,7 @@ class Arena:
             self.close()
             raise PeerError(
                 f"arena {self.path}: cannot reserve {self.layout.file_bytes} bytes: {error.strerror}",
-                remedy="make room on the tmpfs, or lower attn.max_step_tokens",
+                remedy="make room there (in a container: a larger shm_size), or lower attn.max_step_tokens",
             ) from error
         self._views = [self._slot_views(slot) for slot in range(dims.n_slots)]
 

@@ -12,6 +12,7 @@ from msgspec import Meta, Struct, field
 
 Notifier = Literal["doorbell", "zmq", "tcp"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+_DAY_S = 86400.0  # no wait is longer
 _MEMORY = r"^(auto|\d+(\.\d+)?\s?([KMGT]i?)?B?)$"
 
 
@@ -38,7 +39,9 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     max_concurrent_requests: Annotated[
         int, Meta(ge=1, description="requests of one key or address that may be under way at once")
     ] = 512
-    request_timeout_s: Annotated[float, Meta(gt=0, description="longest time one request may take")] = 3600.0
+    request_timeout_s: Annotated[
+        float, Meta(gt=0, le=_DAY_S, description="longest time one request may take")
+    ] = 3600.0
 
 
 class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -107,9 +110,11 @@ class ExpertsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         str, Meta(pattern=r"^(all|\d+-\d+)$", description="range of expert ids of this shard, e.g. 0-127")
     ] = "all"
     connect_timeout_s: Annotated[
-        float, Meta(gt=0, description="how long to wait for a shard to appear before giving up")
+        float, Meta(gt=0, le=_DAY_S, description="how long to wait for a shard to appear before giving up")
     ] = 60.0
-    call_timeout_s: Annotated[float, Meta(gt=0, description="longest time one layer call may take")] = 30.0
+    call_timeout_s: Annotated[
+        float, Meta(gt=0, le=_DAY_S, description="longest time one layer call may take")
+    ] = 30.0
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -135,5 +135,5 @@ def _bounds(low: float | None, above: float | None, high: float | None) -> str:
     if low is not None:
         return f", at least {low}"
     if above is not None:
-        return f" above {above:g}"
+        return f" above {above:g}" + (f", at most {high:g}" if high is not None else "")
     return f", at most {high}" if high is not None else ""

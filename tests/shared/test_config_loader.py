@@ -165,3 +165,13 @@ def test_no_text_crashes_the_loader(text: str) -> None:
     for option in options().values():
         with contextlib.suppress(ConfigError):
             load_config(None, {option.path: text}, {})
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "1e9", "0", "-1"])
+@pytest.mark.parametrize(
+    "name", ["gateway.request_timeout_s", "experts.connect_timeout_s", "experts.call_timeout_s"]
+)
+def test_every_wait_is_bounded(name: str, value: str) -> None:
+    text = message(None, {name: value}, {})
+    assert name in text
+    assert "number above 0, at most 86400" in text

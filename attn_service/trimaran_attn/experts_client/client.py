@@ -6,13 +6,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
-from trimaran.arena import ArenaDims, ElementType, arena_directory, remove_leftovers
+from trimaran.arena import Arena, ArenaDims, ElementType, arena_directory, remove_leftovers
 from trimaran.channel import ChannelOptions, CurveKeys
 from trimaran.config import ExpertsConfig
 from trimaran.errors import OverloadedError, PeerError, PeerMismatchError
@@ -67,6 +68,9 @@ class ExpertsClient:
         run_dir: where the shard of this host listens, and where arenas go if it is on a tmpfs.
         max_tokens: tokens of one call; larger batches are cut.
         n_slots: calls in flight per shard.
+
+    Raises:
+        PeerError: the shared memory has no room for the arenas; better known before the weights are read.
     """
 
     def __init__(
@@ -85,7 +89,9 @@ class ExpertsClient:
         self._dims = ArenaDims(facts.hidden_size, facts.top_k, max_tokens, n_slots, dtype)
         curve = CurveKeys.load(config.curve_key) if config.curve_key else None
         options = LinkOptions(config.notifier, self._dims, self._run_dir, ChannelOptions(curve=curve))
-        endpoints = config.endpoints or (experts_endpoint(run_dir),)
+        endpoints = config.endpoints or (config.listen or experts_endpoint(run_dir),)
+        if config.notifier != "tcp":
+            _try_arenas(self._dims, arena_directory(self._run_dir), len(endpoints))
         self._links = [ShardLink(endpoint, facts, options) for endpoint in endpoints]
         self._stopped = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="experts-keeper", daemon=True)
@@ -100,10 +106,9 @@ class ExpertsClient:
             PeerError: a shard did not appear within `connect_timeout_s`.
             PeerMismatchError: a shard loaded another model, or the shards do not make up the whole model.
         """
-        if self._config.notifier != "tcp":
-            remove_leftovers(arena_directory(self._run_dir))
-        for link in self._links:
-            self._await(link, on_progress or _log_progress)
+        while not self.ready():  # one may be lost while another is awaited
+            for link in self._links:
+                self._await(link, on_progress or _log_progress)
         _check_coverage(self._links, self._facts.n_experts)
         self._keeper.start()
 
@@ -219,8 +224,8 @@ class ExpertsClient:
             for link in self._links:
                 try:
                     link.pump(0)
-                except PeerError as error:  # no room for an arena: tried again, as the link stays unready
-                    _log.error("cannot reconnect", reason=str(error))
+                except Exception as error:  # nobody else reconnects an idle link: go on
+                    _log.error("cannot reconnect", endpoint=link.endpoint, reason=str(error))
 
     def _batch(self, layer: int, x: Vectors, ids: NDArray[np.int32], weights: NDArray[np.float32]) -> Batch:
         if layer not in self._facts.layers:
@@ -262,6 +267,14 @@ class ExpertsClient:
             link.lose("is shutting down")
         if reply.status != Status.OK:
             raise status_error(reply.status, link.endpoint, flight.layer, reply.message)
+
+
+def _try_arenas(dims: ArenaDims, directory: Path, count: int) -> None:
+    """Reserve and give back as many arenas as there will be, in place of those that killed processes left."""
+    remove_leftovers(directory)
+    with ExitStack() as stack:
+        for _ in range(count):
+            stack.enter_context(Arena(dims, directory))
 
 
 def _is_sent(ticket: Ticket) -> bool:

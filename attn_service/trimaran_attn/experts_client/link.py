@@ -137,7 +137,8 @@ class ShardLink:
         )
         self._session: Session | None = None
         self._detail = "no expert service there yet"
-        self._refusal: Refused | None = None
+        self._refusal: PeerError | None = None
+        self._experts: tuple[int, int] | None = None  # of the first welcome, which sums rely on ever after
         self._progress = 0.0
         self._sequence = 0
         self._next_beat = 0.0
@@ -206,9 +207,10 @@ class ShardLink:
 
     def take_done(self, slot: int, sequence: int, timeout_s: float) -> Answer | None:
         """The answer to a call (for transports by message)."""
-        if (slot, sequence) not in self._done:
-            self.pump(timeout_s)
-        return self._done.pop((slot, sequence), None)
+        with self._lock:  # held from the look to the wait, or the keeper might take the answer in between
+            if (slot, sequence) not in self._done:
+                self.pump(timeout_s)
+            return self._done.pop((slot, sequence), None)
 
     def pump(self, timeout_s: float) -> None:
         """Handle messages, waiting up to `timeout_s` for the first; send what is due; notice a lost peer."""
@@ -230,14 +232,9 @@ class ShardLink:
             self._forget(LinkState.CONNECTING, reason)
 
     def refusal_error(self) -> PeerError:
-        """The error for a refused hello: a PeerMismatchError if the two sides differ."""
+        """Why the state is REFUSED: a PeerMismatchError if the two sides differ."""
         assert self._refusal is not None
-        text = f"expert service {self.endpoint} refused us: {self._refusal.reason}"
-        if not self._refusal.differences:
-            return PeerError(text)
-        differences = "; ".join(_explain(difference) for difference in self._refusal.differences)
-        remedy = "start both with the same model file and version"
-        return PeerMismatchError(f"{text}: {differences}", remedy=remedy)
+        return self._refusal
 
     def close(self) -> None:
         """Say goodbye. May be called twice."""
@@ -261,22 +258,27 @@ class ShardLink:
             self.state, self._progress = LinkState.LOADING, message.progress
             self._detail = f"reading weights, {message.progress:.0%}"
         elif isinstance(message, Refused):
-            self._refuse(message)
+            if message.reason == UNKNOWN_CLIENT:
+                self.lose("restarted")
+            else:
+                self._refuse(_refusal_error(self.endpoint, message), message.reason)
         elif isinstance(message, ExpertStats):
             self.stats = message
 
     def _welcome(self, ready: Ready) -> None:
         if self._session is None or self.state is LinkState.READY:
             return
+        self._experts = self._experts or ready.experts
+        if ready.experts != self._experts:
+            error = _other_experts(self.endpoint, ready.experts, self._experts)
+            self._refuse(error, "came back with other experts")
+            return
         self.state, self.ready, self._progress, self._detail = LinkState.READY, ready, 1.0, "ready"
         _log.info("expert service is ready", endpoint=self.endpoint, shard=ready.shard, isa=ready.isa)
 
-    def _refuse(self, refusal: Refused) -> None:
-        if refusal.reason == UNKNOWN_CLIENT:
-            self.lose("restarted")
-            return
-        self._refusal = refusal
-        self._forget(LinkState.REFUSED, refusal.reason)
+    def _refuse(self, error: PeerError, detail: str) -> None:
+        self._refusal = error
+        self._forget(LinkState.REFUSED, detail)
 
     def _look(self, now: float) -> None:
         connected = self._channel.connected
@@ -320,6 +322,23 @@ class ShardLink:
             session.transport.close()
         self._done.clear()
         self.state, self.ready, self._progress, self._detail = state, None, 0.0, detail
+
+
+def _refusal_error(endpoint: str, refusal: Refused) -> PeerError:
+    text = f"expert service {endpoint} refused us: {refusal.reason}"
+    if not refusal.differences:
+        return PeerError(text)
+    differences = "; ".join(_explain(difference) for difference in refusal.differences)
+    remedy = "start both with the same model file and version"
+    return PeerMismatchError(f"{text}: {differences}", remedy=remedy)
+
+
+def _other_experts(endpoint: str, now: tuple[int, int], before: tuple[int, int]) -> PeerMismatchError:
+    """A shard came back with another half-open range of experts."""
+    return PeerMismatchError(
+        f"expert service {endpoint} owns experts {now[0]}-{now[1] - 1}, but had {before[0]}-{before[1] - 1}",
+        remedy="start it with the same experts.experts, or start the attention service anew",
+    )
 
 
 def _explain(difference: str) -> str:

@@ -106,7 +106,11 @@ class DoorbellTransport:
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
-        self._bell = HopArena(str(arena.path))
+        try:
+            self._bell = HopArena(str(arena.path))
+        except BaseException:
+            arena.close()
+            raise
 
     @property
     def arena_path(self) -> str | None:

@@ -14,6 +14,7 @@ from rich.text import Text
 from trimaran.cli import options
 from trimaran.cli.api_client import ApiClient, Delta
 from trimaran.cli.serve import own_server
+from trimaran.cli.server import server_url
 from trimaran.config import Config
 from trimaran.errors import PeerError, RequestError
 
@@ -145,7 +146,7 @@ class Conversation:
 @contextlib.contextmanager
 def _server(config: Config, url: str | None, key: str | None) -> Iterator[ApiClient]:
     """A client of the server at `url`, or at the configured address, or of a new one."""
-    address = url or f"http://{config.gateway.host}:{config.gateway.port or 8000}"
+    address = url or server_url(config.gateway.host, config.gateway.port or 8000)
     api = ApiClient(address, key)
     health = api.health()
     if health is not None and not health.answers:

@@ -44,7 +44,8 @@ def serve(
     context: options.Context = None,
     assignments: options.Assignments = None,
     ready_timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds that loading may take; a 400 GB file takes minutes.")
+        float,
+        typer.Option(min=1, max=86400, help="Seconds that loading may take; a 400 GB file takes minutes."),
     ] = READY_TIMEOUT_S,
     greeting: Annotated[
         bool, typer.Option(help="Ask the model one question when it is ready, and print its answer.")

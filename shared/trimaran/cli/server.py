@@ -52,7 +52,7 @@ class Server:
         services: Sequence[Service] | None = None,
     ) -> None:
         self.config, self.key = _complete(config, run_dir)
-        self.api = ApiClient(_url(self.config), self.key)
+        self.api = ApiClient(server_url(self.config.gateway.host, self.config.gateway.port), self.key)
         self._on_log = on_log
         self._commands = self._write_commands(run_dir, services or services_for(config))
         self._environ = _child_environment(os.environ)
@@ -238,10 +238,10 @@ def _claim_port(host: str, port: int) -> int:
         ) from error
 
 
-def _url(config: Config) -> str:
-    host = config.gateway.host
+def server_url(host: str, port: int) -> str:
+    """Where this machine finds a server that listens on `host`: an address, a name, or all interfaces."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
-    return f"http://[{host}]:{config.gateway.port}" if ":" in host else f"http://{host}:{config.gateway.port}"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _child_environment(environ: Mapping[str, str]) -> dict[str, str]:

@@ -52,5 +52,16 @@ GATEWAY = Service("gateway", "trimaran_gateway", PACKAGES["gateway"], "gateway")
 
 
 def services_for(config: Config) -> tuple[Service, ...]:
-    """What a server starts, in order: no expert service if its shards run elsewhere."""
-    return (ATTN, GATEWAY) if config.experts.endpoints else (EXPERTS, ATTN, GATEWAY)
+    """What a server starts, in order: no expert service if its shards run elsewhere.
+
+    Raises:
+        ConfigError: one shard of several is configured, and nothing says where the others are.
+    """
+    if config.experts.endpoints:
+        return ATTN, GATEWAY
+    if config.experts.experts != "all":
+        raise ConfigError(
+            f"experts.experts is {config.experts.experts}: a server needs all experts",
+            remedy="leave it out, or start shards by `trimaran experts` and name all in experts.endpoints",
+        )
+    return EXPERTS, ATTN, GATEWAY

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from trimaran.cli.api_client import ApiClient, Health
+from trimaran.cli.chat import chat
 from trimaran.cli.log_relay import LogLine
-from trimaran.cli.server import Server, ServiceDiedError
+from trimaran.cli.server import Server, ServiceDiedError, server_url
 from trimaran.cli.services import Service, services_for
 from trimaran.cli.signals import SignalInbox
 from trimaran.config_loader import load_config
@@ -190,3 +192,38 @@ def test_shards_elsewhere_need_no_expert_service_here() -> None:
     remote = load_config(None, {"experts.endpoints": "tcp://10.0.0.2:7000"}, {})
     assert [service.name for service in services_for(own)] == ["experts", "attn", "gateway"]
     assert [service.name for service in services_for(remote)] == ["attn", "gateway"]
+
+
+def test_one_shard_of_several_is_no_server() -> None:
+    part = {"experts.experts": "0-127"}
+    with pytest.raises(ConfigError, match=r"experts\.experts is 0-127.*experts\.endpoints"):
+        services_for(load_config(None, part, {}))
+    named = {**part, "experts.endpoints": "tcp://10.0.0.2:7000,tcp://10.0.0.3:7000"}
+    assert [service.name for service in services_for(load_config(None, named, {}))] == ["attn", "gateway"]
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::", "http://[::1]:8000"),
+        ("fd00::7", "http://[fd00::7]:8000"),
+        ("gpu-box", "http://gpu-box:8000"),
+    ],
+)
+def test_where_a_server_is_found(host: str, url: str) -> None:
+    assert server_url(host, 8000) == url
+
+
+def test_chat_asks_a_server_on_an_ipv6_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def health(api: ApiClient, *, timeout_s: float = 5.0) -> Health:
+        asked.append(api.url)
+        return Health(answers=False, ready=False, state="loading", detail="", progress=None)
+
+    monkeypatch.setattr(ApiClient, "health", health)
+    with pytest.raises(PeerError, match="not ready"):
+        chat(question=["hello"], host="::", port=9000)
+    assert asked == ["http://[::1]:9000"]
