@@ -33,6 +33,7 @@ class LoadingThread:
 
     def result(self) -> ShardEngine:
         """The engine; raises what loading raised."""
+        self._thread.join()  # its last act, after the result is there, is to make the event readable
         os.eventfd_read(self._event)
         if self._error is not None:
             raise self._error
