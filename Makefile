@@ -9,7 +9,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 pytho
 	'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
 PIP_FLAGS ?=
-MODEL ?= demo
+MODEL ?=
 ARGS ?=
 
 VENV := .venv
@@ -32,7 +32,7 @@ help: ## list the targets
 # --- run ------------------------------------------------------------------------------------------------------
 
 serve: $(STAMP)/native ## build what is needed and serve the demo model (MODEL=file.gguf, ARGS="--port 9000")
-	@exec $(BIN)/trimaran serve --model '$(MODEL)' $(ARGS)
+	@exec $(BIN)/trimaran serve $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
 chat: $(STAMP)/native ## chat in the terminal with a server that runs, or with one of its own
 	@exec $(BIN)/trimaran chat $(ARGS)

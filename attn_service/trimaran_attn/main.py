@@ -9,7 +9,6 @@ import msgspec.structs
 import torch
 from trimaran.channel import Server
 from trimaran.config import Config, ExpertsConfig
-from trimaran.errors import ConfigError
 from trimaran.lifecycle import Stop
 from trimaran.run_dir import attn_endpoint, default_run_dir, open_run_dir
 from trimaran.telemetry import Log
@@ -33,8 +32,6 @@ def serve(config: Config, stop: Stop) -> None:
     Raises:
         TrimaranError: the model, the device, the memory or the experts are not as configured.
     """
-    if config.attn.rules is not None:
-        raise ConfigError("attn.rules: rules files are not supported in this version", remedy="leave it out")
     model = open_model(config)
     with ExitStack() as stack:
         stack.enter_context(closing(model.file))

@@ -22,7 +22,7 @@ from trimaran.units import format_bytes
 Verdict = Literal["ok", "note", "missing"]
 
 SMALLEST_SHARED_MEMORY = 64 << 20
-_PACKAGES = {
+PACKAGES = {  # what must be importable, by extra
     "": ("msgspec", "numpy", "yaml", "zmq", "rich", "typer"),
     "gateway": ("fastapi", "uvicorn", "jinja2", "tokenizers", "prometheus_client"),
     "attn": ("torch", "llguidance"),
@@ -102,7 +102,7 @@ def _memory(machine: Machine) -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    for extra, modules in _PACKAGES.items():
+    for extra, modules in PACKAGES.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         name = f"packages of {extra}" if extra else "packages"
         if missing:

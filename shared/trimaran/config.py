@@ -75,7 +75,6 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Literal["auto", "naive", "absorbed"],
         Meta(description="form of the attention; auto picks the cheaper one per step"),
     ] = "auto"
-    rules: Annotated[str | None, Meta(description="YAML file of optimisation rules")] = None
 
 
 class ExpertsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -22,7 +22,7 @@ def resolve_model(model: str) -> Path:
     """
     if model == DEMO:
         return _demo_path()
-    path = Path(model).expanduser()
+    path = _expand(model)
     if path.is_dir():
         return _only_model_in(path)
     if not path.exists():
@@ -30,6 +30,13 @@ def resolve_model(model: str) -> Path:
     if not path.is_file():
         raise ModelFileError(f"{model}: not a regular file")
     return path.resolve()
+
+
+def _expand(model: str) -> Path:
+    try:
+        return Path(model).expanduser()
+    except RuntimeError as error:  # no such user, or no home directory
+        raise ModelFileError(f"{model}: {error}", remedy="give the path without ~") from error
 
 
 def _demo_path() -> Path:

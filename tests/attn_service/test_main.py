@@ -38,7 +38,6 @@ def _quiet() -> Iterator[None]:
         ("attn.context_length=999999", 2, "context_length is 999999"),
         ("attn.kv_memory=1K", 4, "attn.kv_memory (1K)"),
         ("attn.kv_memory=much", 2, "much"),
-        ("attn.rules=rules.yaml", 2, "attn.rules"),
     ],
 )
 def test_a_failure_to_start_is_one_line(

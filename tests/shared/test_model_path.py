@@ -24,3 +24,8 @@ def test_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "other-00001-of-00002.gguf").touch()
     assert "2 models" in refused(tmp_path)
     assert "not a regular file" in refused(Path("/dev/null"))
+
+
+def test_a_home_that_nobody_has_is_one_line() -> None:
+    with pytest.raises(ModelFileError, match=r"~nosuchuser/x\.gguf: "):
+        resolve_model("~nosuchuser/x.gguf")

@@ -32,7 +32,7 @@ def plan(
     device: options.Device = None,
     context: options.Context = None,
     gpu_memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Plan for a GPU with this memory, e.g. 24GiB.")
+        str | None, typer.Option(metavar="SIZE", help="Plan for a GPU with this memory, e.g. 48GiB.")
     ] = None,
     ram: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Plan for this much RAM, e.g. 512GiB.")
@@ -56,7 +56,7 @@ def plan(
     Examples:
 
       trimaran plan DeepSeek-R1-Q4_K_M-00001-of-00010.gguf
-      trimaran plan r1.gguf --gpu-memory 24GiB --ram 512GiB --context 128K
+      trimaran plan r1.gguf --gpu-memory 48GiB --ram 512GiB --context 64K
       trimaran plan r1.gguf --ram-bandwidth 440GB --gpu-bandwidth 1000GB --json
     """
     config = options.make_config(

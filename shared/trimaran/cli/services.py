@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trimaran.checkup import PACKAGES
 from trimaran.cli.children import ServiceCommand
 from trimaran.config import Config
 from trimaran.errors import ConfigError
@@ -46,8 +47,8 @@ class Service:
 
 
 EXPERTS = Service("experts", "trimaran_experts", ("trimaran_kernels",), "")
-ATTN = Service("attn", "trimaran_attn", ("torch", "llguidance"), "attn")
-GATEWAY = Service("gateway", "trimaran_gateway", ("fastapi", "uvicorn", "tokenizers"), "gateway")
+ATTN = Service("attn", "trimaran_attn", PACKAGES["attn"], "attn")
+GATEWAY = Service("gateway", "trimaran_gateway", PACKAGES["gateway"], "gateway")
 
 
 def services_for(config: Config) -> tuple[Service, ...]:
