@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 from torch import Tensor
 from trimaran.errors import OverloadedError, RequestError
+from trimaran.telemetry import Log
 from trimaran.wire import EngineStats, Generate, LarkGrammar, RequestFailed, TokenBatch
 
 from trimaran_attn.grammar.constraints import Constraints
@@ -19,6 +21,8 @@ from trimaran_attn.sampling_params import check_deadline, check_sampling, check_
 from trimaran_attn.scheduler import Scheduler, StepPlan
 
 Event = TokenBatch | RequestFailed
+DRAW_FAILED = "no token could be drawn, see the attention service's log"
+_log = Log(__name__)
 
 
 class StepRunner(Protocol):
@@ -27,6 +31,14 @@ class StepRunner(Protocol):
     def run(self, plan: StepPlan) -> Tensor:
         """[S, vocab] float32 on the CPU: a row for each chunk that samples, in order."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class NextToken:
+    """A token, and whether it completes what the request's grammar asks for."""
+
+    drawn: Drawn
+    completes: bool
 
 
 class Engine:
@@ -58,6 +70,8 @@ class Engine:
         self._clock = clock
         self._constraints = constraints
         self._samplers: dict[str, Sampler] = {}
+        # What a step found out before it raised must not be lost.
+        self._events: list[Event] = []
 
     @property
     def has_work(self) -> bool:
@@ -73,6 +87,7 @@ class Engine:
         """
         try:
             request = self._make_request(message, self._clock() if received_at is None else received_at)
+            sampler = self._make_sampler(message)
             self.scheduler.add(request)
         except RequestError as error:
             return RequestFailed(
@@ -80,7 +95,7 @@ class Engine:
             )
         except OverloadedError as error:
             return RequestFailed(request_id=message.request_id, code="overloaded", message=str(error))
-        self._samplers[request.request_id] = self._make_sampler(message)
+        self._samplers[request.request_id] = sampler
         if self._constraints is not None and message.grammar is not None:
             self._constraints.add(request.request_id, message.grammar)
         return None
@@ -91,29 +106,45 @@ class Engine:
         return None if request is None else self._last_words(request, self._clock())
 
     def fail_all(self, code: str, message: str) -> list[Event]:
-        """End every request with an error, as when the experts are gone."""
-        return [self._fail(request.request_id, code, message) for request in self.scheduler.requests()]
+        """End every request with an error, as when the experts are gone.
+
+        Returns:
+            What the clients should hear, with what a step that raised left unsaid.
+        """
+        for request in self.scheduler.requests():
+            self._events.append(self.fail(request.request_id, code, message))
+        return self._take_events()
+
+    def fail(self, request_id: str, code: str, message: str, param: str | None = None) -> RequestFailed:
+        """End a request with an error, wherever it is; the answer for its client."""
+        request = self.scheduler.end(request_id, code)
+        if request is not None:
+            self._forget(request, self._clock())
+        return RequestFailed(request_id=request_id, code=code, message=message, param=param)
 
     def step(self) -> list[Event]:
         """Schedule, run, draw. Returns what the clients should hear.
 
         Raises:
-            PeerError: the experts did not answer; the requests are still there.
+            PeerError: the experts did not answer; the requests are still there. What was to be heard until
+                then is returned by the next step or `fail_all`.
         """
-        events: list[Event] = [
-            self._last_words(late, self._clock()) for late in self.scheduler.expire(self._clock())
-        ]
+        for late in self.scheduler.expire(self._clock()):
+            self._events.append(self._last_words(late, self._clock()))
         if self._constraints is not None:
-            events += self._refuse(self._constraints.refused())
+            self._refuse(self._constraints.refused())
         plan = self.scheduler.schedule(self._clock())
         if plan.chunks:
-            drawn = self._draw(plan, self._runner.run(plan), events)
-            events += self._complete(plan, drawn)
-        return events
+            self._complete(plan, self._draw(plan, self._runner.run(plan)))
+        return self._take_events()
 
     def stats(self) -> EngineStats:
         """Counters, gauges, and the histogram samples since the last call."""
         return engine_stats(self.scheduler, self.meter)
+
+    def _take_events(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
 
     def _make_request(self, message: Generate, now: float) -> Request:
         params = message.sampling
@@ -153,8 +184,20 @@ class Engine:
                 params = msgspec.structs.replace(params, min_tokens=self.scheduler.limits.context_length)
         return Sampler(params, message.prompt_ids, stop_ids)
 
-    def _draw(self, plan: StepPlan, logits: Tensor, events: list[Event]) -> dict[str, Drawn]:
-        """Tokens by request id; a request whose logits are no numbers fails, the others go on."""
+    def _draw(self, plan: StepPlan, logits: Tensor) -> dict[str, NextToken]:
+        """Tokens by request id; none for a request that fails here, nor while its grammar is not ready."""
+        rows = self._finite_rows(plan, logits)
+        masked: dict[str, Tensor] = {}
+        if self._constraints is not None:
+            rows = {key: row for key, row in rows.items() if self._constraints.is_ready(key)}
+            masked, failed = self._constraints.constrain(rows)
+            self._refuse(failed)
+            rows = {key: row for key, row in rows.items() if key not in failed}
+        drawn = {key: self._next_token(key, row, masked.get(key)) for key, row in rows.items()}
+        return {key: token for key, token in drawn.items() if token is not None}
+
+    def _finite_rows(self, plan: StepPlan, logits: Tensor) -> dict[str, Tensor]:
+        """Logits by request id; a request whose logits are no numbers fails."""
         sampled = [chunk.request for chunk in plan.chunks if chunk.samples]
         sane = logits.isfinite().all(-1).tolist()
         rows = {}
@@ -162,32 +205,31 @@ class Engine:
             if valid:
                 rows[request.request_id] = row
             else:
-                events.append(self._fail(request.request_id, "internal", "the model's output is not finite"))
-        masked: dict[str, Tensor] = {}
-        if self._constraints is not None:
-            masked, failed = self._constraints.constrain(rows)
-            events += self._refuse(failed)
-            rows = {key: row for key, row in rows.items() if key not in failed}
-        return {key: self._samplers[key].draw(row, masked.get(key)) for key, row in rows.items()}
+                failure = self.fail(request.request_id, "internal", "the model's output is not finite")
+                self._events.append(failure)
+        return rows
 
-    def _complete(self, plan: StepPlan, drawn: dict[str, Drawn]) -> list[Event]:
+    def _next_token(self, request_id: str, logits: Tensor, masked: Tensor | None) -> NextToken | None:
+        """Draw, and follow the grammar; None: the request failed, which its batch-mates shall not notice."""
+        try:
+            drawn = self._samplers[request_id].draw(logits, masked)
+            constraints = self._constraints
+            return NextToken(drawn, constraints is not None and constraints.take(request_id, drawn.token))
+        except Exception:
+            _log.exception("no token could be drawn", request=request_id)
+            self._events.append(self.fail(request_id, "internal", DRAW_FAILED))
+            return None
+
+    def _complete(self, plan: StepPlan, drawn: Mapping[str, NextToken]) -> None:
         now = self._clock()
         sampled = [chunk.request for chunk in plan.chunks if chunk.request.request_id in drawn]
         previous_at = [request.last_token_at for request in sampled]
-        tokens = {key: draw.token for key, draw in drawn.items()}
-        self.scheduler.complete(plan, tokens, now, self._follow_grammars(tokens))
-        events: list[Event] = []
+        tokens = {key: following.drawn.token for key, following in drawn.items()}
+        complete = {key for key, following in drawn.items() if following.completes}
+        self.scheduler.complete(plan, tokens, now, complete)
         for request, previous in zip(sampled, previous_at, strict=True):
             self.meter.observe_token(request, previous, now)
-            events.append(self._token_event(request, drawn[request.request_id], now))
-        return events
-
-    def _follow_grammars(self, tokens: Mapping[str, int]) -> set[str]:
-        """Requests whose grammar is complete with these tokens."""
-        constraints = self._constraints
-        if constraints is None:
-            return set()
-        return {key for key, token in tokens.items() if constraints.take(key, token)}
+            self._events.append(self._token_event(request, drawn[request.request_id].drawn, now))
 
     def _token_event(self, request: Request, drawn: Drawn, now: float) -> TokenBatch:
         ended = request.finish_reason is not None
@@ -211,18 +253,13 @@ class Engine:
             usage=request.usage(now),
         )
 
-    def _refuse(self, errors: Mapping[str, RequestError]) -> list[Event]:
+    def _refuse(self, errors: Mapping[str, RequestError]) -> None:
         """End requests that turned out to be bad."""
-        return [self._fail(key, error.code, str(error), error.param) for key, error in errors.items()]
-
-    def _fail(self, request_id: str, code: str, message: str, param: str | None = None) -> RequestFailed:
-        request = self.scheduler.end(request_id, code)
-        assert request is not None
-        self._forget(request, self._clock())
-        return RequestFailed(request_id=request_id, code=code, message=message, param=param)
+        for key, error in errors.items():
+            self._events.append(self.fail(key, error.code, str(error), error.param))
 
     def _forget(self, request: Request, now: float) -> None:
-        del self._samplers[request.request_id]
+        self._samplers.pop(request.request_id, None)  # there is none if `submit` was interrupted
         if self._constraints is not None:
             self._constraints.remove(request.request_id)
         self.meter.observe_end(request, now)

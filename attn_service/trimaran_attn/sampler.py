@@ -54,9 +54,15 @@ class Sampler:
         Args:
             logits: [vocab] float32 on the CPU; left as they are.
             masked: the same with all that a grammar forbids at -inf; None without a grammar.
+
+        Raises:
+            ArithmeticError: penalties, bias and grammar left no finite best token.
         """
         adjusted = self._adjust(logits if masked is None else masked)
-        token = int(adjusted.argmax()) if self._params.temperature == 0 else self._pick(adjusted)
+        best = adjusted.max()
+        if not best.isfinite():
+            raise ArithmeticError(f"the best adjusted logit is {float(best)}")
+        token = int(adjusted.argmax()) if self._params.temperature == 0 else self._pick(adjusted, best)
         logprob = self._logprob(logits, token)
         self._counts[token] += 1
         if self._params.repetition_penalty != 1:
@@ -99,9 +105,9 @@ class Sampler:
     def _bars_stop_ids(self) -> bool:
         return len(self._stop_ids) > 0 and self.n_drawn < self._params.min_tokens
 
-    def _pick(self, logits: Tensor) -> int:
+    def _pick(self, logits: Tensor, best: Tensor) -> int:
         # In float64 a tiny temperature cannot overflow, and the sums over a large vocabulary stay exact.
-        scaled = (logits - logits.max()).double() / self._params.temperature
+        scaled = (logits - best).double() / self._params.temperature
         ids, probabilities = _keep(scaled.softmax(0), self._params)
         cumulative = probabilities.cumsum(0)
         place = int(torch.searchsorted(cumulative, self._uniform() * cumulative[-1], right=True))

@@ -10,6 +10,10 @@ from trimaran.wire import SamplingParams
 
 MAX_LOGPROBS = 100
 MAX_LOGIT_BIASES = 4096
+MAX_REPETITION_PENALTY = 100.0
+"""Its inverse is the least: beyond, logits near float32's ends would turn into no numbers."""
+MAX_SHIFT = 100.0
+"""What a bias or a penalty may add to a logit, either way."""
 
 
 def check_sampling(params: SamplingParams, vocab_size: int) -> None:
@@ -22,16 +26,17 @@ def check_sampling(params: SamplingParams, vocab_size: int) -> None:
     _check(params.top_k >= 0, "top_k", params.top_k, "a count from 0 on")
     _check(0 < params.top_p <= 1, "top_p", params.top_p, "above 0 and at most 1")
     _check(0 <= params.min_p <= 1, "min_p", params.min_p, "from 0 to 1")
-    _check(True, "frequency_penalty", params.frequency_penalty, "a number")
-    _check(True, "presence_penalty", params.presence_penalty, "a number")
-    _check(params.repetition_penalty > 0, "repetition_penalty", params.repetition_penalty, "above 0")
+    _check_shift("frequency_penalty", params.frequency_penalty)
+    _check_shift("presence_penalty", params.presence_penalty)
+    penalty, most = params.repetition_penalty, MAX_REPETITION_PENALTY
+    _check(1 / most <= penalty <= most, "repetition_penalty", penalty, f"from {1 / most:g} to {most:g}")
     _check_lengths(params)
     if params.logprobs is not None:
         valid = 0 <= params.logprobs <= min(MAX_LOGPROBS, vocab_size)
         _check(valid, "logprobs", params.logprobs, f"from 0 to {min(MAX_LOGPROBS, vocab_size)}")
     _check(len(params.logit_bias) <= MAX_LOGIT_BIASES, "logit_bias", len(params.logit_bias), "4096 at most")
     for bias in params.logit_bias.values():
-        _check(True, "logit_bias", bias, "a number")
+        _check_shift("logit_bias", bias)
     check_token_ids(params.logit_bias, vocab_size, "logit_bias")
 
 
@@ -61,6 +66,10 @@ def _check_lengths(params: SamplingParams) -> None:
         _check(limit >= 1, "max_tokens", limit, "at least 1")
     valid = params.min_tokens >= 0 and (limit is None or params.min_tokens <= limit)
     _check(valid, "min_tokens", params.min_tokens, "from 0 to max_tokens")
+
+
+def _check_shift(param: str, value: float) -> None:
+    _check(abs(value) <= MAX_SHIFT, param, value, f"from {-MAX_SHIFT:g} to {MAX_SHIFT:g}")
 
 
 def _check(valid: bool, param: str, value: float, wanted: str) -> None:

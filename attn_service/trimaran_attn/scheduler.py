@@ -156,18 +156,21 @@ class Scheduler:
 
         Args:
             plan: the step.
-            drawn: the token drawn for each request whose chunk samples, by request id.
+            drawn: tokens by request id, of requests whose chunk samples. Who got none, as its grammar is not
+                ready, computes its last token again in the next step.
             now: when the step ended.
             complete: requests whose output needs no more tokens, whatever was drawn.
         """
         for chunk in plan.chunks:
-            request, samples = chunk.request, chunk.samples
+            request = chunk.request
             if request.state is State.FINISHED:
                 continue
-            request.n_computed += chunk.length
+            token = drawn.get(request.request_id)
+            is_deferred = chunk.samples and token is None
+            request.n_computed += chunk.length - is_deferred
             self._prefixes.register(request, chunk.start)
-            if samples:
-                self._append(request, drawn[request.request_id], now, request.request_id in complete)
+            if token is not None:
+                self._append(request, token, now, request.request_id in complete)
 
     def _check(self, request: Request) -> None:
         n_prompt, context = len(request.prompt_ids), self.limits.context_length

@@ -63,6 +63,7 @@ class AttnService:
         self._max_open = max_open
         self._routes: dict[str, Route] = {}
         self._keys: dict[Route, str] = {}
+        self._aborted: set[str] = set()
         self._numbers = count(1)
         self._peers: dict[bytes, None] = {}
 
@@ -70,7 +71,7 @@ class AttnService:
         """Serve until told to stop.
 
         Raises:
-            TrimaranError: loading failed.
+            BaseException: what ended the worker, in most cases a TrimaranError while loading.
         """
         self._worker.start()
         try:
@@ -101,7 +102,7 @@ class AttnService:
             case Abort():
                 key = self._keys.get(Route(peer, message.request_id))
                 if key is not None:
-                    self._worker.put(AbortCommand(key))
+                    self._abort(key)
             case EngineStatusRequest():
                 self._send(peer, self._worker.status)
             case EngineStatsRequest():
@@ -148,7 +149,7 @@ class AttnService:
         if route is None:
             return
         if isinstance(event, RequestFailed) or event.finish_reason is not None:
-            del self._routes[key], self._keys[route]
+            self._close(key)
         self._send(route.peer, replace(event, request_id=route.request_id))
 
     def _send(self, peer: bytes, message: EngineToGateway) -> None:
@@ -168,8 +169,18 @@ class AttnService:
         if lost:
             _log.warning("a gateway went away, its requests are aborted", requests=len(lost))
         for key in lost:
-            del self._keys[self._routes.pop(key)]
+            self._abort(key)
+            self._close(key)
+
+    def _abort(self, key: str) -> None:
+        """Once per request, so that no gateway can fill the worker's inbox."""
+        if key not in self._aborted:
+            self._aborted.add(key)
             self._worker.put(AbortCommand(key))
+
+    def _close(self, key: str) -> None:
+        del self._keys[self._routes.pop(key)]
+        self._aborted.discard(key)
 
     def _stats(self) -> EngineStats:
         engine = self._worker.engine

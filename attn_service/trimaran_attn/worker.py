@@ -22,6 +22,7 @@ LOOK_S = 0.5
 """How often an idle engine looks whether its experts are still there."""
 
 STOPPING = "the attention service is stopping"
+COMMAND_FAILED = "the request failed, see the attention service's log"
 _log = Log(__name__)
 
 
@@ -35,6 +36,11 @@ class SubmitCommand:
 
     message: Generate
     received_at: float
+
+    @property
+    def request_id(self) -> str:
+        """The request's id."""
+        return self.message.request_id
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class EngineWorker:
         outbox: what clients should hear, and each change of status.
         status: how the engine is now.
         engine: None until it is loaded. Other threads may only read its statistics.
-        failure: why loading failed, if it did.
+        failure: why loading failed or the thread ended, if it did; the last change of status follows it.
     """
 
     def __init__(
@@ -113,10 +119,19 @@ class EngineWorker:
         except CancelledError:
             return
         except BaseException as error:
-            self.failure = error
-            self._set_status("draining", "loading failed")
+            self._give_up(error, "loading failed")
             return
         self.engine = engine
+        try:
+            self._serve(engine)
+        except BaseException as error:
+            self._give_up(error, "the engine failed")
+
+    def _give_up(self, error: BaseException, detail: str) -> None:
+        self.failure = error
+        self._set_status("draining", detail)
+
+    def _serve(self, engine: Engine) -> None:
         self._set_status("ready", "")
         while self._take_commands(engine):
             if not self._link.ready():
@@ -136,15 +151,19 @@ class EngineWorker:
         return False
 
     def _obey(self, engine: Engine, command: Command) -> bool:
-        match command:
-            case SubmitCommand():
+        if isinstance(command, StopCommand):
+            self._set_status("draining", STOPPING)
+            self._emit(*engine.fail_all("unavailable", STOPPING))
+            return False
+        try:
+            if isinstance(command, SubmitCommand):
                 self._emit(engine.submit(command.message, command.received_at))
-            case AbortCommand():
+            else:
                 self._emit(engine.abort(command.request_id))
-            case StopCommand():
-                self._set_status("draining", STOPPING)
-                self._emit(*engine.fail_all("unavailable", STOPPING))
-                return False
+        except Exception:
+            # As with a step: one request's trouble is not the others'.
+            _log.exception("command failed", request=command.request_id)
+            self._emit(engine.fail(command.request_id, "internal", COMMAND_FAILED))
         return True
 
     def _step(self, engine: Engine) -> None:

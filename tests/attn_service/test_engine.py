@@ -167,6 +167,35 @@ def test_lost_experts_fail_all_requests_and_free_their_pages(engine: Engine, run
     assert tokens(run(engine), "b") == [2]
 
 
+def test_a_draw_that_fails_ends_its_request_only(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trimaran_attn.engine.check_sampling", lambda *_: None)
+    engine.submit(ask("bad", [1], logit_bias={5: math.inf}))
+    engine.submit(ask("good", [1], max_tokens=3))
+    events = run(engine)
+    failures = [(e.request_id, e.code) for e in events if isinstance(e, RequestFailed)]
+    assert failures == [("bad", "internal")]
+    assert tokens(events, "good") == [2, 3, 4]
+    assert engine.scheduler.pages.n_free == 64
+
+
+@pytest.mark.parametrize("recovers", [True, False])
+def test_what_a_broken_step_had_to_say_is_said_later(
+    engine: Engine, runner: CountingRunner, clock: Clock, recovers: bool
+) -> None:
+    engine.submit(ask("late", [1], deadline=5.0))
+    engine.submit(ask("other", [1], max_tokens=1))
+    clock.now += 5.0
+    runner.away = True
+    with pytest.raises(PeerError):
+        engine.step()
+    runner.away = False
+    events = engine.step() if recovers else engine.fail_all("unavailable", "experts are away")
+    assert [event.request_id for event in events] == ["late", "other"]
+    assert isinstance(events[0], TokenBatch)
+    assert events[0].finish_reason == "deadline"
+    assert engine.step() == []
+
+
 def test_stats_have_the_exported_names(engine: Engine) -> None:
     engine.submit(ask("a", [1, 2], max_tokens=3))
     run(engine)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def make_logits(seed: int = 0, n: int = VOCAB) -> torch.Tensor:
     return torch.randn(n, generator=torch.Generator().manual_seed(seed)) * 2
 
 
-def support(draws: int = 400, logits: torch.Tensor | None = None, **params: object) -> Counter[int]:
+def support(draws: int = 400, logits: torch.Tensor | None = None, **params: Any) -> Counter[int]:
     logits = make_logits() if logits is None else logits
     sampler = make_sampler(seed=1, **params)
     return Counter(sampler.draw(logits).token for _ in range(draws))
@@ -108,6 +109,21 @@ def test_logit_bias_is_added() -> None:
     assert torch.equal(logits, before)
 
 
+@pytest.mark.parametrize("params", [{"temperature": 0.0}, {}, {"top_p": 0.5}])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nothing_is_drawn_from_what_is_not_finite(params: dict[str, float], value: float) -> None:
+    sampler = make_sampler(logit_bias={3: value}, **params)
+    with pytest.raises(ArithmeticError, match="adjusted logit"):
+        sampler.draw(make_logits())
+    assert sampler.n_drawn == 0
+
+
+def test_the_strongest_penalties_still_draw_a_token() -> None:
+    params = {"repetition_penalty": 0.01, "frequency_penalty": 100.0, "logit_bias": {3: -100.0, 4: 100.0}}
+    check_sampling(SamplingParams(**params), VOCAB)  # type: ignore[arg-type]
+    assert max(support(50, prompt=tuple(range(VOCAB)), **params)) < VOCAB
+
+
 def test_stop_ids_are_not_drawn_before_min_tokens() -> None:
     logits = make_logits()
     best, second = logits.topk(2).indices.tolist()
@@ -138,7 +154,11 @@ def test_logprobs_are_the_models_own() -> None:
         ("min_p", -0.5),
         ("frequency_penalty", math.inf),
         ("presence_penalty", math.nan),
+        ("frequency_penalty", 101.0),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", 3e-38),
+        ("repetition_penalty", 101.0),
+        ("logit_bias", {0: 3e38}),
         ("logit_bias", {VOCAB: 1.0}),
         ("logit_bias", {0: math.nan}),
         ("max_tokens", 0),

@@ -249,3 +249,17 @@ def test_books_balance_and_everybody_is_answered(
             assert len(request.output_ids) == request.max_tokens
         else:
             assert request.finish_reason in {"abort", "deadline"}
+
+
+def test_who_gets_no_token_computes_its_last_one_again() -> None:
+    scheduler = make_scheduler()
+    request = make_request("a", n_prompt=8)
+    scheduler.add(request)
+    for expected in (8, 1, 1):
+        plan = scheduler.schedule(0.0)
+        assert lengths(plan) == {"a": expected}
+        scheduler.complete(plan, {}, 0.0)
+        assert (request.n_computed, request.output_ids) == (7, [])
+        check_books(scheduler)
+    run_step(scheduler)
+    assert (request.n_computed, request.output_ids) == (8, [1])

@@ -34,7 +34,7 @@ from trimaran_attn.engine import Engine
 from trimaran_attn.pages import PageAllocator
 from trimaran_attn.scheduler import Limits, Scheduler, StepPlan
 from trimaran_attn.service import AttnService
-from trimaran_attn.worker import EngineWorker
+from trimaran_attn.worker import AbortCommand, EngineWorker
 
 VOCAB = 50
 T = TypeVar("T")
@@ -269,6 +269,55 @@ def test_abort_ends_a_request_and_unknown_ids_are_ignored(start: Start) -> None:
         ask(client, Abort(request_id="r"))
         assert finish(client, "r")[1] == "abort"
         assert bench.engine.scheduler.pages.n_free == 256
+
+
+def test_a_request_is_aborted_once_however_often_it_is_asked(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, puts = start(), []
+    put = EngineWorker.put
+    monkeypatch.setattr(EngineWorker, "put", lambda self, command: (puts.append(command), put(self, command)))
+    with bench.client() as client:
+        wait_state(client, "ready")
+        bench.runner.step_s = 0.5
+        ask(client, generate("r"))
+        for _ in range(50):
+            ask(client, Abort(request_id="r"))
+        assert finish(client, "r")[1] == "abort"
+    assert [type(command) for command in puts].count(AbortCommand) == 1
+
+
+def test_a_command_that_breaks_fails_its_request_only(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = start()
+    submit = bench.engine.submit
+
+    def break_some(message: Generate, received_at: float) -> RequestFailed | None:
+        if message.prompt_ids[0] == 13:
+            raise RuntimeError("a bug")
+        return submit(message, received_at)
+
+    monkeypatch.setattr(bench.engine, "submit", break_some)
+    with bench.client() as client:
+        wait_state(client, "ready")
+        ask(client, generate("good", max_tokens=200, ignore_eos=True))
+        ask(client, generate("bad", [13]))
+        failed = hear(client, RequestFailed)
+        assert (failed.request_id, failed.code) == ("bad", "internal")
+        assert finish(client, "good")[1] == "length"
+
+
+def test_the_end_of_the_thread_ends_the_service(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = start()
+    with bench.client() as client:
+        wait_state(client, "ready")
+
+        def ready() -> bool:
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(bench.link, "ready", ready)
+        assert hear(client, EngineStatus).state == "draining"
+    bench.thread.join(5)
+    assert [str(error) for error in bench.errors] == ["a bug"]
 
 
 def test_two_gateways_may_use_the_same_id(start: Start) -> None:

@@ -11,9 +11,13 @@ from llguidance import LLMatcher
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from torch import Tensor
 from trimaran.errors import RequestError
+from trimaran.telemetry import Log
 from trimaran.wire import LarkGrammar
 
 from trimaran_attn.grammar.compiler import GrammarCompiler, bad_grammar
+
+COMPILER_FAILED = "grammar: it could not be compiled, see the attention service's log"
+_log = Log(__name__)
 
 
 class Constraints:
@@ -60,11 +64,16 @@ class Constraints:
         done = {key: future for key, future in self._compiling.items() if future.done()}
         return {key: error for key in done if (error := self._settle(key)) is not None}
 
+    def is_ready(self, request_id: str) -> bool:
+        """Whether a token may be drawn: there is no grammar, or it does not compile any more."""
+        future = self._compiling.get(request_id)
+        return future is None or future.done()
+
     def constrain(self, rows: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, RequestError]]:
         """The logits of constrained requests with all that their grammars forbid at -inf.
 
         Args:
-            rows: logits [vocab] by request id; requests without a grammar are passed over.
+            rows: logits [vocab] by request id, all ready; requests without a grammar are passed over.
 
         Returns:
             Masked copies by request id, and the requests whose grammar failed.
@@ -80,16 +89,20 @@ class Constraints:
         return {key: row for key, row in zip(ids, masked, strict=True) if key not in failed}, failed
 
     def take(self, request_id: str, token: int) -> bool:
-        """Book a token that was drawn from `constrain`'s logits; True: the output is complete."""
+        """Book a token that was drawn from `constrain`'s logits; True: the output is complete.
+
+        Raises:
+            RequestError: the grammar does not take the token.
+        """
         matcher = self._matchers.get(request_id)
         if matcher is None:
             return False
-        accepted = matcher.consume_token(token)
-        assert accepted, matcher.get_error()
+        if not matcher.consume_token(token):
+            raise self._failure(request_id)
         return matcher.is_stopped()
 
     def _settle(self, request_id: str) -> RequestError | None:
-        """Wait for a request's compiled grammar, if it has one."""
+        """Take a request's compiled grammar over, if it has one; what went wrong instead, if anything did."""
         future = self._compiling.pop(request_id, None)
         if future is None:
             return None
@@ -97,6 +110,10 @@ class Constraints:
             self._matchers[request_id] = future.result()
         except RequestError as error:
             return error
+        except Exception:
+            # A fault of ours or of llguidance is the end of this request, not of its batch-mates.
+            _log.exception("grammar failed to compile", request=request_id)
+            return RequestError(COMPILER_FAILED, code="internal", param="grammar")
         return None
 
     def _allowed(self, ids: Sequence[str], vocab_size: int) -> Tensor:

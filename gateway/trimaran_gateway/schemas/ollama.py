@@ -37,7 +37,7 @@ class Options(Body):
     num_predict: Annotated[int, Field(ge=-2)] = -1
     num_ctx: Annotated[int, Field(ge=1)] | None = None
     stop: StopString | StopStrings | None = None
-    repeat_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    repeat_penalty: Annotated[float, Field(ge=0.01, le=10)] = 1.0
     repeat_last_n: Annotated[int, Field(ge=-1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0

@@ -91,14 +91,17 @@ class Asker:
 
     def run(self) -> None:
         while self.engine.has_work:
-            for event in self.engine.step():
-                if isinstance(event, RequestFailed):
-                    self.failures[event.request_id] = event
-                    continue
-                self.batches.setdefault(event.request_id, []).append(event)
-                self.ids.setdefault(event.request_id, []).extend(event.ids)
-                if event.finish_reason is not None:
-                    self.reasons[event.request_id] = event.finish_reason
+            self.step()
+
+    def step(self) -> None:
+        for event in self.engine.step():
+            if isinstance(event, RequestFailed):
+                self.failures[event.request_id] = event
+                continue
+            self.batches.setdefault(event.request_id, []).append(event)
+            self.ids.setdefault(event.request_id, []).extend(event.ids)
+            if event.finish_reason is not None:
+                self.reasons[event.request_id] = event.finish_reason
 
     def text(self, name: str) -> str:
         """Its output; special tokens have no text."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from jsonschema import Draft202012Validator
-from llguidance import LLParserLimits
+from llguidance import LLMatcher, LLParserLimits
 from trimaran.gguf import GGUFFile
+from trimaran.wire import LarkGrammar
 from trimaran_attn.grammar.compiler import GrammarCompiler
 from trimaran_attn.grammar.constraints import Constraints
-from trimaran_attn.grammar.vocabulary import read_token_table
+from trimaran_attn.grammar.vocabulary import TokenTable, read_token_table
 
 END = 1
 N_PAGES = 24
@@ -225,6 +228,56 @@ def test_bad_grammars_are_refused_in_one_line(asker: Any, grammar: str, problem:
     assert not asker.failures
     assert asker.text("good") == "fine"
     assert asker.engine.scheduler.counters.finished["invalid_request"] == 1
+
+
+class HeldCompiler(GrammarCompiler):
+    """Its grammars are ready when the test says so."""
+
+    def __init__(self, table: TokenTable) -> None:
+        super().__init__(table)
+        self.futures: list[Future[LLMatcher]] = []
+
+    def start(self, grammar: LarkGrammar) -> Future[LLMatcher]:
+        self.futures.append(Future())
+        return self.futures[-1]
+
+
+def test_nobody_waits_for_a_grammar_that_compiles(lab: Any, compiler: Any, table: Any, asker: Any) -> None:
+    held = HeldCompiler(table)
+    patient = type(asker)(lab.engine(Constraints(held)), table)
+    patient.submit("slow", 'start: "slow"', max_tokens=9)
+    patient.submit("free", None, max_tokens=20, ignore_eos=True)
+    while "free" not in patient.reasons:
+        patient.step()
+    assert "slow" not in patient.ids
+    held.futures[0].set_result(compiler.start(LarkGrammar(text='start: "slow"')).result(10))
+    patient.run()
+    asker.submit("slow", 'start: "slow"', max_tokens=9)
+    asker.run()
+    assert patient.ids["slow"] == asker.ids["slow"]
+    assert patient.text("slow") == "slow"
+
+
+def test_a_compiler_that_breaks_fails_its_request_only(lab: Any, table: Any, asker: Any) -> None:
+    held = HeldCompiler(table)
+    broken = type(asker)(lab.engine(Constraints(held)), table)
+    broken.submit("bad", 'start: "x"')
+    broken.submit("free", None, max_tokens=3, ignore_eos=True)
+    held.futures[0].set_exception(RuntimeError("a bug"))
+    broken.run()
+    assert broken.failures["bad"].code == "internal"
+    assert "a bug" not in broken.failures["bad"].message
+    assert len(broken.ids["free"]) == 3
+
+
+def test_a_token_that_is_not_taken_fails_its_request_only(asker: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(Constraints, "_allowed", lambda _, ids, vocab: torch.ones(len(ids), vocab).bool())
+    letter = asker.table.tokens.index(b"x")
+    asker.submit("bad", 'start: "yes"', logit_bias={letter: 100.0})
+    asker.submit("free", None, max_tokens=3, ignore_eos=True)
+    asker.run()
+    assert asker.failures["bad"].code == "internal"
+    assert len(asker.ids["free"]) == 3
 
 
 def test_a_grammar_that_is_too_long_is_refused_at_once(asker: Any) -> None:
