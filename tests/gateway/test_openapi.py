@@ -11,14 +11,17 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import CHECKS, load_all_checks
 
+_CHAT = {"model": "tiny-test", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 20}
+_TEXT = {"model": "tiny-test", "prompt": "hello"}
 STREAMED = {
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/responses",
-    "/v1/messages",
-    "/api/chat",
-    "/api/generate",
+    "/v1/chat/completions": _CHAT,
+    "/v1/completions": _TEXT,
+    "/v1/responses": {"model": "tiny-test", "input": "hello"},
+    "/v1/messages": _CHAT,
+    "/api/chat": _CHAT,
+    "/api/generate": _TEXT,
 }
+"""A body that each of them answers."""
 REQUIRED = {"messages", "prompt", "input", "model", "max_tokens", "tokens"}
 EXAMPLES = 20
 """Bodies per operation and kind, valid and invalid."""
@@ -107,4 +110,15 @@ def test_any_body_gets_a_documented_answer(shared_stack: Any) -> None:
 
         check()
     assert {200, 400, 404, 501} <= {status for _, status in answered}
-    assert {(path, 200) for path in STREAMED} <= answered
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", STREAMED)
+def test_a_good_body_gets_the_documented_answer(shared_stack: Any, path: str, stream: bool) -> None:
+    schema = schemathesis.openapi.from_url(shared_stack.url + "/openapi.json")
+    case = schema[path]["POST"].Case(body={**STREAMED[path], "stream": stream}, media_type="application/json")
+    shared_stack.engine.scripts.clear()
+    shared_stack.engine.say("hm</think>hello world")
+    response = case.call(timeout=20)
+    assert response.status_code == 200, response.text
+    case.validate_response(response, checks=CONFORMANCE)

@@ -131,7 +131,7 @@ def test_a_budget_of_thought(noise: Any, served: ServedModel, tools: list[Any]) 
     assert prompt.constraint is not None
     end = served.tokenizer.vocabulary.markers.end_think
     for seed in SEEDS:
-        bias = {end: -100.0 if seed % 2 else 6.0}  # one that never wants to stop, one that does early
+        bias = {end: -100.0 if seed % 2 else 20.0}  # one that never wants to stop, one that does early
         text = prompt.constraint.grammar.text
         noise.submit(str(seed), text, prompt_ids=prompt.ids, seed=seed, max_tokens=40, logit_bias=bias)
     noise.run()
