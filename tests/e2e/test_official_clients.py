@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import anthropic
@@ -34,7 +36,12 @@ WEATHER: Any = {
 
 def test_anthropic_whole_streamed_and_counted(demo_server: RunningServer) -> None:
     thinking: Any = {"type": "enabled", "budget_tokens": 1024}
-    asked: dict[str, Any] = {"model": "demo", "max_tokens": 1500, "temperature": 0.0, "messages": QUESTION}
+    asked: dict[str, Any] = {
+        "model": "demo",
+        "max_tokens": 1500,
+        "messages": QUESTION,
+        "extra_body": {"temperature": 0},
+    }
     with anthropic.Anthropic(base_url=demo_server.url, api_key="none", max_retries=0, timeout=60) as client:
         message = client.messages.create(**asked, thinking=thinking)
         assert [block.type for block in message.content] == ["thinking", "text"]
@@ -47,7 +54,11 @@ def test_anthropic_whole_streamed_and_counted(demo_server: RunningServer) -> Non
 
 
 def test_ollama_whole_streamed_and_formatted(demo_server: RunningServer) -> None:
-    client = ollama.Client(host=demo_server.url, timeout=60)
+    with closing(ollama.Client(host=demo_server.url, timeout=60)) as client:
+        use_ollama(client)
+
+
+def use_ollama(client: ollama.Client) -> None:
     options = {"temperature": 0}
     answer = client.chat(model="demo", messages=QUESTION, think=True, options=options)
     assert answer.message.content == "13"
@@ -63,8 +74,10 @@ def test_ollama_whole_streamed_and_formatted(demo_server: RunningServer) -> None
 
 
 @pytest.fixture
-def client(demo_server: RunningServer) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{demo_server.url}/v1", api_key="none", max_retries=0, timeout=60)
+def client(demo_server: RunningServer) -> Iterator[openai.OpenAI]:
+    url = f"{demo_server.url}/v1"
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
+        yield client
 
 
 def test_an_answer_by_schema(client: openai.OpenAI) -> None:
