@@ -62,7 +62,7 @@ def test_idle_pool_takes_no_time():
         "start = time.process_time(); time.sleep(0.5); print(time.process_time() - start)\n"
     )
     output = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
-    assert float(output) < 0.01
+    assert float(output) < 0.05  # a spinning thread would take 0.5
 
 
 def test_more_loops_than_anyone_counts():

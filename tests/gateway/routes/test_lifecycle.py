@@ -5,6 +5,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from typing import Any
 
 import httpx
@@ -90,6 +91,7 @@ def test_the_engine_may_die_and_come_back(make_stack: Any, wait_for: Any) -> Non
         reader = threading.Thread(target=lambda: lines.extend(stream_lines(stack)))
         reader.start()
         wait_for(lambda: len(stack.engine.generates) == 1)
+        time.sleep(0.5)  # the stream has begun: its status is sent
         stack.engine.say("</think>waiting", first_delay_s=30)
         waiting: list[httpx.Response] = []
         waiter = threading.Thread(
