@@ -11,40 +11,12 @@ from trimaran.gguf import GGMLType, GGUFFile, TensorInfo
 from trimaran.machine import Gpu, Machine, Memory
 from trimaran.model_tensors import global_shapes, layer_shapes
 from trimaran.plan import Bandwidth, Plan, check_plan, make_plan
-from trimaran.spec import ModelSpec, MoeSpec, RopeSpec, read_spec
-from trimaran.synth import write_random_model
+from trimaran.spec import ModelSpec, read_spec
+from trimaran.synth import REAL_SPECS, write_random_model
 
 GIB = 1 << 30
 
-V3 = ModelSpec(
-    name="DeepSeek-V3",
-    n_layers=61,
-    n_dense_layers=3,
-    hidden_size=7168,
-    dense_intermediate_size=18432,
-    vocab_size=129280,
-    context_length=163840,
-    n_heads=128,
-    q_lora_rank=1536,
-    kv_lora_rank=512,
-    qk_nope_head_dim=128,
-    qk_rope_head_dim=64,
-    v_head_dim=128,
-    rms_eps=1e-6,
-    rope=RopeSpec(theta=10000.0),
-    moe=MoeSpec(
-        n_experts=256,
-        top_k=8,
-        intermediate_size=2048,
-        n_shared=1,
-        gate="sigmoid",
-        normalise_weights=True,
-        weights_scale=2.5,
-        n_groups=8,
-        n_groups_used=4,
-        group_score="top2",
-    ),
-)
+V3 = REAL_SPECS["DeepSeek-V3"]
 
 
 def tensors_of(spec: ModelSpec) -> dict[str, TensorInfo]:
