@@ -72,10 +72,8 @@ def test_stream(stack: Any, client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_echo_tells_the_probabilities_of_the_prompt(
-    stack: Any, client: openai.OpenAI, stream: bool
-) -> None:
-    """As lm-eval scores a continuation: the prompt's entries, the first one null, then the generated one's."""
+def test_echo_tells_the_probabilities_of_the_prompt(stack: Any, client: openai.OpenAI, stream: bool) -> None:
+    """As lm-eval scores a continuation: entries of the prompt, the first one null, then of the answer."""
     stack.engine.say(" 🙂", batch=3)
     prompt = stack.model.tokenizer.encode("hello 🙂 world")
     answer = client.completions.create(
