@@ -16,15 +16,16 @@ _MAPS = ("properties", "$defs", "definitions")
 _SINGLE = ("items", "additionalProperties")
 _LISTS = ("anyOf", "prefixItems")
 
-_COMBINING = frozenset({"allOf", "oneOf", "not", "if", "then", "else", "contains", "dependentSchemas", "dependentRequired",
-              "patternProperties", "propertyNames", "unevaluatedProperties", "unevaluatedItems", "minProperties",
-              "$dynamicRef"})  # fmt: skip
+_COMBINING = {
+    "allOf", "oneOf", "not", "if", "then", "else", "contains", "dependentSchemas", "dependentRequired",
+    "patternProperties", "propertyNames", "unevaluatedProperties", "unevaluatedItems", "minProperties",
+    "$dynamicRef",
+}  # fmt: skip
 """Keywords whose meaning could change if an object elsewhere were closed."""
 
 _BRANCHES = {"anyOf", "$ref"}
 _OF_OBJECTS = {"properties", "required", "additionalProperties"}
 """Beside a branch, these say more about the same object."""
-
 
 _OPEN = {"additionalProperties", "enum", "const"}
 """With one of these it is settled which other properties there may be."""
