@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from trimaran.config import Config
+from trimaran.config import Config, Precision
 from trimaran.fingerprint import fingerprint
 from trimaran.gguf import GGUFFile
 from trimaran.machine import read_machine
@@ -94,8 +94,13 @@ def load_engine(
     dtype = compute_dtype(device)
     cache_plan = plan_cache(spec, attn, dtype, plan)
     registry = Registry(spec, Weights(model.file), device, dtype, rules)
-    linears = "quantised" if device.type == "cpu" else "gpu"
-    register_modules(registry, experts=experts, pool=start_threads(attn), linears=linears, mla=attn.mla)
+    register_modules(
+        registry,
+        experts=experts,
+        pool=start_threads(attn),
+        linears=_linears(device, config.precision),
+        mla=attn.mla,
+    )
     with explained_memory("loading the model"):
         network = build_model(spec, registry, device, progress)
         cache = LatentCache(spec, cache_plan.n_pages, device, dtype)
@@ -112,3 +117,10 @@ def load_engine(
     constraints = None if table is None else Constraints(GrammarCompiler(table))
     runner = Runner(network, cache, device)
     return Engine(scheduler, runner, spec.vocab_size, meter, constraints=constraints)
+
+
+def _linears(device: torch.device, precision: Precision) -> str:
+    """Which implementation of matrices the device and the precision ask for."""
+    if device.type != "cpu":
+        return "gpu"
+    return "packed" if precision == "int8" else "quantised"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trimaran_kernels._native import (
     ExpertEngine,
+    Linear,
     ThreadPool,
     built_isas,
     cpu_features,
@@ -16,11 +17,14 @@ from trimaran_kernels._native import (
     read_memory,
     supported_types,
 )
+from trimaran_kernels.memory import aligned_bytes
 from trimaran_kernels.topology import usable_cpus
 
 __all__ = [
     "ExpertEngine",
+    "Linear",
     "ThreadPool",
+    "aligned_bytes",
     "built_isas",
     "cpu_features",
     "dequantize",

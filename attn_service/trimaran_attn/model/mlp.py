@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -27,3 +27,18 @@ class MLP:
     def __call__(self, x: Tensor) -> Tensor:
         """x: [T, hidden] → [T, hidden]."""
         return self._down(self._hidden(x))
+
+
+@runtime_checkable
+class FusableMLP(Protocol):
+    """A matrix that can be the gate of a network in one kernel."""
+
+    def mlp_with(self, up: Linear, down: Linear) -> FeedForward | None:
+        """down(silu(self(x)) × up(x)), or None if it does not fuse with these two."""
+        ...
+
+
+def feed_forward(gate: Linear, up: Linear, down: Linear) -> FeedForward:
+    """down(silu(gate(x)) × up(x)), in one kernel where the three can be."""
+    fused = gate.mlp_with(up, down) if isinstance(gate, FusableMLP) else None
+    return fused or MLP(gate, up, down)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import trimaran_kernels
 
@@ -14,6 +15,7 @@ from trimaran_attn.model.kinds import ATTENTION, EMBEDDING, EXPERTS, GATE, HEAD,
 from trimaran_attn.model.linear import DenseLinear, Linear, QuantLinear, matrix_path
 from trimaran_attn.model.moe import build_mlp, build_moe
 from trimaran_attn.model.norm import build_norm
+from trimaran_attn.model.packed_linear import build_packed
 from trimaran_attn.registry import Registry, Site
 
 FORMS: tuple[MlaForm, ...] = ("auto", "naive", "absorbed")
@@ -33,13 +35,15 @@ def register_modules(
         registry: to be filled.
         experts: gives each layer its way to the routed experts.
         pool: threads of the quantised matrices.
-        linears: default of the matrices, "quantised" (CPU), "gpu" (quantised too) or "dense".
+        linears: default of the matrices: "packed" (CPU, int8 activations), "quantised" (CPU, float32
+            activations), "gpu" (quantised too) or "dense".
         mla: default of the attention.
     """
     registry.register(EMBEDDING, "quantised", build_embedding)
     registry.register(NORM, "rms", build_norm)
     for kind in (LINEAR, HEAD):
         registry.register(kind, "quantised", _quantised(pool), default=linears == "quantised")
+        registry.register(kind, "packed", partial(build_packed, pool=pool), default=linears == "packed")
         registry.register(kind, "dense", build_dense, default=linears == "dense")
         registry.register(kind, "gpu", _build_on_gpu, default=linears == "gpu")
     for form in FORMS:

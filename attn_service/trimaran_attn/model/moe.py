@@ -6,9 +6,8 @@ from torch import Tensor
 
 from trimaran_attn.experts import Experts
 from trimaran_attn.model.gate import Gate
-from trimaran_attn.model.kinds import EXPERTS, GATE, LINEAR
-from trimaran_attn.model.kinds import MLP as MLP_KIND
-from trimaran_attn.model.mlp import MLP, FeedForward
+from trimaran_attn.model.kinds import EXPERTS, GATE, LINEAR, MLP
+from trimaran_attn.model.mlp import FeedForward, feed_forward
 from trimaran_attn.registry import Site
 
 
@@ -38,16 +37,16 @@ def build_moe(site: Site) -> MoE:
         site.layer,
         site.child("gate", GATE, shape),
         site.child("experts", EXPERTS),
-        site.child("shared_experts", MLP_KIND) if spec.moe.n_shared else None,
+        site.child("shared_experts", MLP) if spec.moe.n_shared else None,
     )
 
 
-def build_mlp(site: Site) -> MLP:
+def build_mlp(site: Site) -> FeedForward:
     """The dense network at `…mlp`, or the shared experts below it, which are stored as one wider expert."""
     spec = site.spec
     shared = site.path.endswith("shared_experts")
     width = spec.moe.n_shared * spec.moe.intermediate_size if shared else spec.dense_intermediate_size
-    return MLP(
+    return feed_forward(
         site.child("gate_proj", LINEAR, (width, spec.hidden_size)),
         site.child("up_proj", LINEAR, (width, spec.hidden_size)),
         site.child("down_proj", LINEAR, (spec.hidden_size, width)),
