@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
-from torch.nn.functional import silu
 
 from trimaran_attn.model.attention import Step
-from trimaran_attn.model.linear import Linear
+from trimaran_attn.model.linear import Linear, swiglu
 
 Pending = Callable[[], Tensor]
 """Waits for [T, hidden]; to be called once."""
@@ -27,13 +26,12 @@ class MLP:
     """down(silu(gate(x)) × up(x))."""
 
     def __init__(self, gate: Linear, up: Linear, down: Linear) -> None:
-        self._gate = gate
-        self._up = up
+        self._hidden = swiglu(gate, up)
         self._down = down
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [T, hidden] → [T, hidden]."""
-        return self._down(silu(self._gate(x)).mul_(self._up(x)))
+        return self._down(self._hidden(x))
 
     def begin(self, x: Tensor, step: Step) -> Pending:
         """All of it at once."""
