@@ -2,43 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from trimaran_attn.model.attention import Step
 from trimaran_attn.model.linear import Linear, swiglu
+
+Pending = Callable[[], Tensor]
+"""Waits for [T, hidden]; to be called once."""
 
 
 class FeedForward(Protocol):
     """The second half of a layer."""
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: [T, hidden] → [T, hidden]."""
+    def begin(self, x: Tensor, step: Step) -> Pending:
+        """x: [T, hidden] → [T, hidden], part of which may be computed elsewhere until it is waited for."""
         ...
 
 
-class MLP:
-    """down(silu(gate(x)) × up(x))."""
-
-    def __init__(self, gate: Linear, up: Linear, down: Linear) -> None:
-        self._hidden = swiglu(gate, up)
-        self._down = down
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: [T, hidden] → [T, hidden]."""
-        return self._down(self._hidden(x))
-
-
 @runtime_checkable
-class FusableMLP(Protocol):
-    """A matrix that can be the gate of a network in one kernel."""
+class FusableNetwork(Protocol):
+    """A matrix that can be the gate of a whole network in one kernel."""
 
-    def mlp_with(self, up: Linear, down: Linear) -> FeedForward | None:
+    def mlp_with(self, up: Linear, down: Linear) -> Linear | None:
         """down(silu(self(x)) × up(x)), or None if it does not fuse with these two."""
         ...
 
 
-def feed_forward(gate: Linear, up: Linear, down: Linear) -> FeedForward:
+class MLP:
     """down(silu(gate(x)) × up(x)), in one kernel where the three can be."""
-    fused = gate.mlp_with(up, down) if isinstance(gate, FusableMLP) else None
-    return fused or MLP(gate, up, down)
+
+    def __init__(self, gate: Linear, up: Linear, down: Linear) -> None:
+        fused = gate.mlp_with(up, down) if isinstance(gate, FusableNetwork) else None
+        self._network = fused or _Chain(swiglu(gate, up), down)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [T, hidden] → [T, hidden]."""
+        return self._network(x)
+
+    def begin(self, x: Tensor, step: Step) -> Pending:
+        """All of it at once."""
+        del step  # nothing of it is computed elsewhere
+        y = self(x)
+        return lambda: y
+
+
+class _Chain:
+    """One after the other."""
+
+    def __init__(self, first: Linear, second: Linear) -> None:
+        self._first = first
+        self._second = second
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._second(self._first(x))

@@ -13,8 +13,8 @@ from trimaran.gguf import GGMLType, GGUFFile
 from trimaran.gguf.quantize import quantize
 from trimaran.synth import write_random_model
 from trimaran_attn.model.linear import DenseLinear, QuantLinear
-from trimaran_attn.model.mlp import MLP, feed_forward
-from trimaran_attn.model.packed_linear import PackedLinear, PackedMLP, can_pack
+from trimaran_attn.model.mlp import MLP
+from trimaran_attn.model.packed_linear import PackedLinear, can_pack
 from trimaran_attn.weights import QuantTensor
 
 
@@ -52,8 +52,9 @@ def test_a_view_with_strides_is_taken(pool) -> None:
 def test_a_network_is_one_kernel(pool, n: int) -> None:
     gate, up = (random_weight(GGMLType.Q4_K, 512, 256, seed) for seed in (1, 2))
     down = random_weight(GGMLType.Q6_K, 256, 512, 3)
-    network = feed_forward(*(PackedLinear(weight, pool) for weight in (gate, up, down)))
-    assert isinstance(network, PackedMLP)
+    linears = [PackedLinear(weight, pool) for weight in (gate, up, down)]
+    assert linears[0].mlp_with(*linears[1:]) is not None
+    network = MLP(*linears)
     x = torch.randn(n, 256, generator=torch.Generator().manual_seed(n))
     expected = MLP(*(DenseLinear(weight.dequantize()) for weight in (gate, up, down)))(x)
     got = network(x)
@@ -66,7 +67,9 @@ def test_a_network_is_one_kernel(pool, n: int) -> None:
 def test_a_network_of_mixed_matrices_is_not_fused(pool) -> None:
     gate = PackedLinear(random_weight(GGMLType.Q4_K, 256, 256, 1), pool)
     other = QuantLinear(random_weight(GGMLType.Q4_K, 256, 256, 2), pool)
-    assert isinstance(feed_forward(gate, gate, other), MLP)
+    assert gate.mlp_with(gate, other) is None
+    x = torch.randn(3, 256, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(MLP(gate, gate, other)(x), other(torch.nn.functional.silu(gate(x)) * gate(x)))
 
 
 def test_what_cannot_be_packed(pool) -> None:
