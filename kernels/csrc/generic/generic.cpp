@@ -1,5 +1,6 @@
 #include "generic/generic.h"
 
+#include "generic/attention.h"
 #include "quant/decode_table.h"
 
 namespace trimaran::generic {
@@ -19,7 +20,7 @@ void accumulate(const Panel& panel, float* acc) {
 }
 
 Primitives make() {
-  Primitives p{"generic", {}, accumulate};
+  Primitives p{"generic", {}, accumulate, &attention_primitives()};
   fill_scalar_decoders(p.decode);
   return p;
 }

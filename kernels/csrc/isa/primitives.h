@@ -28,10 +28,13 @@ using AccumulateFn = void (*)(const Panel& panel, float* acc);
 
 constexpr int kLanes = 8;
 
+struct AttentionPrimitives;  // attention/primitives.h
+
 struct Primitives {
   const char* name;
   DecodeFn decode[kTypeSlots];  // by GgmlType; nullptr where there is no such type
   AccumulateFn accumulate;
+  const AttentionPrimitives* attention;
 
   DecodeFn decoder(GgmlType type) const { return decode[static_cast<int>(type)]; }
 };
