@@ -30,7 +30,9 @@ inline void tile(const Product& p, const Element* b, int row, int64_t first, int
   float* c = p.c + row * p.ldc;
   const bool clear = first == 0 && !p.accumulate;
   __m256 sums[kRows][kVectors];
+  TRIMARAN_UNROLL_8
   for (int r = 0; r < kRows; ++r) {
+    TRIMARAN_UNROLL_8
     for (int v = 0; v < kVectors; ++v) {
       sums[r][v] = clear ? _mm256_setzero_ps() : _mm256_loadu_ps(c + r * p.ldc + 8 * v);
     }
@@ -38,21 +40,29 @@ inline void tile(const Product& p, const Element* b, int row, int64_t first, int
   for (int64_t k = 0; k < depth; ++k, a += p.a_column, b += p.ldb) {
     if constexpr (kRows <= kVectors) {
       __m256 left[kRows];
+      TRIMARAN_UNROLL_8
       for (int r = 0; r < kRows; ++r) left[r] = _mm256_broadcast_ss(a + r * p.a_row);
+      TRIMARAN_UNROLL_8
       for (int v = 0; v < kVectors; ++v) {
         const __m256 right = load_8(b + 8 * v);
+        TRIMARAN_UNROLL_8
         for (int r = 0; r < kRows; ++r) sums[r][v] = _mm256_fmadd_ps(left[r], right, sums[r][v]);
       }
     } else {
       __m256 right[kVectors];
+      TRIMARAN_UNROLL_8
       for (int v = 0; v < kVectors; ++v) right[v] = load_8(b + 8 * v);
+      TRIMARAN_UNROLL_8
       for (int r = 0; r < kRows; ++r) {
         const __m256 left = _mm256_broadcast_ss(a + r * p.a_row);
+        TRIMARAN_UNROLL_8
         for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm256_fmadd_ps(left, right[v], sums[r][v]);
       }
     }
   }
+  TRIMARAN_UNROLL_8
   for (int r = 0; r < kRows; ++r) {
+    TRIMARAN_UNROLL_8
     for (int v = 0; v < kVectors; ++v) _mm256_storeu_ps(c + r * p.ldc + 8 * v, sums[r][v]);
   }
 }
