@@ -21,11 +21,11 @@ NATIVE_SOURCES := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.
 CPP_FILES := $(shell find kernels -name '*.cpp' -o -name '*.h')
 BENCHES := hop experts serve-demo serve-load
 
-.PHONY: FORCE help serve chat test test-fast sanitize lint format docs bench demo-model native clean
+.PHONY: FORCE help serve chat test test-fast sanitize lint format docs bench demo-model synth-v2lite native clean
 .PHONY: $(addprefix bench-,$(BENCHES))
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r name text; do \
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r name text; do \
 		printf '  make %-12s %s\n' "$$name" "$$text"; done
 	@echo '  make bench-NAME   one benchmark: $(BENCHES)'
 
@@ -38,6 +38,9 @@ chat: $(STAMP)/native ## chat in the terminal with a server that runs, or with o
 	@exec $(BIN)/trimaran chat $(ARGS)
 
 native: $(STAMP)/native ## build the C++ kernels
+
+synth-v2lite: $(STAMP)/native ## write a full-size DeepSeek-V2-Lite of random weights, 10 GB, to measure with
+	$(BIN)/python benchmarks/synth_model.py build/models/DeepSeek-V2-Lite-synth-Q4_K_M.gguf $(ARGS)
 
 demo-model: $(STAMP)/dev ## train the bundled demo model again (hours)
 	$(BIN)/python examples/demo_model/build.py $(ARGS)

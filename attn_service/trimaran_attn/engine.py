@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,25 +12,27 @@ import msgspec
 from torch import Tensor
 from trimaran.errors import OverloadedError, RequestError
 from trimaran.telemetry import Log
-from trimaran.wire import EngineStats, Generate, LarkGrammar, RequestFailed, TokenBatch
+from trimaran.wire import EngineStats, Generate, LarkGrammar, RequestFailed, TokenBatch, TokenLogprob
 
 from trimaran_attn.grammar.constraints import Constraints
 from trimaran_attn.metrics import Meter, engine_stats
-from trimaran_attn.request import Request
+from trimaran_attn.request import Request, State
+from trimaran_attn.runner import StepOutput
 from trimaran_attn.sampler import Drawn, Sampler
 from trimaran_attn.sampling_params import check_deadline, check_sampling, check_token_ids
 from trimaran_attn.scheduler import Scheduler, StepPlan
 
 Event = TokenBatch | RequestFailed
+NOT_FINITE = "the model's output is not finite"
 DRAW_FAILED = "no token could be drawn, see the attention service's log"
 _log = Log(__name__)
 
 
 class StepRunner(Protocol):
-    """Computes the logits of a step."""
+    """Computes a step."""
 
-    def run(self, plan: StepPlan) -> Tensor:
-        """[S, vocab] float32 on the CPU: a row for each chunk that samples, in order."""
+    def run(self, plan: StepPlan) -> StepOutput:
+        """Logits for each chunk that samples, and the scores that are asked for."""
         ...
 
 
@@ -135,7 +138,9 @@ class Engine:
             self._refuse(self._constraints.refused())
         plan = self.scheduler.schedule(self._clock())
         if plan.chunks:
-            self._complete(plan, self._draw(plan, self._runner.run(plan)))
+            output = self._runner.run(plan)
+            self._tell_scores(output.prompt_logprobs)
+            self._complete(plan, self._draw(plan, output.logits))
         return self._take_events()
 
     def stats(self) -> EngineStats:
@@ -184,6 +189,13 @@ class Engine:
                 params = msgspec.structs.replace(params, min_tokens=self.scheduler.limits.context_length)
         return Sampler(params, message.prompt_ids, stop_ids)
 
+    def _tell_scores(self, prompt_logprobs: Mapping[str, list[TokenLogprob]]) -> None:
+        for key, scores in prompt_logprobs.items():
+            if all(math.isfinite(score.logprob) for score in scores):
+                self._events.append(TokenBatch(request_id=key, ids=[], prompt_logprobs=scores))
+            else:
+                self._events.append(self.fail(key, "internal", NOT_FINITE))
+
     def _draw(self, plan: StepPlan, logits: Tensor) -> dict[str, NextToken]:
         """Tokens by request id; none for a request that fails here, nor while its grammar is not ready."""
         rows = self._finite_rows(plan, logits)
@@ -204,9 +216,8 @@ class Engine:
         for request, row, valid in zip(sampled, logits, sane, strict=True):
             if valid:
                 rows[request.request_id] = row
-            else:
-                failure = self.fail(request.request_id, "internal", "the model's output is not finite")
-                self._events.append(failure)
+            elif request.state is not State.FINISHED:
+                self._events.append(self.fail(request.request_id, "internal", NOT_FINITE))
         return rows
 
     def _next_token(self, request_id: str, logits: Tensor, masked: Tensor | None) -> NextToken | None:

@@ -35,13 +35,10 @@ class PrefixCache:
         self._key_of: dict[int, bytes] = {}
 
     def match(self, request: Request) -> list[int]:
-        """The longest chain of known pages that the request's tokens begin with, the last token left out.
-
-        That one has to be computed, or there would be no logits to draw the next from.
-        """
+        """The longest chain of known pages that the request's reusable tokens begin with."""
         found: list[int] = []
         if self._enabled:
-            for index in range((request.n_tokens - 1) // self._page_size):
+            for index in range(request.n_reusable // self._page_size):
                 page = self._page_of.get(self._key(request, index))
                 if page is None:
                     break
@@ -76,7 +73,7 @@ class PrefixCache:
     def is_common(self, request: Request, other: Request, index: int) -> bool:
         """Whether `request` could use the page at `index` of `other`, once that is computed."""
         end = (index + 1) * self._page_size
-        if not self._enabled or end >= request.n_tokens or end > other.n_tokens:
+        if not self._enabled or end > request.n_reusable or end > other.n_tokens:
             return False
         return self._key(request, index) == self._key(other, index)
 

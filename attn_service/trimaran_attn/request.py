@@ -34,6 +34,7 @@ class Request:
         page_keys: names of its first full pages by content, as far as they were needed (see `prefix_cache`).
         n_computed: tokens whose latents lie in those pages.
         n_cached: prompt tokens that lay there already when it was first admitted.
+        n_scored: tokens after which the prompt's next one was scored, if its log probabilities are wanted.
     """
 
     request_id: str
@@ -50,6 +51,7 @@ class Request:
     page_keys: list[bytes] = field(default_factory=list)
     n_computed: int = 0
     n_cached: int = 0
+    n_scored: int = 0
     finish_reason: str | None = None
     admitted_at: float | None = None
     first_token_at: float | None = None
@@ -69,6 +71,19 @@ class Request:
     def n_pending(self) -> int:
         """Known tokens that are not computed yet."""
         return self.n_tokens - self.n_computed
+
+    @property
+    def n_reusable(self) -> int:
+        """Tokens that need not be computed if their latents are known: not the last, which gives logits."""
+        if self.sampling.prompt_logprobs is None:
+            return self.n_tokens - 1
+        return min(self.n_tokens - 1, self.n_scored)
+
+    def unscored(self, start: int, stop: int) -> range:
+        """Those of the positions `start` … `stop` - 1 whose following prompt token is still to be scored."""
+        if self.sampling.prompt_logprobs is None:
+            return range(0)
+        return range(max(start, self.n_scored), min(stop, len(self.prompt_ids) - 1))
 
     @property
     def is_decoding(self) -> bool:

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from trimaran.wire import TokenLogprob
 
 from trimaran_attn.kv_cache import PAGE_SIZE, LatentCache
-from trimaran_attn.model.batch import Batch, Segment
+from trimaran_attn.model.batch import Batch, Output, Segment
+from trimaran_attn.model.scoring import Scored, Scores
 from trimaran_attn.scheduler import Chunk, StepPlan
 
 
 class Model(Protocol):
     """What the runner needs of a model."""
 
-    def forward(self, batch: Batch, cache: LatentCache) -> Tensor:
-        """Logits [S, vocab] float32 of the batch's sampled rows."""
+    def forward(self, batch: Batch, cache: LatentCache) -> Output:
+        """Logits of the batch's sampled rows, scores of its scored ones."""
         ...
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a step found out.
+
+    Attributes:
+        logits: [S, vocab] float32 on the CPU: a row for each chunk that samples, in order.
+        prompt_logprobs: by request id, of the prompt tokens that follow each of its chunk's `scored` ones.
+    """
+
+    logits: Tensor
+    prompt_logprobs: Mapping[str, list[TokenLogprob]] = field(default_factory=dict)
 
 
 class Runner:
@@ -34,9 +51,12 @@ class Runner:
         self._cache = cache
         self._device = device
 
-    def run(self, plan: StepPlan) -> Tensor:
-        """Logits of the chunks that sample, in the plan's order: [S, vocab] float32 on the CPU."""
-        return self._model.forward(make_batch(plan, self._device), self._cache).cpu()
+    def run(self, plan: StepPlan) -> StepOutput:
+        """Compute a step."""
+        output = self._model.forward(make_batch(plan, self._device), self._cache)
+        scoring = [chunk.request.request_id for chunk in plan.chunks if chunk.scored]
+        scores = {name: _logprobs(scores) for name, scores in zip(scoring, output.scores, strict=True)}
+        return StepOutput(output.logits.cpu(), scores)
 
 
 def make_batch(plan: StepPlan, device: torch.device) -> Batch:
@@ -46,6 +66,7 @@ def make_batch(plan: StepPlan, device: torch.device) -> Batch:
     slots: list[int] = []
     sampled_rows: list[int] = []
     segments = []
+    scored = []
     for chunk in plan.chunks:
         stop = chunk.start + chunk.length
         rows = slice(len(token_ids), len(token_ids) + chunk.length)
@@ -55,13 +76,32 @@ def make_batch(plan: StepPlan, device: torch.device) -> Batch:
         slots += _slots(chunk)
         if chunk.samples:
             sampled_rows.append(rows.stop - 1)
+        if chunk.scored:
+            scored.append(_scored(chunk, rows.start - chunk.start, device))
     return Batch(
         torch.tensor(token_ids, device=device),
         torch.tensor(positions, device=device),
         torch.tensor(slots, device=device),
         tuple(segments),
         torch.tensor(sampled_rows, dtype=torch.int64, device=device),
+        tuple(scored),
     )
+
+
+def _scored(chunk: Chunk, offset: int, device: torch.device) -> Scored:
+    """What to score of a chunk whose position p is the batch's row `offset` + p."""
+    positions, request = chunk.scored, chunk.request
+    targets = list(request.tokens(positions.start + 1, positions.stop + 1))
+    rows = slice(positions.start + offset, positions.stop + offset)
+    return Scored(rows, torch.tensor(targets, device=device), request.sampling.prompt_logprobs or 0)
+
+
+def _logprobs(scores: Scores) -> list[TokenLogprob]:
+    columns = (scores.logprobs.tolist(), scores.top_ids.tolist(), scores.top_logprobs.tolist())
+    return [
+        TokenLogprob(logprob, tuple(zip(ids, tops, strict=True)))
+        for logprob, ids, tops in zip(*columns, strict=True)
+    ]
 
 
 def _slots(chunk: Chunk) -> list[int]:

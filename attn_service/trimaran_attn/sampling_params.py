@@ -31,9 +31,10 @@ def check_sampling(params: SamplingParams, vocab_size: int) -> None:
     penalty, most = params.repetition_penalty, MAX_REPETITION_PENALTY
     _check(1 / most <= penalty <= most, "repetition_penalty", penalty, f"from {1 / most:g} to {most:g}")
     _check_lengths(params)
-    if params.logprobs is not None:
-        valid = 0 <= params.logprobs <= min(MAX_LOGPROBS, vocab_size)
-        _check(valid, "logprobs", params.logprobs, f"from 0 to {min(MAX_LOGPROBS, vocab_size)}")
+    for param, count in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
+        if count is not None:
+            most = min(MAX_LOGPROBS, vocab_size)
+            _check(0 <= count <= most, param, count, f"from 0 to {most}")
     _check(len(params.logit_bias) <= MAX_LOGIT_BIASES, "logit_bias", len(params.logit_bias), "4096 at most")
     for bias in params.logit_bias.values():
         _check_shift("logit_bias", bias)

@@ -48,6 +48,11 @@ class Chunk:
         """Whether the chunk reaches the last known token, so that the next one can be drawn."""
         return self.start + self.length == self.request.n_tokens
 
+    @property
+    def scored(self) -> range:
+        """Positions of the chunk after which the prompt's next token is to be scored."""
+        return self.request.unscored(self.start, self.start + self.length)
+
 
 @dataclass(frozen=True)
 class StepPlan:
@@ -168,6 +173,7 @@ class Scheduler:
             token = drawn.get(request.request_id)
             is_deferred = chunk.samples and token is None
             request.n_computed += chunk.length - is_deferred
+            request.n_scored = max(request.n_scored, chunk.scored.stop)
             self._prefixes.register(request, chunk.start)
             if token is not None:
                 self._append(request, token, now, request.request_id in complete)

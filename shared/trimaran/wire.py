@@ -41,6 +41,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         min_tokens: stop ids are not drawn before this many tokens.
         ignore_eos: go on to max_tokens, whatever is drawn.
         logprobs: how many of the most likely tokens to report per position; None reports nothing.
+        prompt_logprobs: the same for the prompt's tokens (from the second on, the first follows nothing).
     """
 
     temperature: float = 1.0
@@ -56,6 +57,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     min_tokens: int = 0
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
 
 class LarkGrammar(msgspec.Struct, frozen=True, kw_only=True, tag="lark", forbid_unknown_fields=True):
@@ -123,11 +125,15 @@ class TokenBatch(Message, frozen=True, tag="tokens"):
 
     finish_reason: "stop" (a stop id was drawn, it is the last of `ids`; or the grammar is complete),
     "length", "abort", "deadline".
+    prompt_logprobs: if asked for, the next of those of `prompt_ids[1:]`. They come in order, in as many
+    batches as the engine likes (`ids` may be empty there), the last with the first generated ids at the
+    latest.
     """
 
     request_id: str
     ids: list[int]
     logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
     finish_reason: str | None = None
     usage: Usage | None = None
 

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 from trimaran.errors import PeerError
 from trimaran.wire import Generate, RequestFailed, SamplingParams, TokenBatch
 from trimaran_attn.engine import Engine, Event
 from trimaran_attn.pages import PageAllocator
+from trimaran_attn.runner import StepOutput
 from trimaran_attn.scheduler import Limits, Scheduler, StepPlan
 
 VOCAB = 20
@@ -21,7 +21,7 @@ class CountingRunner:
     def __init__(self) -> None:
         self.away = False
 
-    def run(self, plan: StepPlan) -> Tensor:
+    def run(self, plan: StepPlan) -> StepOutput:
         if self.away:
             raise PeerError("no expert service")
         rows = []
@@ -31,7 +31,7 @@ class CountingRunner:
                 row = torch.zeros(VOCAB)
                 row[(last + 1) % VOCAB] = math.nan if last == BROKEN else 10.0
                 rows.append(row)
-        return torch.stack(rows) if rows else torch.zeros(0, VOCAB)
+        return StepOutput(torch.stack(rows) if rows else torch.zeros(0, VOCAB))
 
 
 class Clock:

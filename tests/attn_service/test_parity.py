@@ -49,7 +49,7 @@ class Model:
         lab = lab or self.lab
         batch = make_batch(StepPlan(tuple(Chunk(*chunk) for chunk in chunks)), CPU)
         rows = torch.arange(len(batch.token_ids))
-        logits: Tensor = lab.model.forward(replace(batch, sampled_rows=rows), lab.cache)
+        logits: Tensor = lab.model.forward(replace(batch, sampled_rows=rows), lab.cache).logits
         return logits
 
 

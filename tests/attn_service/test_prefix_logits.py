@@ -15,7 +15,7 @@ from trimaran.wire import Generate, SamplingParams, TokenBatch, Usage
 from trimaran_attn.engine import Engine
 from trimaran_attn.kv_cache import PAGE_SIZE, LatentCache
 from trimaran_attn.pages import PageAllocator
-from trimaran_attn.runner import Runner
+from trimaran_attn.runner import Runner, StepOutput
 from trimaran_attn.scheduler import Limits, Scheduler, StepPlan
 
 CPU = torch.device("cpu")
@@ -28,12 +28,12 @@ class WatchedRunner(Runner):
         super().__init__(lab.model, LatentCache(lab.spec, n_pages, CPU, torch.float32), CPU)
         self.logits: dict[str, list[Tensor]] = {}
 
-    def run(self, plan: StepPlan) -> Tensor:
-        logits = super().run(plan)
+    def run(self, plan: StepPlan) -> StepOutput:
+        output = super().run(plan)
         sampled = [chunk.request.request_id for chunk in plan.chunks if chunk.samples]
-        for name, row in zip(sampled, logits, strict=True):
+        for name, row in zip(sampled, output.logits, strict=True):
             self.logits.setdefault(name, []).append(row)
-        return logits
+        return output
 
 
 class Bench:

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 import torch
-from torch import Tensor
 from trimaran.channel import Client, Received, Server
 from trimaran.errors import PeerError
 from trimaran.lifecycle import Stop
@@ -32,6 +31,7 @@ from trimaran.wire import (
 )
 from trimaran_attn.engine import Engine
 from trimaran_attn.pages import PageAllocator
+from trimaran_attn.runner import StepOutput
 from trimaran_attn.scheduler import Limits, Scheduler, StepPlan
 from trimaran_attn.service import AttnService
 from trimaran_attn.worker import AbortCommand, EngineWorker
@@ -72,7 +72,7 @@ class SlowRunner:
         self._link = link
         self.step_s = 0.002
 
-    def run(self, plan: StepPlan) -> Tensor:
+    def run(self, plan: StepPlan) -> StepOutput:
         time.sleep(self.step_s)
         if not self._link.up:
             raise PeerError("expert service 0 is gone")
@@ -81,7 +81,7 @@ class SlowRunner:
         for row, request in zip(rows, sampling, strict=True):
             (last,) = request.tokens(request.n_tokens - 1, request.n_tokens)
             row[(last + 1) % VOCAB] = 10.0
-        return rows
+        return StepOutput(rows)
 
 
 @dataclass

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from trimaran_attn.model.scoring import Scored, Scores
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -42,6 +44,7 @@ class Batch:
         slots: [T] int64, where their latents go in the cache: page × page size + offset.
         segments: which rows belong together; they cover all T rows.
         sampled_rows: [S] int64, the rows whose logits are wanted.
+        scored: rows of prompts whose log probabilities are wanted.
     """
 
     token_ids: Tensor
@@ -49,3 +52,17 @@ class Batch:
     slots: Tensor
     segments: tuple[Segment, ...]
     sampled_rows: Tensor
+    scored: tuple[Scored, ...] = ()
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a step computed.
+
+    Attributes:
+        logits: [S, vocab] float32 of the batch's sampled rows.
+        scores: one for each of the batch's `scored`.
+    """
+
+    logits: Tensor
+    scores: tuple[Scores, ...] = ()

@@ -11,13 +11,14 @@ from trimaran.spec import ModelSpec
 
 from trimaran_attn.kv_cache import LatentCache
 from trimaran_attn.model.attention import Attention, Step
-from trimaran_attn.model.batch import Batch
+from trimaran_attn.model.batch import Batch, Output
 from trimaran_attn.model.embedding import Embedding
 from trimaran_attn.model.kinds import ATTENTION, EMBEDDING, HEAD, MLP, MOE, NORM
 from trimaran_attn.model.linear import Linear
 from trimaran_attn.model.mlp import FeedForward
 from trimaran_attn.model.norm import RMSNorm
 from trimaran_attn.model.rope import Rope
+from trimaran_attn.model.scoring import score
 from trimaran_attn.registry import Registry
 
 
@@ -49,17 +50,18 @@ class Deepseek2:
         self._head = head
 
     @torch.inference_mode()
-    def forward(self, batch: Batch, cache: LatentCache) -> Tensor:
-        """Compute a step; the latents of its tokens are in the cache afterwards.
-
-        Returns:
-            Logits of `batch.sampled_rows`, [S, vocab] float32.
-        """
+    def forward(self, batch: Batch, cache: LatentCache) -> Output:
+        """Compute a step; the latents of its tokens are in the cache afterwards."""
         step = Step(batch, *self._rope.angles(batch.positions), cache)
         x = self._embedding(batch.token_ids)
         for layer in self._layers:
             x = layer(x, step)
-        return self._head(self._norm(x[batch.sampled_rows])).float()
+        scores = tuple(score(self._logits, x, scored) for scored in batch.scored)
+        return Output(self._logits(x[batch.sampled_rows]), scores)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """x: [n, hidden] → [n, vocab] float32."""
+        return self._head(self._norm(x)).float()
 
 
 def build_model(

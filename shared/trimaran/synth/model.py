@@ -1,8 +1,9 @@
-"""Writing a small random model, or a hollow one of full size."""
+"""Writing a small random model, a hollow one of full size, or one of full size and of random bits."""
 
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from trimaran.gguf.writer import TensorData, write_gguf, write_split_gguf
 from trimaran.model_tensors import MlaLayout
 from trimaran.spec import ModelSpec
 from trimaran.synth.blocks import random_blocks
+from trimaran.synth.drawn import draw_blocks
 from trimaran.synth.metadata import model_metadata
 from trimaran.synth.real import REAL_SPECS, RealName
 from trimaran.synth.shapes import ShapeName, random_spec
-from trimaran.synth.tokenizer import synth_tokenizer
-from trimaran.synth.weights import random_weights, tensor_shapes
+from trimaran.synth.tokenizer import synth_tokenizer, wide_tokenizer
+from trimaran.synth.weights import random_weights, tensor_shapes, weight_std
 
 
 def random_tensors(spec: ModelSpec, layout: MlaLayout, choose: TypeChoice, seed: int) -> list[TensorData]:
@@ -80,6 +82,35 @@ def write_hollow_model(path: str | Path, name: RealName, *, mix: str = "Q4_K_M",
         for tensor, shape in tensor_shapes(spec, "split").items()
     ]
     return _write(path, model_metadata(spec, "split"), tensors, parts)
+
+
+def write_full_size_model(
+    path: str | Path, name: RealName, *, mix: str = "Q4_K_M", n_layers: int | None = None, seed: int = 0
+) -> Path:
+    """Write a model of the real dimensions whose quantised blocks are drawn at random, tensor after tensor.
+
+    It computes what the real one would, on as many bytes, and with a tokeniser of as many tokens; no more
+    memory is taken than a few times the largest tensor.
+
+    Args:
+        n_layers: fewer layers than the real model has, for a try; None: all.
+        path, name, mix, seed: as for `write_random_model`.
+    """
+    path, spec, choose = Path(path), REAL_SPECS[name], mix_named(mix).choose
+    if n_layers is not None:
+        spec = replace(spec, n_layers=n_layers)
+    tensors = []
+    for tensor, shape in tensor_shapes(spec, "split").items():
+        kind = choose(tensor, shape, spec.n_layers)
+        tensors.append(TensorData(tensor, kind, shape, partial(_draw, spec, tensor, shape, kind, seed)))
+    metadata = model_metadata(spec, "split") | wide_tokenizer(spec.vocab_size).metadata()
+    return _write(path, metadata, tensors, 1)
+
+
+def _draw(spec: ModelSpec, name: str, shape: tuple[int, ...], kind: GGMLType, seed: int) -> NDArray[np.uint8]:
+    if not kind.is_quantised:
+        return quantize(kind, random_weights(spec, name, shape, seed))
+    return draw_blocks(kind, shape, weight_std(spec, name, shape), (seed, zlib.crc32(name.encode())))
 
 
 def _write(path: Path, metadata: dict[str, Writable], tensors: list[TensorData], parts: int) -> Path:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import string
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice, product
 
 import numpy as np
 
@@ -86,7 +89,36 @@ def byte_symbols() -> list[str]:
 @cache
 def synth_tokenizer() -> SynthTokenizer:
     """All bytes, a few merges, DeepSeek's special tokens with their usual types."""
-    words = [*byte_symbols(), *(merge.replace(" ", "") for merge in MERGES)]
+    return _tokenizer(MERGES)
+
+
+def wide_tokenizer(n_tokens: int) -> SynthTokenizer:
+    """The same with merges of letters to pairs and of pairs to fours, until there are `n_tokens` tokens.
+
+    Every token can be reached by merges, and none is without text: whatever a model of random weights draws
+    can be shown.
+
+    Raises:
+        ValueError: fewer tokens than the small tokeniser has, or more than such merges give.
+    """
+    missing = n_tokens - len(synth_tokenizer().tokens)
+    merges = (*MERGES, *islice(_more_merges(), max(missing, 0)))
+    if missing < 0 or len(merges) != len(MERGES) + missing:
+        raise ValueError(f"no tokeniser of {n_tokens} tokens can be made")
+    return _tokenizer(merges)
+
+
+def _more_merges() -> Iterator[str]:
+    known = {merge.replace(" ", "") for merge in MERGES}
+    pairs = ["".join(pair) for pair in product(string.ascii_lowercase, repeat=2)]
+    steps = ((pair[0], pair[1]) for pair in pairs)
+    for left, right in (*steps, *product(pairs, repeat=2)):
+        if left + right not in known:
+            yield f"{left} {right}"
+
+
+def _tokenizer(merges: Sequence[str]) -> SynthTokenizer:
+    words = [*byte_symbols(), *(merge.replace(" ", "") for merge in merges)]
     tokens = [BOS, EOS, PAD, *words, *THINKING, *MARKERS]
     types = [CONTROL] * 3 + [NORMAL] * len(words) + [USER_DEFINED] * len(THINKING) + [CONTROL] * len(MARKERS)
-    return SynthTokenizer(tuple(tokens), tuple(types), MERGES)
+    return SynthTokenizer(tuple(tokens), tuple(types), tuple(merges))

@@ -37,15 +37,17 @@ def random_weights(spec: ModelSpec, name: str, shape: tuple[int, ...], seed: int
     values = np.random.default_rng((seed, zlib.crc32(name.encode()))).standard_normal(shape, np.float32)
     if name.endswith("norm.weight"):
         return 1 + NORM_STD * values
-    return values * np.float32(_std(spec, name, shape))
+    return values * np.float32(weight_std(spec, name, shape))
 
 
-def _std(spec: ModelSpec, name: str, shape: tuple[int, ...]) -> float:
+def weight_std(spec: ModelSpec, name: str, shape: tuple[int, ...]) -> float:
+    """Standard deviation of a matrix's values."""
     if name == "token_embd.weight":
         return 1.0
     if name.endswith("exp_probs_b.bias"):
         return SELECTION_BIAS_STD
-    keep = float(shape[-1] ** -0.5)
+    inputs = spec.kv_lora_rank if name.endswith("attn_k_b.weight") else shape[-1]  # that one is transposed
+    keep = float(inputs**-0.5)
     if name == "output.weight":
         return LOGIT_STD * keep
     if name.endswith("ffn_gate_inp.weight"):

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from trimaran.gguf import GGUFFile
 from trimaran.synth import write_random_model
 from trimaran.wire import Generate, LarkGrammar, RequestFailed, SamplingParams, TokenBatch
@@ -18,6 +17,7 @@ from trimaran_attn.grammar.compiler import GrammarCompiler
 from trimaran_attn.grammar.constraints import Constraints
 from trimaran_attn.grammar.vocabulary import TokenTable, read_token_table
 from trimaran_attn.pages import PageAllocator
+from trimaran_attn.runner import StepOutput
 from trimaran_attn.scheduler import Limits, Scheduler, StepPlan
 
 
@@ -58,9 +58,9 @@ class NoiseRunner:
         self._vocab_size = vocab_size
         self._random = torch.Generator().manual_seed(11)
 
-    def run(self, plan: StepPlan) -> Tensor:
+    def run(self, plan: StepPlan) -> StepOutput:
         n_rows = sum(chunk.samples for chunk in plan.chunks)
-        return 3 * torch.randn(n_rows, self._vocab_size, generator=self._random)
+        return StepOutput(3 * torch.randn(n_rows, self._vocab_size, generator=self._random))
 
 
 class Asker:

@@ -1,0 +1,125 @@
+"""Compile every GPU kernel with real shapes for a GPU that need not be here, and say what it takes there.
+
+    python tests/helpers/compile_ahead.py --capability 90
+
+Triton's own compiler and ptxas run; only the launch is left out. Prints one JSON line a kernel: registers,
+spilled bytes, shared memory and how often its machine code has tensor-core instructions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+class AbsentGpu:
+    """Answers Triton's questions about the current device."""
+
+    def __init__(self, capability: int) -> None:
+        self._target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _device: int) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What ptxas made of one launch. `mma` counts tensor-core instructions."""
+
+    case: str
+    kernel: str
+    registers: int
+    spilled: int
+    shared: int
+    mma: int
+    instructions: int
+
+
+class AheadCompiler:
+    """Turns launches into compilations.
+
+    Args:
+        capability: e.g. 90 for sm_90.
+    """
+
+    def __init__(self, capability: int) -> None:
+        self.results: list[Compiled] = []
+        self._case = ""
+        driver.set_active(AbsentGpu(capability))  # type: ignore[arg-type]
+        run = JITFunction.run
+        this = self
+
+        def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+            kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+            this.results.append(_inspect(this._case, kernel))
+            return kernel
+
+        JITFunction.run = compile_only
+
+    def compile(self, case: str, launch: Callable[[], object]) -> None:
+        """Run code that launches kernels; its tensors are on the CPU and their contents do not matter."""
+        self._case = case
+        launch()
+
+
+def _inspect(case: str, kernel: Any) -> Compiled:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(kernel.asm["cubin"])
+        usage = _cuobjdump("-res-usage", file.name)
+        sass = _cuobjdump("-sass", file.name)
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", usage)
+    assert found is not None, usage
+    return Compiled(
+        case=case,
+        kernel=kernel.metadata.name,
+        registers=int(found[1]),
+        spilled=int(found[2]) + int(found[3]),
+        shared=kernel.metadata.shared,
+        mma=len(re.findall(r"\b[HQI]G?MMA\b", sass)),
+        instructions=len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", sass, re.MULTILINE)),
+    )
+
+
+def _cuobjdump(*arguments: str) -> str:
+    return subprocess.run([CUOBJDUMP, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def main() -> None:
+    from gpu_launches import launches
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--capability", type=int, default=90)
+    parser.add_argument("--only", default="", help="cases that contain this")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    compiler = AheadCompiler(options.capability)
+    for case, launch in launches().items():
+        if options.only in case:
+            compiler.compile(case, launch)
+    for result in compiler.results:
+        print(json.dumps(asdict(result)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

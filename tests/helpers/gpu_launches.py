@@ -1,0 +1,48 @@
+"""Every GPU kernel, launched as DeepSeek-V3 launches it: named cases, with tensors that nobody filled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from trimaran.gguf import GGMLType
+from trimaran_kernels.gpu.expand import expand_rows
+from trimaran_kernels.gpu.gemm import gemm
+from trimaran_kernels.gpu.gemv import gemv
+from trimaran_kernels.gpu.layouts import LAYOUTS
+from trimaran_kernels.gpu.matrix import QuantMatrix
+
+HIDDEN = 7168
+
+
+def launches() -> dict[str, Callable[[], object]]:
+    """By name; launch one with Triton's driver replaced, or on a GPU."""
+    return linear_launches()
+
+
+def linear_launches() -> dict[str, Callable[[], object]]:
+    cases: dict[str, Callable[[], object]] = {}
+    for type_ in LAYOUTS:
+        matrix = _matrix(type_, 4096)
+        for n in (1, 16):
+            cases[f"linear {type_.name} {n}"] = _linear(n, matrix)
+        cases[f"expand {type_.name}"] = _expand(matrix)
+    matrix = _matrix(GGMLType.Q4_K, 4096)
+    cases["linear Q4_K 200"] = _linear(200, matrix)
+    for n in (1, 16):
+        cases[f"swiglu Q4_K {n}"] = _linear(n, matrix, matrix)
+    return cases
+
+
+def _matrix(type_: GGMLType, rows: int) -> QuantMatrix:
+    raw = torch.zeros(rows * type_.row_bytes(HIDDEN), dtype=torch.uint8)
+    return QuantMatrix.from_blocks(type_, raw, (rows, HIDDEN))
+
+
+def _linear(n: int, matrix: QuantMatrix, up: QuantMatrix | None = None) -> Callable[[], object]:
+    x = torch.empty(n, HIDDEN, dtype=torch.bfloat16)
+    return lambda: gemv(x, matrix, up) if n == 1 else gemm(x, matrix, up)
+
+
+def _expand(matrix: QuantMatrix) -> Callable[[], object]:
+    return lambda: expand_rows(matrix, slice(0, 1024), torch.bfloat16)
