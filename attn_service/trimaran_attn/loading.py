@@ -9,6 +9,7 @@ import torch
 from trimaran.config import Config
 from trimaran.fingerprint import fingerprint
 from trimaran.gguf import GGUFFile
+from trimaran.kv_format import choose_format
 from trimaran.machine import read_machine
 from trimaran.model_path import resolve_model
 from trimaran.plan import check_plan, make_plan
@@ -85,12 +86,13 @@ def load_engine(
     plan = make_plan(spec, model.file.tensors, machine, config)
     check_plan(plan)
     dtype = compute_dtype(device)
-    cache_plan = plan_cache(spec, attn, dtype, plan)
+    cache_plan = plan_cache(spec, attn, plan)
     registry = Registry(spec, Weights(model.file), device, dtype, rules)
     linears = "quantised" if device.type == "cpu" else "dense"
-    register_modules(registry, experts=experts, pool=start_threads(attn), linears=linears, mla=attn.mla)
+    pool = start_threads(attn)
+    register_modules(registry, experts=experts, pool=pool, linears=linears, mla=attn.mla, native=True)
     network = build_model(spec, registry, device, progress)
-    cache = LatentCache(spec, cache_plan.n_pages, device, dtype)
+    cache = LatentCache(spec, cache_plan.n_pages, device, choose_format(attn.kv_dtype))
     limits = Limits(
         context_length=cache_plan.context_length,
         max_running=attn.max_running,

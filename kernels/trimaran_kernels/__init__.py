@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from trimaran_kernels._native import (
     ExpertEngine,
+    GateRule,
+    LatentMaps,
+    LatentPages,
+    Mla,
     ThreadPool,
     built_isas,
     cpu_features,
@@ -12,12 +16,19 @@ from trimaran_kernels._native import (
     explain_isa,
     linear,
     read_memory,
+    rms_norm,
+    route_tokens,
+    store_latents,
     supported_types,
 )
 from trimaran_kernels.topology import usable_cpus
 
 __all__ = [
     "ExpertEngine",
+    "GateRule",
+    "LatentMaps",
+    "LatentPages",
+    "Mla",
     "ThreadPool",
     "built_isas",
     "cpu_features",
@@ -26,6 +37,9 @@ __all__ = [
     "explain_isa",
     "linear",
     "read_memory",
+    "rms_norm",
+    "route_tokens",
+    "store_latents",
     "supported_types",
     "usable_cpus",
 ]

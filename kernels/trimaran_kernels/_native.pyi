@@ -214,14 +214,14 @@ class ArenaWorker:
 
 # --- attention ----------------------------------------------------------------------------------------------
 
-def latent_entry_bytes(format: str, latent: int, rope: int) -> int:
-    """Bytes of one token's entry in the cache of a layer, by format.
+def latent_entry_bytes(kind: str, latent: int, rope: int) -> int:
+    """Bytes of one token's entry in the cache of a layer.
 
-    f32, bf16: latent + rope values. fp8 (E4M3), int8: a byte for each value of the latent, a float32 scale for
-    each 128 of them, and the rotated key as bf16.
+    Kinds: f32, bf16: latent + rope values. fp8 (E4M3), int8: a byte for each value of the latent, a float32
+    scale for each 128 of them, and the rotated key as bf16.
 
     Raises:
-        KernelError: an unknown format, or a dimension that no model has.
+        KernelError: an unknown kind, or a dimension that no model has.
     """
 
 class LatentPages:
@@ -229,15 +229,15 @@ class LatentPages:
 
     Args:
         raw: uint8 [pages × page_tokens × latent_entry_bytes], writable; kept alive.
-        format: f32, bf16, fp8 or int8.
+        kind: f32, bf16, fp8 or int8, see `latent_entry_bytes`.
         latent, rope: values of an entry; rope is even.
         page_tokens: entries of a page.
 
     Raises:
-        KernelError: an array of wrong dtype, size or layout, or an unknown format.
+        KernelError: an array of wrong dtype, size or layout, or an unknown kind.
     """
 
-    def __init__(self, raw: Any, format: str, latent: int, rope: int, page_tokens: int) -> None: ...
+    def __init__(self, raw: Any, kind: str, latent: int, rope: int, page_tokens: int) -> None: ...
     @property
     def n_pages(self) -> int: ...
 
@@ -353,9 +353,10 @@ class GateRule:
 def route_tokens(
     pool: ThreadPool, rule: GateRule, logits: Any, bias: Any | None, ids: Any, weights: Any
 ) -> None:
-    """Choose experts: ids int32 and weights float32, both [n, top_k], written, from logits float32 [n, experts].
+    """Choose experts from logits: float32 [n, experts].
 
-    bias: float32 [experts], added to the scores for the choice only. Best first; of equals, the lower id.
+    ids: int32, weights: float32, both [n, top_k], written; bias: float32 [experts], added to
+    the scores for the choice only. Best first; of equals, the lower id.
 
     Raises:
         KernelError: an array of wrong dtype, shape or layout.

@@ -10,7 +10,7 @@ from torch import Tensor
 from trimaran.spec import ModelSpec
 
 from trimaran_attn.kv_cache import LatentCache
-from trimaran_attn.model.attention import Attention, Step
+from trimaran_attn.model.attention import Attention
 from trimaran_attn.model.batch import Batch, Output
 from trimaran_attn.model.embedding import Embedding
 from trimaran_attn.model.kinds import ATTENTION, EMBEDDING, HEAD, MLP, MOE, NORM
@@ -19,6 +19,7 @@ from trimaran_attn.model.mlp import FeedForward
 from trimaran_attn.model.norm import RMSNorm
 from trimaran_attn.model.rope import Rope
 from trimaran_attn.model.scoring import score
+from trimaran_attn.model.step import Step
 from trimaran_attn.registry import Registry
 
 

@@ -28,7 +28,7 @@ EntryFormat format_of(const std::string& name) {
   for (int i = 0; i < kEntryFormats; ++i) {
     if (name == kFormatNames[i]) return static_cast<EntryFormat>(i);
   }
-  throw KernelError("format: \"" + name + "\" is none: use f32, bf16, fp8 or int8");
+  throw KernelError("kind: \"" + name + "\" is none: use f32, bf16, fp8 or int8");
 }
 
 EntryShape entry_shape(const std::string& format, int latent, int rope) {
@@ -203,9 +203,9 @@ void bind_cache(nb::module_& m) {
       [](const std::string& format, int latent, int rope) {
         return entry_shape(format, latent, rope).bytes();
       },
-      nb::arg("format"), nb::arg("latent"), nb::arg("rope"));
+      nb::arg("kind"), nb::arg("latent"), nb::arg("rope"));
   nb::class_<LatentPages>(m, "LatentPages")
-      .def("__init__", &make_pages, nb::arg("raw"), nb::arg("format"), nb::arg("latent"), nb::arg("rope"),
+      .def("__init__", &make_pages, nb::arg("raw"), nb::arg("kind"), nb::arg("latent"), nb::arg("rope"),
            nb::arg("page_tokens"))
       .def_prop_ro("n_pages", [](const LatentPages& pages) { return pages.layer.n_pages; });
   m.def("store_latents", &store, nb::arg("pool"), nb::arg("pages"), nb::arg("kv"), nb::arg("weight"),
