@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from trimaran.errors import KernelError
 from trimaran.spec import ModelSpec
 from trimaran.telemetry import Log
-from trimaran_kernels import ExpertEngine, ThreadPool
+from trimaran_kernels import ExpertEngine, ThreadPool, built_isas, explain_isa
 from trimaran_kernels.hop import CallGate
 
 from trimaran_experts.loader import ExpertLayer
 from trimaran_experts.placement import Placement
 from trimaran_experts.self_check import check_engine
+from trimaran_experts.weights import StoredLayer, Weights
 
-_FALLBACK = "generic"
 _log = Log(__name__)
 
 
@@ -24,43 +24,60 @@ class ShardEngine:
     """A shard that can compute.
 
     Attributes:
-        gate: the checked way in; several threads may use it, calls run one after another.
+        gate: the checked way in; several threads may use it.
         isa: instruction set of the kernels. cpus: where the threads run.
+        weights: what it computes from, held for its life.
     """
 
     gate: CallGate
     isa: str
     cpus: tuple[int, ...]
+    weights: Weights
 
 
 def build_engine(
-    spec: ModelSpec, placement: Placement, layers: Sequence[ExpertLayer], isa: str
+    spec: ModelSpec,
+    placement: Placement,
+    layers: Sequence[ExpertLayer],
+    weights: Weights,
+    *,
+    pool: ThreadPool,
+    isa: str,
 ) -> ShardEngine:
-    """An engine over `layers` whose kernel passed the self-check; the generic one if the first choice fails.
+    """An engine over `weights` with the best kernel up to `isa` that passes the self-check against `layers`.
 
     Raises:
-        KernelError: even the generic kernel is refused.
+        KernelError: even the last kernel of the table is refused.
     """
-    pool = ThreadPool(placement.cpus)
-    engine = _assemble(pool, spec, placement, layers, isa)
-    try:
-        deviation = check_engine(engine, layers, placement.first_expert)
-    except KernelError as error:
-        if engine.isa == _FALLBACK:
-            raise
-        _log.error("kernel refused, taking the generic one", reason=str(error))
-        engine = _assemble(pool, spec, placement, layers, _FALLBACK)
-        deviation = check_engine(engine, layers, placement.first_expert)
-    _log.info("kernel checked", isa=engine.isa, deviation=deviation)
-    return ShardEngine(CallGate(engine), engine.isa, placement.cpus)
+    _log.info("kernels", chosen=explain_isa(isa))
+    while True:
+        engine = _assemble(pool, spec, placement, weights.layers, isa)
+        try:
+            deviation = check_engine(engine, layers, placement.first_expert)
+        except KernelError as error:
+            next_isa = _next_after(engine.isa)
+            if next_isa is None:
+                raise
+            _log.error("kernel refused, taking the next one", isa=engine.isa, reason=str(error))
+            isa = next_isa
+            continue
+        _log.info("kernel checked", isa=engine.isa, deviation=deviation)
+        return ShardEngine(CallGate(engine), engine.isa, placement.cpus, weights)
+
+
+def _next_after(isa: str) -> str | None:
+    """The next best instruction set of the table."""
+    table = built_isas()
+    place = table.index(isa) + 1
+    return table[place] if place < len(table) else None
 
 
 def _assemble(
-    pool: ThreadPool, spec: ModelSpec, placement: Placement, layers: Sequence[ExpertLayer], isa: str
+    pool: ThreadPool, spec: ModelSpec, placement: Placement, layers: Sequence[StoredLayer], isa: str
 ) -> ExpertEngine:
     moe = spec.moe
-    engine = ExpertEngine(pool, spec.hidden_size, moe.intermediate_size, moe.n_experts, moe.top_k, isa=isa)
+    engine = ExpertEngine(pool, spec.hidden_size, placement.n_columns, moe.n_experts, moe.top_k, isa=isa)
     for layer in layers:
-        gate, up, down = ((int(matrix.type), matrix.raw) for matrix in layer.matrices)
+        gate, up, down = ((matrix.type, matrix.data) for matrix in (layer.gate, layer.up, layer.down))
         engine.add_layer(layer.layer, gate, up, down, placement.first_expert, placement.n_experts)
     return engine

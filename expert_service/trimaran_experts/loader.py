@@ -1,50 +1,71 @@
-"""The routed experts in the model file: their tensors, checked, and their bytes, read into memory."""
+"""The routed experts in the model file: which bytes of it are this shard's, checked."""
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from trimaran.errors import ModelFileError
+from trimaran.errors import ConfigError, ModelFileError
 from trimaran.gguf import GGMLType, GGUFFile
 from trimaran.spec import ModelSpec
-from trimaran.telemetry import Log
 
 from trimaran_experts.placement import Placement
-
-OnProgress = Callable[[float], None]
-Stopped = Callable[[], bool]
-
-_PAGE = 4096
-_CHUNK = 32 << 20
-_REPORT_EVERY_S = 5.0
-_log = Log(__name__)
 
 
 @dataclass(frozen=True)
 class ExpertMatrix:
-    """One matrix of several experts, one after another, as it lies in the file.
+    """One matrix of this shard's experts, as it lies in the file.
 
     Attributes:
+        name: of the tensor.
         type: how the values are stored.
-        shape: of one expert, [out, in].
-        raw: uint8 view of the mapped file. path, offset: where these bytes are.
+        n_experts: how many of the tensor's experts are this shard's, one after another.
+        whole: shape of one expert in the file, [out, in].
+        rows, columns: half-open ranges of it that are this shard's; columns begin and end with a block.
+        raw: uint8 view of the mapped file, all of these experts, whole. path, offset: where these bytes are.
     """
 
+    name: str
     type: GGMLType
-    shape: tuple[int, int]
+    n_experts: int
+    whole: tuple[int, int]
+    rows: tuple[int, int]
+    columns: tuple[int, int]
     raw: NDArray[np.uint8]
     path: str
     offset: int
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[out, in] of one expert's part in this shard."""
+        return self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this shard has all rows and columns of its experts."""
+        return self.shape == self.whole
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of one whole expert in the file."""
+        return self.whole[0] * self.type.row_bytes(self.whole[1])
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of one expert's part in this shard, in the file's encoding."""
+        return self.shape[0] * self.type.row_bytes(self.shape[1])
+
+    def part(self, expert: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """This shard's rows and columns of one whole expert: contiguous, copied only if need be."""
+        lines = expert.reshape(self.whole[0], -1)[self.rows[0] : self.rows[1]]
+        first, end = (self.type.row_bytes(column) for column in self.columns)
+        return np.ascontiguousarray(lines[:, first:end]).reshape(-1)
+
     def expert(self, index: int) -> NDArray[np.uint8]:
-        """The bytes of the `index`-th expert of this shard."""
-        size = self.shape[0] * self.type.row_bytes(self.shape[1])
-        return self.raw[index * size : (index + 1) * size]
+        """The bytes of the `index`-th expert of this shard, its part only."""
+        size = self.file_bytes
+        return self.part(self.raw[index * size : (index + 1) * size])
 
 
 @dataclass(frozen=True)
@@ -63,73 +84,62 @@ class ExpertLayer:
 
 
 def find_experts(file: GGUFFile, spec: ModelSpec, placement: Placement) -> list[ExpertLayer]:
-    """The shard's experts of every MoE layer (tensors blk.N.ffn_{gate,up,down}_exps.weight).
+    """The shard's part of every MoE layer (tensors blk.N.ffn_{gate,up,down}_exps.weight).
 
     Raises:
         ModelFileError: a tensor is missing or of the wrong shape.
+        ConfigError: the shard's columns do not begin and end with a quantisation block.
     """
     wide = (spec.moe.intermediate_size, spec.hidden_size)
     narrow = (spec.hidden_size, spec.moe.intermediate_size)
+    everything = (0, spec.hidden_size)
 
-    def matrix(layer: int, kind: str, shape: tuple[int, int]) -> ExpertMatrix:
-        return _find(file, f"blk.{layer}.ffn_{kind}_exps.weight", shape, spec.moe.n_experts, placement)
+    def gate_or_up(layer: int, kind: str) -> ExpertMatrix:
+        parts = (placement.columns, everything)
+        return _find(file, placement, _name(layer, kind), (spec.moe.n_experts, *wide), parts)
+
+    def down(layer: int) -> ExpertMatrix:
+        parts = (everything, placement.columns)
+        return _find(file, placement, _name(layer, "down"), (spec.moe.n_experts, *narrow), parts)
 
     return [
-        ExpertLayer(
-            layer, matrix(layer, "gate", wide), matrix(layer, "up", wide), matrix(layer, "down", narrow)
-        )
+        ExpertLayer(layer, gate_or_up(layer, "gate"), gate_or_up(layer, "up"), down(layer))
         for layer in range(spec.n_dense_layers, spec.n_layers)
     ]
 
 
+def _name(layer: int, kind: str) -> str:
+    return f"blk.{layer}.ffn_{kind}_exps.weight"
+
+
 def _find(
-    file: GGUFFile, name: str, shape: tuple[int, int], n_experts: int, placement: Placement
+    file: GGUFFile,
+    placement: Placement,
+    name: str,
+    shape: tuple[int, int, int],
+    parts: tuple[tuple[int, int], tuple[int, int]],
 ) -> ExpertMatrix:
+    """The matrix of this shape; `parts` are this shard's rows and columns."""
     info = file.tensor(name)
-    if info.shape != (n_experts, *shape):
-        raise ModelFileError(
-            f"{file.path}: tensor '{name}' has shape {list(info.shape)}, need {[n_experts, *shape]}"
+    if info.shape != shape:
+        raise ModelFileError(f"{file.path}: tensor '{name}' has shape {list(info.shape)}, need {list(shape)}")
+    _, columns = parts
+    if any(column % info.type.block_size for column in columns):
+        raise ConfigError(
+            f"experts.columns is {columns[0]}-{columns[1] - 1}, but {name} is {info.type.name}, whose blocks"
+            f" hold {info.type.block_size} columns",
+            remedy=f"cut at multiples of {info.type.block_size}",
         )
-    size = info.nbytes // n_experts
+    size = info.nbytes // shape[0]
     start, stop = (expert * size for expert in placement.experts)
-    path = str(file.paths[info.part])
-    return ExpertMatrix(info.type, shape, file.raw(name)[start:stop], path, info.offset + start)
-
-
-def read_into_memory(layers: Sequence[ExpertLayer], on_progress: OnProgress, stopped: Stopped) -> None:
-    """Touch every page of the experts, so that the first tokens need not wait for the disk.
-
-    Args:
-        on_progress: is called with the fraction done, 0 to 1.
-        stopped: is asked now and then whether to give up.
-    """
-    total = sum(matrix.raw.size for layer in layers for matrix in layer.matrices)
-    done, start = 0, time.monotonic()
-    reported = start
-    for matrix in (matrix for layer in layers for matrix in layer.matrices):
-        for size in _touch(matrix):
-            if stopped():
-                return
-            done += size
-            on_progress(done / total)
-            if time.monotonic() - reported > _REPORT_EVERY_S:
-                reported = time.monotonic()
-                _log.info("reading experts", percent=round(100 * done / total, 1), **_speed(done, start))
-    _log.info("experts are in memory", gigabytes=round(total / 1e9, 3), **_speed(total, start))
-
-
-def _touch(matrix: ExpertMatrix) -> Iterator[int]:
-    """Read the matrix chunk by chunk, asking the kernel for the next chunk ahead; yields each one's bytes."""
-    fd = os.open(matrix.path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        for first in range(0, matrix.raw.size, _CHUNK):
-            os.posix_fadvise(fd, matrix.offset + first, 2 * _CHUNK, os.POSIX_FADV_WILLNEED)
-            chunk = matrix.raw[first : first + _CHUNK]
-            chunk[::_PAGE].max()  # one byte of each page is enough to map it
-            yield chunk.size
-    finally:
-        os.close(fd)
-
-
-def _speed(done: int, start: float) -> dict[str, float]:
-    return {"gb_per_s": round(done / 1e9 / max(time.monotonic() - start, 1e-9), 2)}
+    return ExpertMatrix(
+        name=name,
+        type=info.type,
+        n_experts=placement.n_experts,
+        whole=shape[1:],
+        rows=parts[0],
+        columns=columns,
+        raw=file.raw(name)[start:stop],
+        path=str(file.paths[info.part]),
+        offset=info.offset + start,
+    )

@@ -7,21 +7,22 @@ import threading
 from collections.abc import Callable
 
 from trimaran_experts.engine import ShardEngine
-from trimaran_experts.loader import OnProgress, Stopped
+from trimaran_experts.progress import OnProgress, Report
 
-Load = Callable[[OnProgress, Stopped], ShardEngine]
-"""Takes a progress callback (0 to 1) and a question whether to give up."""
+Load = Callable[[OnProgress, Callable[[], bool]], ShardEngine | None]
+"""Takes who wants to hear how far it is, and a question whether to give up; None if it gave up."""
 
 
 class LoadingThread:
     """Runs `load` in a thread; `fileno` becomes readable when it ends."""
 
     def __init__(self, load: Load) -> None:
-        self.progress = 0.0
+        self.report = Report()
         self._load = load
         self._cancelled = threading.Event()
         self._result: ShardEngine | None = None
         self._error: BaseException | None = None
+        self._ended = False
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
         self._thread.start()
@@ -29,15 +30,14 @@ class LoadingThread:
     @property
     def finished(self) -> bool:
         """Whether `result` has something to say."""
-        return self._result is not None or self._error is not None
+        return self._ended
 
-    def result(self) -> ShardEngine:
-        """The engine; raises what loading raised."""
+    def result(self) -> ShardEngine | None:
+        """The engine, or None if loading gave up; raises what loading raised."""
         self._thread.join()  # its last act, after the result is there, is to make the event readable
         os.eventfd_read(self._event)
         if self._error is not None:
             raise self._error
-        assert self._result is not None
         return self._result
 
     def fileno(self) -> int:
@@ -56,7 +56,8 @@ class LoadingThread:
         except BaseException as error:  # handed to the control loop
             self._error = error
         finally:
+            self._ended = True
             os.eventfd_write(self._event, 1)
 
-    def _note(self, progress: float) -> None:
-        self.progress = progress
+    def _note(self, report: Report) -> None:
+        self.report = report

@@ -8,22 +8,17 @@ from pathlib import Path
 from trimaran.arena import is_tmpfs, remove_leftovers
 from trimaran.channel import ChannelOptions, CurveKeys, Server
 from trimaran.config import Config, ExpertsConfig
-from trimaran.fingerprint import fingerprint
 from trimaran.gguf import GGUFFile
 from trimaran.lifecycle import Stop
 from trimaran.model_path import resolve_model
 from trimaran.run_dir import default_run_dir, experts_endpoint, open_run_dir
-from trimaran.spec import ModelSpec, read_spec
+from trimaran.spec import read_spec
 from trimaran.telemetry import Log
 from trimaran.wire import EngineToExperts
-from trimaran_kernels import usable_cpus
 
-from trimaran_experts.clients import ModelFacts
-from trimaran_experts.engine import ShardEngine, build_engine
-from trimaran_experts.loader import OnProgress, Stopped, find_experts, read_into_memory
-from trimaran_experts.loading import Load, LoadingThread
-from trimaran_experts.placement import Placement, place
+from trimaran_experts.loading import LoadingThread
 from trimaran_experts.service import ControlServer, ExpertService
+from trimaran_experts.shard import open_shard
 
 _log = Log(__name__)
 
@@ -36,36 +31,14 @@ def serve(config: Config, stop: Stop) -> None:
     """
     with ExitStack() as stack:
         file = stack.enter_context(GGUFFile.open(resolve_model(config.model)))
-        spec = read_spec(file)
-        placement = place(config.experts, spec.moe.n_experts, usable_cpus(config.experts.threads))
+        shard = open_shard(config.experts, file, read_spec(file))
         run_dir = stack.enter_context(open_run_dir(config.run_dir or default_run_dir()))
         _remove_leftovers(run_dir.path)
-        server = stack.enter_context(_listen(config.experts, run_dir.path, placement.shard))
-        load = _loader(file, spec, placement, config.experts.isa)
-        loading = stack.enter_context(closing(LoadingThread(load)))
-        service = ExpertService(server, _facts(file, spec), placement, loading)
+        server = stack.enter_context(_listen(config.experts, run_dir.path, shard.placement.shard))
+        loading = stack.enter_context(closing(LoadingThread(shard.load)))
+        service = ExpertService(server, shard.facts, shard.placement, loading)
         stack.callback(service.close)
         service.run(stop)
-
-
-def _loader(file: GGUFFile, spec: ModelSpec, placement: Placement, isa: str) -> Load:
-    layers = find_experts(file, spec, placement)
-
-    def load(on_progress: OnProgress, stopped: Stopped) -> ShardEngine:
-        read_into_memory(layers, on_progress, stopped)
-        return build_engine(spec, placement, layers, isa)
-
-    return load
-
-
-def _facts(file: GGUFFile, spec: ModelSpec) -> ModelFacts:
-    return ModelFacts(
-        fingerprint=fingerprint(file, spec),
-        hidden_size=spec.hidden_size,
-        top_k=spec.moe.top_k,
-        n_experts=spec.moe.n_experts,
-        layers=tuple(range(spec.n_dense_layers, spec.n_layers)),
-    )
 
 
 def _listen(config: ExpertsConfig, run_dir: Path, shard: str) -> ControlServer:

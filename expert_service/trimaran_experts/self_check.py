@@ -28,7 +28,7 @@ def check_engine(engine: ExpertEngine, layers: Sequence[ExpertLayer], first_expe
     """
     random = np.random.default_rng(0)
     layer = layers[len(layers) // 2]
-    owned = len(layer.gate.raw) // len(layer.gate.expert(0))
+    owned = layer.gate.n_experts
     chosen = random.choice(owned, min(_N_EXPERTS, owned), replace=False)
     local = random.choice(chosen, (_N_TOKENS, engine.top_k))
     x = random.standard_normal((_N_TOKENS, engine.hidden)).astype(np.float32)

@@ -69,8 +69,8 @@ class ExpertService:
         wakers = (stop.fileno(), self._runner.fileno(), self._loading.fileno())
         while not stop.requested:
             self._server.poll(max(0.0, self._next_beat - time.monotonic()), wakers)
-            if self._engine is None and self._loading.finished:
-                self._begin_serving(self._loading.result())
+            if self._engine is None and self._loading.finished and (engine := self._loading.result()):
+                self._begin_serving(engine)
             self._handle_messages()
             self._send_finished()
             self._tick()
@@ -99,7 +99,9 @@ class ExpertService:
             gauges={
                 "expert_queue_depth": float(counters.get("waiting", 0) + self._runner.waiting),
                 "expert_clients": float(len(self._clients.by_peer)),
-                "expert_load_progress": self._loading.progress,
+                "expert_load_progress": self._loading.report.fraction,
+                "expert_load_bytes_per_second": self._loading.report.bytes_per_s,
+                "expert_load_eta_seconds": self._loading.report.eta_s,
                 "expert_threads": float(len(self._placement.cpus)),
                 "expert_load_imbalance_ratio": load_imbalance(routed, self._placement.experts),
             },
@@ -149,7 +151,7 @@ class ExpertService:
             _log.warning("client refused", reason=refusal.reason, differences="; ".join(refusal.differences))
             self._server.send(peer, refusal)
         elif self._engine is None:
-            self._send(peer, Loading(progress=self._loading.progress))
+            self._send(peer, Loading(progress=self._loading.report.fraction))
         else:
             self._welcome(peer)
 
@@ -165,6 +167,8 @@ class ExpertService:
             shard=placement.shard,
             isa=self._engine.isa,
             experts=placement.experts,
+            columns=placement.columns,
+            n_columns=self._clients.facts.n_columns,
             threads=len(self._engine.cpus),
         )
         self._send(peer, ready)
@@ -203,7 +207,9 @@ class ExpertService:
         self._next_beat = now + HEARTBEAT_S
         self._clients.drop_silent(now)
         loading = self._engine is None
-        message = Loading(progress=self._loading.progress) if loading else Heartbeat(sent_ns=time.time_ns())
+        message = (
+            Loading(progress=self._loading.report.fraction) if loading else Heartbeat(sent_ns=time.time_ns())
+        )
         for peer in list(self._clients.by_peer):
             self._send(peer, message)
 

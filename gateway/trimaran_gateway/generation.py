@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 
 import msgspec
 from trimaran.errors import PeerError, RequestError
-from trimaran.wire import Generate, SamplingParams, TokenBatch
+from trimaran.wire import Generate, SamplingParams, TokenBatch, TokenLogprob
 
 from trimaran_gateway.chat.grammar import Constraint
 from trimaran_gateway.chat.prompt import Prompt
-from trimaran_gateway.engine.client import EngineClient
+from trimaran_gateway.engine.client import EngineClient, InternalEngineError
 from trimaran_gateway.engine.stream import EngineStream
 from trimaran_gateway.errors import DeadlineError
 from trimaran_gateway.limits import spend_tokens
@@ -32,7 +32,7 @@ class GenerationRequest:
 
     Attributes:
         prompt: what to continue.
-        sampling: `max_tokens` may be None: to the end of the context.
+        sampling: `max_tokens` may be None: to the end of the context; or 0: the prompt is read, that is all.
         output: how to read the answer.
         priority: lower runs earlier.
     """
@@ -95,13 +95,17 @@ class Generator:
         try:
             async with self._engine.generate(self._message(request)) as stream:
                 spend_tokens(len(request.prompt.ids))
-                async for batch in self._batches(stream, request.prompt.constraint):
+                prompt = _PromptReading(request)
+                async for received in self._batches(stream, request.prompt.constraint):
+                    prompt_entries = prompt.take(received)
+                    batch = _without_tokens(received) if request.sampling.max_tokens == 0 else received
                     timer.tokens(len(batch.ids))
                     spend_tokens(len(batch.ids))
-                    for event in parser.feed(batch.ids, _entries(batch)):
-                        yield event
+                    parsed = parser.feed(batch.ids, _entries(batch.ids, batch.logprobs))
                     usage = _usage(request, parser, timer, batch)
-                    yield Progress(usage, tuple(batch.ids))
+                    yield Progress(usage, tuple(batch.ids), prompt_entries)
+                    for event in parsed:
+                        yield event
                     if batch.finish_reason is not None or parser.done:
                         for event in parser.finish():
                             yield event
@@ -136,7 +140,7 @@ class Generator:
             )
         wanted = request.sampling.max_tokens
         sampling = msgspec.structs.replace(
-            request.sampling, max_tokens=room if wanted is None else min(wanted, room)
+            request.sampling, max_tokens=room if wanted is None else max(1, min(wanted, room))
         )
         return Generate(
             request_id=secrets.token_hex(12),
@@ -175,12 +179,40 @@ def _blamed(error: RequestError, constraint: Constraint | None) -> RequestError:
     return RequestError(message, code="invalid_schema", param=constraint.param)
 
 
-def _entries(batch: TokenBatch) -> list[TokenEntry] | None:
-    if batch.logprobs is None:
+class _PromptReading:
+    """Pairs the log probabilities of a prompt's tokens, as they come, with the tokens."""
+
+    def __init__(self, request: GenerationRequest) -> None:
+        self._ids = request.prompt.ids
+        self._is_wanted = request.sampling.prompt_logprobs is not None
+        self._next = 1  # the first token follows nothing
+
+    def take(self, batch: TokenBatch) -> tuple[TokenEntry, ...]:
+        """The batch's part of them.
+
+        Raises:
+            InternalEngineError: some are missing, although the answer begins.
+        """
+        values = batch.prompt_logprobs or []
+        ids = self._ids[self._next : self._next + len(values)]
+        self._next += len(values)
+        if self._is_wanted and batch.ids and self._next < len(self._ids):
+            raise InternalEngineError("the engine left out log probabilities of the prompt")
+        return tuple(_entries(ids, values) or ())
+
+
+def _without_tokens(batch: TokenBatch) -> TokenBatch:
+    """A batch for a client that wanted its prompt read only: the engine draws one token at least."""
+    reason = "length" if batch.ids or batch.finish_reason is not None else None
+    return msgspec.structs.replace(batch, ids=[], logprobs=None, finish_reason=reason)
+
+
+def _entries(ids: Sequence[int], logprobs: Sequence[TokenLogprob] | None) -> list[TokenEntry] | None:
+    if logprobs is None:
         return None
     return [
         TokenEntry(token, _finite(value.logprob), tuple((other, _finite(low)) for other, low in value.top))
-        for token, value in zip(batch.ids, batch.logprobs, strict=True)
+        for token, value in zip(ids, logprobs, strict=True)
     ]
 
 

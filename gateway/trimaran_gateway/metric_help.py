@@ -23,6 +23,8 @@ _HELP = {
     "expert_queue_depth": "Layer calls that wait",
     "expert_clients": "Attention services that are connected",
     "expert_load_progress": "Share of the weights that is read, 0 to 1",
+    "expert_load_bytes_per_second": "Speed at which the weights are, or were, read and packed",
+    "expert_load_eta_seconds": "Time until the weights are there, at that speed",
     "expert_threads": "Compute threads",
     "expert_load_imbalance_ratio": "Busiest expert's tokens over the mean, 1 is even",
     "expert_service_up": "1 while the shard serves",

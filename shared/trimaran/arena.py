@@ -186,15 +186,20 @@ def arena_directory(run_dir: str | os.PathLike[str]) -> Path:
 
 
 def is_tmpfs(directory: str | os.PathLike[str]) -> bool:
-    """Whether `directory` lies on a tmpfs, as /proc/self/mountinfo tells."""
-    target = Path(directory).resolve()
+    """Whether `directory` is there and lies on a tmpfs."""
+    return file_system(directory) == "tmpfs" and Path(directory).is_dir()
+
+
+def file_system(path: str | os.PathLike[str]) -> str:
+    """The kind of file system that `path` lies on, e.g. tmpfs, as /proc/self/mountinfo tells."""
+    target = Path(path).resolve()
     longest, kind = -1, ""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
         mount = Path(before.split(" ")[4].encode().decode("unicode_escape"))
         if (target == mount or mount in target.parents) and len(mount.parts) >= longest:
             longest, kind = len(mount.parts), after.split(" ")[0]
-    return kind == "tmpfs" and target.is_dir()
+    return kind
 
 
 def remove_leftovers(directory: str | os.PathLike[str]) -> list[Path]:

@@ -118,6 +118,39 @@ class ExpertsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     experts: Annotated[
         str, Meta(pattern=r"^(all|\d+-\d+)$", description="range of expert ids of this shard, e.g. 0-127")
     ] = "all"
+    columns: Annotated[
+        str,
+        Meta(
+            pattern=r"^(all|\d+-\d+)$",
+            description="range of every expert's intermediate columns of this shard, e.g. 0-1023",
+        ),
+    ] = "all"
+    cpus: Annotated[
+        str,
+        Meta(
+            pattern=r"^(auto|\d+(-\d+)?(,\d+(-\d+)?)*)$",
+            description="CPUs to compute on, e.g. 0-15,32; auto: one of each core that it may use",
+        ),
+    ] = "auto"
+    node: Annotated[
+        Annotated[int, Meta(ge=0, le=1023)] | None,
+        Meta(description="NUMA node whose CPUs and memory this shard uses; none: all of them"),
+    ] = None
+    store: Annotated[
+        Literal["auto", "tmpfs", "file", "private", "off"],
+        Meta(
+            description="where packed experts live: a tmpfs or a file keep them for the next start; off:"
+            " the mapped model file itself; auto: a tmpfs if the model is large and fits"
+        ),
+    ] = "auto"
+    store_dir: Annotated[
+        str | None,
+        Meta(
+            description="directory of kept experts, on a tmpfs or hugetlbfs, or for `file` on a disk; none:"
+            " /dev/shm/trimaran-UID, or ~/.cache/trimaran"
+        ),
+    ] = None
+    lock_memory: Annotated[bool, Meta(description="forbid swapping packed experts out")] = False
     connect_timeout_s: Annotated[
         float, Meta(gt=0, le=_DAY_S, description="how long to wait for a shard to appear before giving up")
     ] = 60.0

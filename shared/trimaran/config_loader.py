@@ -78,9 +78,10 @@ def _build(values: Mapping[str, object]) -> Config:
         section, _, name = path.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[name] = value
     config = msgspec.convert(tree, Config)
-    first, separator, last = config.experts.experts.partition("-")
-    if separator and int(first) > int(last):
-        raise ConfigError(f"experts.experts: the range {first}-{last} is empty", remedy=f"{last}-{first}?")
+    for name in ("experts", "columns"):
+        first, separator, last = getattr(config.experts, name).partition("-")
+        if separator and int(first) > int(last):
+            raise ConfigError(f"experts.{name}: the range {first}-{last} is empty", remedy=f"{last}-{first}?")
     return config
 
 

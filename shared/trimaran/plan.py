@@ -3,9 +3,9 @@
 A pure function of the model's dimensions and tensor directory, of the machine, and of the configuration. The
 services ask it before they load; `trimaran plan` prints it.
 
-How the attention service holds weights decides the sums. On a CPU its matrices stay in the file's encoding,
-mapped; on a GPU they are expanded to bfloat16. Either way the embedding table is read from the mapped file,
-the latent up-projection (Wkv_b) is expanded, and routed experts stay in RAM as the file has them.
+How the attention service holds weights decides the sums. Its matrices stay quantised: on a CPU in the mapped
+file, on a GPU in the forms of `gpu_weights`. Either way the embedding table is read from the mapped file, the
+latent up-projection (Wkv_b) is expanded, and routed experts stay in RAM as the file has them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Literal
 from trimaran.config import Config
 from trimaran.errors import PlanError
 from trimaran.gguf import GGMLType, TensorInfo
+from trimaran.gpu_weights import gpu_bytes, is_re_encoded
 from trimaran.kv_format import choose_format, entry_bytes
 from trimaran.machine import Machine
 from trimaran.spec import ModelSpec
@@ -108,6 +109,7 @@ class Plan:
         wanted_context: tokens that the configuration, or else the model, asks for.
         kv_bytes, workspace: bytes of the cache and of passing tensors, on the attention service's device.
         gpu: None when attention runs on the CPU.
+        re_encoded: types of matrices that the GPU has no kernel for and holds as Q8_0.
     """
 
     model: str
@@ -121,6 +123,7 @@ class Plan:
     workspace: int
     gpu: Budget | None
     ram: Budget
+    re_encoded: tuple[str, ...]
     speed: Speed
 
     def problems(self) -> list[str]:
@@ -167,13 +170,13 @@ def make_plan(
     Raises:
         PlanError: the configuration asks for a GPU that is not there.
     """
-    gpu_bytes = _gpu_memory(machine, config)
-    on_gpu = gpu_bytes is not None
+    gpu_memory = _gpu_memory(machine, config)
+    on_gpu = gpu_memory is not None
     items, skipped = _items(spec, tensors, on_gpu=on_gpu)
     wanted = config.attn.context_length or spec.context_length
     kv_per_token = spec.n_layers * entry_bytes(spec, choose_format(config.attn.kv_dtype))
     fixed = _fixed_bytes(items, "GPU") + GPU_RESERVE if on_gpu else _fixed_bytes(items, "RAM") + RAM_RESERVE
-    available = gpu_bytes if gpu_bytes is not None else machine.memory.limit
+    available = gpu_memory if gpu_memory is not None else machine.memory.limit
     context = _context(spec, config, wanted, kv_per_token, available - fixed, on_gpu=on_gpu)
     kv_bytes = _kv_bytes(config, context, kv_per_token)
     workspace = _workspace(spec, config, context, on_gpu=on_gpu)
@@ -189,8 +192,9 @@ def make_plan(
         wanted_context=wanted,
         kv_bytes=kv_bytes,
         workspace=workspace,
-        gpu=Budget(fixed + attention, gpu_bytes) if gpu_bytes is not None else None,
+        gpu=Budget(fixed + attention, gpu_memory) if gpu_memory is not None else None,
         ram=Budget(ram_needed, machine.memory.limit),
+        re_encoded=_re_encoded(spec, tensors) if on_gpu else (),
         speed=_speed(spec, items, bandwidth or Bandwidth()),
     )
 
@@ -261,10 +265,9 @@ def _part(spec: ModelSpec, name: str) -> str | None:
 
 def _item(part: str, infos: list[TensorInfo], *, on_gpu: bool) -> Item:
     file_bytes = sum(info.nbytes for info in infos)
-    elements = sum(prod(info.shape) for info in infos)
     place: Place = "GPU" if on_gpu and part not in {"embeddings", "routed experts"} else "RAM"
     if place == "GPU":
-        nbytes = 2 * elements
+        nbytes = sum(_gpu_bytes(part, info) for info in infos)
     elif part == "latent maps":
         nbytes = sum(_map_bytes(info) for info in infos)
     else:
@@ -275,6 +278,20 @@ def _item(part: str, infos: list[TensorInfo], *, on_gpu: bool) -> Item:
 def _map_bytes(info: TensorInfo) -> int:
     """Float32 stays so, everything else becomes binary16."""
     return prod(info.shape) * (4 if info.type == GGMLType.F32 else 2)
+
+
+def _gpu_bytes(part: str, info: TensorInfo) -> int:
+    """Norms and the router stay float32, the latent maps become bfloat16."""
+    if part == "router" or len(info.shape) == 1:
+        return 4 * prod(info.shape)
+    return 2 * prod(info.shape) if part == "latent maps" else gpu_bytes(info)
+
+
+def _re_encoded(spec: ModelSpec, tensors: Mapping[str, TensorInfo]) -> tuple[str, ...]:
+    """Types of matrices that a GPU holds as the nearest Q8_0 weights."""
+    matrices = ("attention", "head", "dense layers", "shared experts")
+    types = {info.type for info in tensors.values() if _part(spec, info.name) in matrices}
+    return tuple(sorted(type_.name for type_ in types if is_re_encoded(type_)))
 
 
 def _types(infos: list[TensorInfo]) -> str:

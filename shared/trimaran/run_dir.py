@@ -18,7 +18,7 @@ from trimaran.errors import ConfigError
 
 _PREFIX = "trimaran-"
 _MAX_SOCKET_PATH = 107  # sun_path holds 108 bytes with its closing zero
-_LONGEST_SOCKET_NAME = len("/experts-") + 16 + len(".sock.lock")
+_LONGEST_SOCKET_NAME = len("/experts-") + 20 + len(".sock.lock")
 
 
 class RunDir:
@@ -86,9 +86,9 @@ def attn_endpoint(run_dir: str | os.PathLike[str]) -> str:
 
 
 def experts_endpoint(run_dir: str | os.PathLike[str], shard: str = "0") -> str:
-    """Endpoint where the expert service of `shard` (letters, digits, - and _, 16 at most) listens."""
-    if not shard.replace("-", "").replace("_", "").isalnum() or len(shard) > 16:
-        raise ConfigError(f"shard name {shard!r}: use up to 16 letters, digits, - and _")
+    """Endpoint where the expert service of `shard` (letters, digits, - and _, 20 at most) listens."""
+    if not shard.replace("-", "").replace("_", "").isalnum() or len(shard) > 20:
+        raise ConfigError(f"shard name {shard!r}: use up to 20 letters, digits, - and _")
     return f"ipc://{Path(run_dir).absolute()}/experts-{shard}.sock"
 
 

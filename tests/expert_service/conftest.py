@@ -23,11 +23,16 @@ from trimaran.spec import ModelSpec, read_spec
 from trimaran.synth import write_random_model
 from trimaran_attn.experts_client import ExpertsClient, ModelFacts
 from trimaran_experts.loader import ExpertLayer, find_experts
-from trimaran_experts.placement import place
+from trimaran_experts.placement import Placement, place
 from trimaran_experts.self_check import reference
 from trimaran_kernels import usable_cpus
 
 Notifier = Literal["doorbell", "zmq", "tcp"]
+
+
+def whole_model(spec: ModelSpec) -> Placement:
+    """A service that owns all experts, on one CPU."""
+    return place(ExpertsConfig(), spec.moe.n_experts, spec.moe.intermediate_size, usable_cpus(1))
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Model:
         facts = ModelFacts(
             fingerprint(file), spec.hidden_size, spec.moe.top_k, spec.moe.n_experts, moe_layers
         )
-        placement = place(ExpertsConfig(), spec.moe.n_experts, usable_cpus())
+        placement = whole_model(spec)
         return cls(path, spec, facts, find_experts(file, spec, placement))
 
     def batch(self, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

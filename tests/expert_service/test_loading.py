@@ -9,22 +9,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trimaran_experts.engine as engine_module
+from expert_store import make_task
 from trimaran.config import ExpertsConfig
 from trimaran.errors import KernelError, ModelFileError
 from trimaran.gguf import GGMLType, GGUFFile
 from trimaran.gguf.dequant import dequantize
+from trimaran.spec import read_spec
 from trimaran.synth import write_random_model
-from trimaran_experts.engine import build_engine
-from trimaran_experts.loader import find_experts, read_into_memory
+from trimaran_experts.engine import ShardEngine, build_engine
+from trimaran_experts.kernel_packing import kernel_packing
+from trimaran_experts.loader import find_experts
 from trimaran_experts.loading import LoadingThread
 from trimaran_experts.placement import place
+from trimaran_experts.progress import Report
 from trimaran_experts.self_check import check_engine, reference
-from trimaran_kernels import ExpertEngine, ThreadPool, usable_cpus
+from trimaran_experts.weights import obtain
+from trimaran_kernels import ExpertEngine, ThreadPool, built_isas, usable_cpus
 
 
 def test_a_shard_sees_its_own_experts(model) -> None:
     with GGUFFile.open(model.path) as file:
-        placement = place(ExpertsConfig(experts="5-8"), model.facts.n_experts, usable_cpus(1))
+        placement = place(ExpertsConfig(experts="5-8"), model.facts.n_experts, 256, usable_cpus(1))
         layers = find_experts(file, model.spec, placement)
         assert [layer.layer for layer in layers] == [1, 2]
         for index in range(4):
@@ -37,7 +42,7 @@ def test_a_shard_sees_its_own_experts(model) -> None:
 
 def test_experts_of_another_shape_are_refused(model) -> None:
     wrong = replace(model.spec, moe=replace(model.spec.moe, n_experts=8))
-    placement = place(ExpertsConfig(), 8, [0])
+    placement = place(ExpertsConfig(), 8, 256, [0])
     with (
         GGUFFile.open(model.path) as file,
         pytest.raises(
@@ -45,17 +50,6 @@ def test_experts_of_another_shape_are_refused(model) -> None:
         ),
     ):
         find_experts(file, wrong, placement)
-
-
-def test_reading_reports_progress_to_the_end_and_can_be_stopped(model) -> None:
-    progress: list[float] = []
-    read_into_memory(model.layers, progress.append, lambda: False)
-    assert progress == sorted(progress)
-    assert progress[-1] == 1.0
-    assert len(progress) == 6
-    progress.clear()
-    read_into_memory(model.layers, progress.append, lambda: len(progress) == 2)
-    assert len(progress) == 2
 
 
 def test_the_reference_is_the_formula(model) -> None:
@@ -72,19 +66,33 @@ def test_the_reference_is_the_formula(model) -> None:
     np.testing.assert_allclose(reference(layer, x, ids, weights), want, rtol=1e-9)
 
 
+def built(path: Path, isa: str = "auto", **options: str) -> ShardEngine:
+    """The engine of a service with these options, from the model's own bytes or a copy."""
+    task = make_task(path, kernel_packing(), **options)
+    weights = obtain(task)
+    assert weights is not None
+    with GGUFFile.open(path) as file:
+        spec = read_spec(file)
+    placement = place(task.config, spec.moe.n_experts, spec.moe.intermediate_size, usable_cpus(1))
+    return build_engine(spec, placement, task.layers, weights, pool=task.pool, isa=isa)
+
+
 @pytest.mark.parametrize(
     "kind", [GGMLType.F32, GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.IQ4_XS, GGMLType.IQ2_XXS]
 )
-def test_kernels_pass_the_self_check(tmp_path: Path, model, kind: GGMLType) -> None:
+@pytest.mark.parametrize("store", ["off", "private"])
+def test_kernels_pass_the_self_check(tmp_path: Path, model, kind: GGMLType, store: str) -> None:
     def choose(name: str, shape: tuple[int, ...]) -> GGMLType:
         return kind if "_exps" in name else GGMLType.F32
 
     small = replace(model.spec, moe=replace(model.spec.moe, n_experts=4, n_groups=1, n_groups_used=1))
-    with GGUFFile.open(
-        write_random_model(tmp_path / "m.gguf", mix=choose, tokenizer=False, spec=small)
-    ) as file:
-        placement = place(ExpertsConfig(experts="1-3"), 4, usable_cpus(1))
-        assert build_engine(small, placement, find_experts(file, small, placement), "auto").isa
+    path = write_random_model(tmp_path / "m.gguf", mix=choose, tokenizer=False, spec=small)
+    assert built(path, experts="1-3", store=store).isa
+
+
+@pytest.mark.parametrize("columns", ["0-127", "96-255"])
+def test_a_slice_of_columns_passes_the_self_check(model, columns: str) -> None:
+    assert built(model.path, columns=columns).isa
 
 
 def test_a_wrong_engine_fails_the_self_check(model) -> None:
@@ -99,23 +107,36 @@ def test_a_wrong_engine_fails_the_self_check(model) -> None:
         check_engine(engine, model.layers, 0)
 
 
-def test_a_kernel_that_fails_is_replaced_by_the_generic_one(model, monkeypatch: pytest.MonkeyPatch) -> None:
-    placement = place(ExpertsConfig(), model.facts.n_experts, usable_cpus(1))
-    if build_engine(model.spec, placement, model.layers, "auto").isa == "generic":
-        pytest.skip("this CPU has only the generic kernels")
+def test_kernels_that_fail_are_replaced_by_the_next_in_the_table(
+    model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = built(model.path).isa
+    table = built_isas()
+    asked: list[str] = []
 
-    def refuse_others(engine: ExpertEngine, *rest: object) -> float:
-        if engine.isa != "generic":
+    def refuse_all_but_the_last(engine: ExpertEngine, *_rest: object) -> float:
+        asked.append(engine.isa)
+        if engine.isa != table[-1]:
             raise KernelError("deviates")
         return 0.0
 
-    monkeypatch.setattr(engine_module, "check_engine", refuse_others)
-    assert build_engine(model.spec, placement, model.layers, "auto").isa == "generic"
+    monkeypatch.setattr(engine_module, "check_engine", refuse_all_but_the_last)
+    assert built(model.path).isa == table[-1]
+    assert asked == table[table.index(best) :]
+
+
+def test_no_kernel_that_passes_is_an_error(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_rest: object) -> float:
+        raise KernelError("deviates")
+
+    monkeypatch.setattr(engine_module, "check_engine", refuse)
+    with pytest.raises(KernelError, match="deviates"):
+        built(model.path)
 
 
 def test_a_failure_to_load_reaches_the_control_loop() -> None:
     def fail(on_progress, stopped):
-        on_progress(0.5)
+        on_progress(Report(0.5, 2.0, 1.0))
         raise ModelFileError("torn")
 
     thread = LoadingThread(fail)
@@ -123,7 +144,7 @@ def test_a_failure_to_load_reaches_the_control_loop() -> None:
     while not thread.finished:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert thread.progress == 0.5
+    assert thread.report == Report(0.5, 2.0, 1.0)
     with pytest.raises(ModelFileError, match="torn"):
         thread.result()
     thread.close()

@@ -165,6 +165,7 @@ class Script:
     first_delay_s: float = 0.0
     failure: RequestFailed | None = None
     cached_tokens: int = 0
+    scores_prompt: bool = True
 
 
 class FakeEngine:
@@ -237,6 +238,10 @@ class FakeEngine:
             generated_tokens=len(ids),
             cached_tokens=script.cached_tokens,
         )
+        prompt_logprobs = _prompt_logprobs(message) if script.scores_prompt else None
+        if prompt_logprobs:
+            early, prompt_logprobs = prompt_logprobs[:2], prompt_logprobs[2:]
+            await server.send(peer, TokenBatch(request_id=message.request_id, ids=[], prompt_logprobs=early))
         for start in range(0, len(ids), script.batch):
             part = ids[start : start + script.batch]
             last = start + script.batch >= len(ids)
@@ -252,11 +257,21 @@ class FakeEngine:
                     request_id=message.request_id,
                     ids=part,
                     logprobs=logprobs,
+                    prompt_logprobs=prompt_logprobs if start == 0 else None,
                     finish_reason=finish if last else None,
                     usage=usage if last else None,
                 ),
             )
             await asyncio.sleep(script.delay_s)
+
+
+def _prompt_logprobs(message: Generate) -> list[TokenLogprob] | None:
+    """Of each token but the first: minus its position, and the ids from 10 on as alternatives."""
+    count = message.sampling.prompt_logprobs
+    if count is None:
+        return None
+    top = tuple((10 + rank, -0.5 - rank) for rank in range(count))
+    return [TokenLogprob(-float(position), top) for position in range(1, len(message.prompt_ids))]
 
 
 STATS = EngineStats(

@@ -7,8 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from trimaran_gateway.output.events import TokenEntry, TokenUsage
-from trimaran_gateway.text.vocabulary import Vocabulary
+from trimaran_gateway.output.events import TokenUsage
 
 
 @dataclass(frozen=True)
@@ -40,31 +39,4 @@ def usage_body(usage: TokenUsage) -> dict[str, Any]:
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-    }
-
-
-def chat_logprobs(
-    vocabulary: Vocabulary, entries: tuple[TokenEntry, ...] | list[TokenEntry]
-) -> dict[str, Any]:
-    """`logprobs` of a chat choice."""
-    content = [
-        {
-            **_logprob(vocabulary, entry.token, entry.logprob),
-            "top_logprobs": [_logprob(vocabulary, token, value) for token, value in entry.top],
-        }
-        for entry in entries
-    ]
-    return {"content": content, "refusal": None}
-
-
-def token_text(vocabulary: Vocabulary, token: int) -> str:
-    """A token's text by itself; U+FFFD stands for part of a character."""
-    return vocabulary.token_bytes(token).decode(errors="replace")
-
-
-def _logprob(vocabulary: Vocabulary, token: int, value: float) -> dict[str, Any]:
-    return {
-        "token": token_text(vocabulary, token),
-        "logprob": value,
-        "bytes": list(vocabulary.token_bytes(token)),
     }

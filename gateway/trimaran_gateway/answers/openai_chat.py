@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimaran_gateway import sse
-from trimaran_gateway.answers.openai import AnswerHead, chat_logprobs, usage_body
+from trimaran_gateway.answers.openai import AnswerHead, usage_body
+from trimaran_gateway.answers.token_logprobs import chat_logprobs, prompt_logprobs
 from trimaran_gateway.output.collect import Answer, total_usage
 from trimaran_gateway.output.events import (
     Event,
@@ -25,9 +26,10 @@ from trimaran_gateway.text.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class ChatAnswerOptions:
-    """How the client wants its answer."""
+    """How the client wants its answer; `prompt_logprobs` is how many alternatives, None without."""
 
     logprobs: bool = False
+    prompt_logprobs: int | None = None
     include_usage: bool = False
     continuous_usage: bool = False
 
@@ -38,7 +40,11 @@ def chat_answer(
     """A `chat.completion` object."""
     choices = [_choice(index, answer, vocabulary, options) for index, answer in enumerate(answers)]
     usage = total_usage([answer.usage for answer in answers])
-    return {**head.fields("chat.completion"), "choices": choices, "usage": usage_body(usage)}
+    body = {**head.fields("chat.completion"), "choices": choices, "usage": usage_body(usage)}
+    if options.prompt_logprobs is not None:
+        entries = answers[0].prompt_entries
+        body["prompt_logprobs"] = prompt_logprobs(vocabulary, entries, options.prompt_logprobs)
+    return body
 
 
 async def chat_chunks(

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimaran_gateway import sse
-from trimaran_gateway.answers.openai import AnswerHead, token_text, usage_body
+from trimaran_gateway.answers.openai import AnswerHead, usage_body
+from trimaran_gateway.answers.token_logprobs import TextLogprobs, prompt_logprobs
+from trimaran_gateway.chat.prompt import Prompt
 from trimaran_gateway.output.collect import Answer, total_usage
 from trimaran_gateway.output.events import Event, Finished, Progress, TextDelta, TokenEntry, TokenUsage
 from trimaran_gateway.text.vocabulary import Vocabulary
@@ -19,13 +21,17 @@ class CompletionAnswerOptions:
     """How the client wants its answer.
 
     Attributes:
-        echo: one text per choice to put in front of it; empty strings without `echo`.
+        prompts: one per choice.
         per_prompt: how many consecutive choices belong to one prompt.
+        echo: put the prompt in front of each choice.
+        logprobs, prompt_logprobs: alternatives per token; None without.
     """
 
-    echo: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
     per_prompt: int = 1
-    logprobs: bool = False
+    echo: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
     include_usage: bool = False
     continuous_usage: bool = False
 
@@ -36,9 +42,15 @@ def completion_answer(
     """A `text_completion` object."""
     choices = []
     for index, answer in enumerate(answers):
-        logprobs = TextLogprobs(vocabulary).add(answer.entries) if options.logprobs else None
-        text = options.echo[index] + answer.content
-        choices.append(_choice(index, text, logprobs, answer.reason))
+        parts = _ChoiceParts(index, vocabulary, options)
+        prompt = parts.prompt(answer.prompt_entries) if options.echo else None
+        choice = parts.text(answer.content, answer.entries, answer.reason)
+        if prompt is not None:
+            choice = {**choice, "text": prompt["text"] + choice["text"], "logprobs": _joined(prompt, choice)}
+        if options.prompt_logprobs is not None:
+            entries = answer.prompt_entries
+            choice["prompt_logprobs"] = prompt_logprobs(vocabulary, entries, options.prompt_logprobs)
+        choices.append(choice)
     usage = _total({index: answer.usage for index, answer in enumerate(answers)}, options.per_prompt)
     return {**head.fields("text_completion"), "choices": choices, "usage": usage}
 
@@ -52,66 +64,80 @@ async def completion_chunks(
     """Server-sent `text_completion` events, ending in `[DONE]`."""
     fields = head.fields("text_completion")
     usages: dict[int, TokenUsage] = {}
-    logprobs = [TextLogprobs(vocabulary) for _ in options.echo]
-    for index, text in enumerate(options.echo):
-        if text:
-            yield sse.data({**fields, "choices": [_choice(index, text, None, None)]})
+    makers = [_ChunkMaker(index, vocabulary, options) for index in range(len(options.prompts))]
     async with aclosing(events):
         async for index, event in events:
             if isinstance(event, (Progress, Finished)):
                 usages[index] = event.usage
-            choice = _event_choice(index, event, logprobs[index] if options.logprobs else None)
-            if choice is None:
-                continue
-            chunk = {**fields, "choices": [choice]}
-            if options.continuous_usage and usages:
-                chunk["usage"] = _total(usages, options.per_prompt)
-            elif options.include_usage:
-                chunk["usage"] = None
-            yield sse.data(chunk)
+            for choice in makers[index].of(event):
+                chunk = {**fields, "choices": [choice]}
+                if options.continuous_usage:
+                    chunk["usage"] = _total(usages, options.per_prompt)
+                elif options.include_usage:
+                    chunk["usage"] = None
+                yield sse.data(chunk)
     if options.include_usage:
         yield sse.data({**fields, "choices": [], "usage": _total(usages, options.per_prompt)})
     yield sse.DONE
 
 
-class TextLogprobs:
-    """Builds the `logprobs` object, whose text offsets run through all of a choice's chunks."""
+class _ChoiceParts:
+    """Makes the objects of one choice: its prompt, then its texts."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
-        self._offset = 0
+    def __init__(self, index: int, vocabulary: Vocabulary, options: CompletionAnswerOptions) -> None:
+        self._index = index
+        self._prompt = options.prompts[index]
+        self._logprobs = None if options.logprobs is None else TextLogprobs(vocabulary, options.logprobs)
 
-    def add(self, entries: Sequence[TokenEntry]) -> dict[str, Any]:
-        """The object for the next tokens."""
-        offsets, tokens = [], []
-        for entry in entries:
-            text = token_text(self._vocabulary, entry.token)
-            tokens.append(text)
-            offsets.append(self._offset)
-            self._offset += len(text)
-        return {
-            "tokens": tokens,
-            "token_logprobs": [entry.logprob for entry in entries],
-            "top_logprobs": [
-                {token_text(self._vocabulary, token): value for token, value in entry.top}
-                for entry in entries
-            ],
-            "text_offset": offsets,
-        }
+    def prompt(self, entries: Sequence[TokenEntry]) -> dict[str, Any]:
+        """The prompt as the choice's first text."""
+        logprobs = self._logprobs.of_prompt(self._prompt.ids[0], entries) if self._logprobs else None
+        return self._choice(self._prompt.text, logprobs, None)
 
+    def text(
+        self, text: str, entries: Sequence[TokenEntry], finish_reason: str | None = None
+    ) -> dict[str, Any]:
+        """More text."""
+        return self._choice(text, self._logprobs.add(entries) if self._logprobs else None, finish_reason)
 
-def _event_choice(index: int, event: Event, logprobs: TextLogprobs | None) -> dict[str, Any] | None:
-    if isinstance(event, TextDelta):
-        return _choice(index, event.text, logprobs.add(event.entries) if logprobs else None, None)
-    if isinstance(event, Finished):
-        return _choice(index, "", None, event.reason)
-    return None
+    def end(self, finish_reason: str) -> dict[str, Any]:
+        """The last object."""
+        return self._choice("", None, finish_reason)
+
+    def _choice(
+        self, text: str, logprobs: dict[str, Any] | None, finish_reason: str | None
+    ) -> dict[str, Any]:
+        return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-def _choice(
-    index: int, text: str, logprobs: dict[str, Any] | None, finish_reason: str | None
-) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+class _ChunkMaker:
+    """The objects of one choice from its events; with `echo` its prompt comes before its first text."""
+
+    def __init__(self, index: int, vocabulary: Vocabulary, options: CompletionAnswerOptions) -> None:
+        self._parts = _ChoiceParts(index, vocabulary, options)
+        self._owes_prompt = options.echo
+        self._prompt_entries: list[TokenEntry] = []
+
+    def of(self, event: Event) -> list[dict[str, Any]]:
+        """What one event adds."""
+        if isinstance(event, Progress):
+            self._prompt_entries += event.prompt_entries
+        if isinstance(event, TextDelta):
+            return [*self._prompt(), self._parts.text(event.text, event.entries)]
+        if isinstance(event, Finished):
+            return [*self._prompt(), self._parts.end(event.reason)]
+        return []
+
+    def _prompt(self) -> list[dict[str, Any]]:
+        owed, self._owes_prompt = self._owes_prompt, False
+        return [self._parts.prompt(self._prompt_entries)] if owed else []
+
+
+def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any] | None:
+    """The log probabilities of two consecutive parts of a choice."""
+    if first["logprobs"] is None:
+        return None
+    return {name: [*values, *second["logprobs"][name]] for name, values in first["logprobs"].items()}
 
 
 def _total(usages: dict[int, TokenUsage], per_prompt: int) -> dict[str, Any]:

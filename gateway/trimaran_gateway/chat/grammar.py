@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from trimaran.wire import LarkGrammar
 
+from trimaran_gateway.chat.closed_schema import closed
 from trimaran_gateway.chat.tools import ToolFormat
 from trimaran_gateway.text.vocabulary import Markers
 
@@ -154,4 +155,4 @@ def _text(text: str) -> str:
 def _json(schema: Any, strict: bool) -> str:
     """A value that `schema` allows; options that a client put into it are not ours."""
     options = _EXACT if strict else _LENIENT
-    return f"%json {json.dumps({**schema, 'x-guidance': options})}"
+    return f"%json {json.dumps({**closed(schema), 'x-guidance': options})}"

@@ -54,6 +54,18 @@ class TokenLogprob(Alternative):
     top_logprobs: list[Alternative]
 
 
+class RankedLogprob(BaseModel):
+    """A token at some position of a prompt; `rank` 1 is the most likely one."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, RankedLogprob] | None]
+"""By position of the prompt, and then by token id; null for the first token."""
+
+
 class ChatLogprobs(BaseModel):
     """One entry per token of the visible answer."""
 
@@ -102,14 +114,15 @@ class ChatCompletion(AnswerObject):
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class CompletionLogprobs(BaseModel):
-    """Parallel lists, one entry per token."""
+    """Parallel lists, one entry per token; the first token of a prompt follows nothing and has null."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -120,6 +133,7 @@ class CompletionChoice(BaseModel):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"]
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class Completion(AnswerObject):

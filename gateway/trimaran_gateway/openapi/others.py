@@ -176,6 +176,18 @@ class DetokenizedText(BaseModel):
     prompt: str
 
 
+class TokenizerInfo(BaseModel):
+    """vLLM's facts about the tokeniser."""
+
+    tokenizer_class: str
+    bos_token: str | None
+    eos_token: str | None
+    add_bos_token: bool
+    add_eos_token: bool
+    model_max_length: int
+    chat_template: str
+
+
 class PromptText(BaseModel):
     """The rendered chat template."""
 

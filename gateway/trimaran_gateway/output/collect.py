@@ -36,6 +36,7 @@ class Answer:
     reasoning: str = ""
     calls: list[CollectedCall] = field(default_factory=list)
     entries: list[TokenEntry] = field(default_factory=list)
+    prompt_entries: list[TokenEntry] = field(default_factory=list)
     reason: FinishReason = "stop"
     stop_sequence: str | None = None
     usage: TokenUsage = field(default_factory=lambda: TokenUsage(0, 0))
@@ -54,8 +55,8 @@ class Answer:
                 self.calls[index].arguments += text
             case Finished(reason, usage, stop_sequence):
                 self.reason, self.usage, self.stop_sequence = reason, usage, stop_sequence
-            case Progress():
-                pass
+            case Progress(_, _, prompt_entries):
+                self.prompt_entries += prompt_entries
 
 
 async def collect(events: AsyncGenerator[tuple[int, Event]], n: int) -> list[Answer]:

@@ -11,7 +11,7 @@ TextKind = Literal["content", "reasoning"]
 
 @dataclass(frozen=True)
 class TokenEntry:
-    """One generated token with its natural-log probability and its alternatives (id, log probability)."""
+    """A token with its natural-log probability and its alternatives (id, log probability)."""
 
     token: int
     logprob: float
@@ -71,10 +71,15 @@ class TokenUsage:
 
 @dataclass(frozen=True)
 class Progress:
-    """A batch of the engine was taken in: its ids, and the usage so far."""
+    """A batch of the engine was taken in: its ids, and the usage so far.
+
+    `prompt_entries` are the next of the prompt's tokens, from its second one on, if their log probabilities
+    were asked for; the last of them come before any generated text.
+    """
 
     usage: TokenUsage
     ids: tuple[int, ...] = ()
+    prompt_entries: tuple[TokenEntry, ...] = ()
 
 
 @dataclass(frozen=True)

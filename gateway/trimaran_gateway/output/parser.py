@@ -21,7 +21,8 @@ class OutputFormat:
         tools: tool calls are expected.
         one_call: stop after the first call.
         stops: strings that end the answer (they are not looked for in the reasoning or in calls).
-        stop_ids: tokens that end a generation; they have no text.
+        stop_ids: tokens that end a generation; they have no text. Their log probabilities are told in plain
+            text only, as OpenAI does.
     """
 
     chat: bool = True
@@ -73,8 +74,11 @@ class OutputParser:
             if self.done:
                 break
             self.reasoning_tokens += self._reasoning
+            entry = entries[index] if entries else None
             if token not in self._output.stop_ids:
-                events += self._feed_one(token, entries[index] if entries else None)
+                events += self._feed_one(token, entry)
+            elif entry is not None and not self._output.chat:
+                self._section.note(entry)
         return events
 
     def finish(self) -> list[Parsed]:

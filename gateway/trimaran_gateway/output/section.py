@@ -53,6 +53,10 @@ class TextSection:
         self._decoded += len(text)
         return self._delta(self._hold_space(self._match(text)))
 
+    def note(self, entry: TokenEntry) -> None:
+        """Take in the log probability of a token that is not shown."""
+        self._entries.append((self._decoded, entry))
+
     def close(self, *, drop_space: bool = False) -> list[TextDelta]:
         """What is left at the end; `drop_space` drops white space at the very end."""
         if self.matched is not None:

@@ -94,6 +94,7 @@ def _options(body: ChatCompletionRequest) -> ChatAnswerOptions:
     stream = body.stream_options
     return ChatAnswerOptions(
         logprobs=bool(body.logprobs),
+        prompt_logprobs=body.prompt_logprobs,
         include_usage=stream is not None and stream.include_usage,
         continuous_usage=stream is not None and stream.continuous_usage_stats,
     )

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
+from msgspec import structs
 
 from trimaran_gateway import sse
 from trimaran_gateway.answers.openai_completion import (
@@ -63,6 +64,8 @@ async def _requests(body: CompletionRequest, gateway: Gateway) -> list[Generatio
     vocabulary = gateway.model.tokenizer.vocabulary
     max_tokens = body.max_tokens if body.max_tokens is not None else _DEFAULT_MAX_TOKENS
     wanted = body.sampling(len(vocabulary), max_tokens=max_tokens, logprobs=body.logprobs)
+    if body.echo and body.logprobs is not None:
+        wanted = structs.replace(wanted, prompt_logprobs=max(body.logprobs, body.prompt_logprobs or 0))
     sampling, stop_ids = with_stop_ids(gateway, wanted, tuple(body.stop_token_ids or ()))
     output = OutputFormat(chat=False, stops=body.stops, stop_ids=stop_ids)
     form = None if body.response_format is None else body.response_format.form()
@@ -94,9 +97,11 @@ async def _prompt(given: str | list[int], body: CompletionRequest, gateway: Gate
 def _options(body: CompletionRequest, requests: list[GenerationRequest]) -> CompletionAnswerOptions:
     stream = body.stream_options
     return CompletionAnswerOptions(
-        echo=tuple(request.prompt.text if body.echo else "" for request in requests),
+        prompts=tuple(request.prompt for request in requests),
         per_prompt=body.n or 1,
-        logprobs=body.logprobs is not None,
+        echo=body.echo,
+        logprobs=body.logprobs,
+        prompt_logprobs=body.prompt_logprobs,
         include_usage=stream is not None and stream.include_usage,
         continuous_usage=stream is not None and stream.continuous_usage_stats,
     )

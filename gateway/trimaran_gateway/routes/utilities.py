@@ -11,7 +11,14 @@ from trimaran_gateway.chat.prompt import ChatPromptRequest
 from trimaran_gateway.context import Gateway, gateway_of, off_loop
 from trimaran_gateway.errors import bad_request
 from trimaran_gateway.openapi.errors import answers
-from trimaran_gateway.openapi.others import DetokenizedText, LlamaTokens, PromptText, Props, VllmTokens
+from trimaran_gateway.openapi.others import (
+    DetokenizedText,
+    LlamaTokens,
+    PromptText,
+    Props,
+    TokenizerInfo,
+    VllmTokens,
+)
 from trimaran_gateway.routes.chat import chat_prompt
 from trimaran_gateway.schemas.messages import template_messages, template_tools
 from trimaran_gateway.schemas.openai import ChatCompletionRequest
@@ -60,6 +67,21 @@ async def apply_template(body: ChatCompletionRequest, gateway: TheGateway) -> di
     gateway.require_model(body.model)
     body.check()
     return {"prompt": (await build_prompt(gateway, chat_prompt(body))).text}
+
+
+@router.get("/tokenizer_info", responses=answers(TokenizerInfo))
+async def tokenizer_info(gateway: TheGateway) -> dict[str, Any]:
+    """The tokeniser's settings, as vLLM tells them to tools that have no tokeniser of their own."""
+    model = gateway.model
+    return {
+        "tokenizer_class": "ByteLevelBPE",
+        "bos_token": _token_text(gateway, model.tokenizer.bos_id) or None,
+        "eos_token": _token_text(gateway, model.tokenizer.eos_id) or None,
+        "add_bos_token": model.tokenizer.add_bos,
+        "add_eos_token": False,
+        "model_max_length": gateway.generator.context_length,
+        "chat_template": model.template.source,
+    }
 
 
 @router.get("/props", responses=answers(Props))

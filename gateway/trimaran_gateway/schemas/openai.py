@@ -18,7 +18,7 @@ from trimaran_gateway.schemas.base import (
     Body,
 )
 from trimaran_gateway.schemas.messages import Messages, Tool, ToolChoice
-from trimaran_gateway.schemas.sampling import SamplingBody
+from trimaran_gateway.schemas.sampling import MAX_ALTERNATIVES, SamplingBody
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 TokenIds = list[Annotated[int, Field(ge=0)]]
@@ -62,7 +62,7 @@ class ChatCompletionRequest(SamplingBody):
     messages: Messages
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_ALTERNATIVES)] | None = None
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: ToolChoice | None = None
@@ -84,7 +84,6 @@ class ChatCompletionRequest(SamplingBody):
         "store": "answers are not stored",
         "web_search_options": "there is no web search",
         "verbosity": "this model has no such switch",
-        "prompt_logprobs": "log probabilities are given for generated tokens only",
         "best_of": "use n",
         "echo": "only /v1/completions repeats its prompt",
         "include_reasoning": "use reasoning_effort: none",
@@ -145,13 +144,11 @@ class ChatCompletionRequest(SamplingBody):
         Raises:
             ApiError: 400, naming the field.
         """
-        self.refuse_unsupported()
+        super().check()
         if self.top_logprobs and not self.logprobs:
             raise bad_request("top_logprobs needs logprobs: true", param="top_logprobs")
         if self.tool_choice not in (None, "none", "auto") and not self.tools:
             raise bad_request("tool_choice needs tools", param="tool_choice")
-        if self.stream_options is not None and not self.stream:
-            raise bad_request("stream_options needs stream: true", param="stream_options")
         if self.continue_final_message and self.tools and self.tool_choice not in (None, "none", "auto"):
             raise bad_request("a forced call cannot continue a message", param="continue_final_message")
 
@@ -160,7 +157,8 @@ class CompletionRequest(SamplingBody):
     """`POST /v1/completions`: continue a text, several texts, or token ids."""
 
     prompt: str | list[str] | TokenIds | list[TokenIds]
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_ALTERNATIVES)] | None = None
     echo: bool = False
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
     response_format: ResponseFormat | None = None
@@ -171,7 +169,6 @@ class CompletionRequest(SamplingBody):
         **SAMPLER_FIELDS,
         **OTHER_NAMES,
         "suffix": "the model is not asked to fill in the middle",
-        "prompt_logprobs": "log probabilities are given for generated tokens only",
     }
     harmless: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **SAMPLER_HARMLESS,
@@ -194,12 +191,10 @@ class CompletionRequest(SamplingBody):
         Raises:
             ApiError: 400, naming the field.
         """
-        self.refuse_unsupported()
+        super().check()
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise unsupported("best_of", "answers are not ranked; use n")
-        if self.echo and self.logprobs is not None:
-            raise unsupported("echo", "log probabilities are given for generated tokens only")
-        if self.stream_options is not None and not self.stream:
-            raise bad_request("stream_options needs stream: true", param="stream_options")
+        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
+            raise bad_request("max_tokens: 0 needs echo: true or prompt_logprobs", param="max_tokens")
         if not self.prompts or len(self.prompts) > 128:
             raise bad_request("prompt: give 1 to 128 prompts", param="prompt")

@@ -12,6 +12,8 @@ from trimaran_gateway.errors import bad_request
 from trimaran_gateway.schemas.base import Body, LogitBias, Probability, Seed, StopString, StopStrings
 
 T = TypeVar("T")
+MAX_ALTERNATIVES = 20
+"""Most likely tokens that are told per position."""
 
 
 class StreamOptions(Body):
@@ -37,6 +39,7 @@ class SamplingBody(Body):
     logit_bias: LogitBias | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     ignore_eos: bool | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_ALTERNATIVES)] | None = None
     stop: StopString | StopStrings | None = None
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=64)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
@@ -49,6 +52,18 @@ class SamplingBody(Body):
     def stops(self) -> tuple[str, ...]:
         """The stop strings, however they were given."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    def check(self) -> None:
+        """Fail for what cannot be honoured together or at all.
+
+        Raises:
+            ApiError: 400, naming the field.
+        """
+        self.refuse_unsupported()
+        if self.stream_options is not None and not self.stream:
+            raise bad_request("stream_options needs stream: true", param="stream_options")
+        if self.prompt_logprobs is not None and self.stream:
+            raise bad_request("prompt_logprobs does not go with stream: true", param="prompt_logprobs")
 
     def sampling(self, vocab_size: int, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         """The engine's parameters.
@@ -78,6 +93,7 @@ class SamplingBody(Body):
             min_tokens=_or(self.min_tokens, 0),
             ignore_eos=bool(self.ignore_eos),
             logprobs=logprobs,
+            prompt_logprobs=self.prompt_logprobs,
         )
 
 

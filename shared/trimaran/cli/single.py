@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, NoReturn
+
+import typer
 
 from trimaran.cli import options
 from trimaran.cli.services import ATTN, EXPERTS, GATEWAY, Service
+from trimaran.errors import ConfigError
 
 
 def gateway(
@@ -60,23 +64,37 @@ def experts(
     model: options.Model = None,
     config_file: options.ConfigFile = None,
     assignments: options.Assignments = None,
+    list_: Annotated[bool, typer.Option("--list", help="Show the packed experts that were kept.")] = False,
+    purge: Annotated[bool, typer.Option("--purge", help="Remove those that nobody uses.")] = False,
     debug: options.Debug = False,
 ) -> None:
     """Run the expert service alone: the routed experts, in RAM, on the CPU.
+
+    It keeps large models' packed experts in memory for the next start (option experts.store).
 
     Examples:
 
       trimaran experts --model r1.gguf --set run_dir=/run/trimaran
       trimaran experts --model r1.gguf --set experts.experts=0-127 --set experts.threads=32
+      trimaran experts --list
+      trimaran experts --purge
     """
-    _become(EXPERTS, config_file, options.overrides(assignments, model=model), debug=debug)
+    if list_ and purge:
+        raise ConfigError("--list and --purge are two commands", remedy="give one of them")
+    command = ["list"] if list_ else ["purge"] if purge else []
+    _become(EXPERTS, config_file, options.overrides(assignments, model=model), debug=debug, command=command)
 
 
 def _become(
-    service: Service, config_file: Path | None, overrides: dict[str, object], *, debug: bool
+    service: Service,
+    config_file: Path | None,
+    overrides: dict[str, object],
+    *,
+    debug: bool,
+    command: Sequence[str] = (),
 ) -> NoReturn:
     """Replaces this process by the service, so that signals and exit codes are its own."""
-    arguments = [f"--set={path}={value}" for path, value in overrides.items()]
+    arguments = [*command, *(f"--set={path}={value}" for path, value in overrides.items())]
     if config_file is not None:
         arguments.append(f"--config={config_file}")
     if debug:

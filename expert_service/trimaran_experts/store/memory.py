@@ -1,0 +1,114 @@
+"""What the kernel is told about large mappings: huge pages, early allocation, NUMA nodes, locking.
+
+All of it is a wish but `populate_for_writing`: where the kernel refuses, the weights are slower, not wrong.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+_MADV_WILLNEED = 3
+_MADV_HUGEPAGE = 14
+_MADV_POPULATE_READ = 22
+_MADV_POPULATE_WRITE = 23
+_POLICIES = {"bind": 2, "interleave": 3}
+_SYS_MBIND = {"x86_64": 237, "aarch64": 235}
+_STEP = 64 << 20
+_PAGE = 4096
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.mlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.syscall.restype = ctypes.c_long
+
+
+def wish_huge_pages(memory: NDArray[np.uint8]) -> bool:
+    """Ask for huge pages in what is not allocated yet; whether the kernel heard it."""
+    return _advise(memory, 0, memory.size, _MADV_HUGEPAGE) == 0
+
+
+def place_on_nodes(memory: NDArray[np.uint8], nodes: Sequence[int], policy: str) -> bool:
+    """Allocate the mapping's pages on these NUMA nodes: all there ("bind"), or in turn ("interleave").
+
+    Returns:
+        Whether it is so; "default" asks for nothing.
+    """
+    number, mode = _SYS_MBIND.get(os.uname().machine), _POLICIES.get(policy)
+    if not nodes or number is None or mode is None:
+        return False
+    words = [0] * (max(nodes) // 64 + 1)
+    for node in nodes:
+        words[node // 64] |= 1 << (node % 64)
+    mask = (ctypes.c_ulong * len(words))(*words)
+    result = _libc.syscall(
+        ctypes.c_long(number),
+        ctypes.c_void_p(memory.ctypes.data),
+        ctypes.c_ulong(memory.size),
+        ctypes.c_int(mode),
+        mask,
+        ctypes.c_ulong(len(words) * 64 + 1),
+        ctypes.c_uint(0),
+    )
+    return bool(result == 0)
+
+
+def lock_in_memory(memory: NDArray[np.uint8]) -> str:
+    """Forbid swapping the mapping out; empty, or why not."""
+    return "" if _libc.mlock(memory.ctypes.data, memory.size) == 0 else os.strerror(ctypes.get_errno())
+
+
+def populate_for_writing(memory: NDArray[np.uint8], first: int, end: int, fd: int, file_offset: int) -> None:
+    """Allocate the pages of [first, end) now, so that a full tmpfs is an OSError here and no SIGBUS later.
+
+    Args:
+        fd, file_offset: the file behind it, for kernels before 5.14; -1 if there is none.
+    """
+    if _advise(memory, first, end, _MADV_POPULATE_WRITE) == 0:
+        return
+    if ctypes.get_errno() != errno.EINVAL:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if fd >= 0:
+        os.posix_fallocate(fd, file_offset + first, end - first)
+
+
+def populate_for_reading(
+    memory: NDArray[np.uint8], on_bytes: Callable[[int], None], stopped: Callable[[], bool]
+) -> None:
+    """Map (and, from a disk, read) every page; `on_bytes` takes the size of each piece done."""
+    for first in range(0, memory.size, _STEP):
+        if stopped():
+            return
+        end = min(first + _STEP, memory.size)
+        _advise(memory, first, min(end + _STEP, memory.size), _MADV_WILLNEED)
+        if _advise(memory, first, end, _MADV_POPULATE_READ) != 0:
+            memory[first:end:_PAGE].max()
+        on_bytes(end - first)
+
+
+def huge_page_bytes(memory: NDArray[np.uint8], smaps: Path = Path("/proc/self/smaps")) -> int:
+    """Bytes of the mapping that lie in huge pages."""
+    address, found, total = memory.ctypes.data, False, 0
+    for line in smaps.read_text().splitlines():
+        header = re.match(r"^([0-9a-f]+)-([0-9a-f]+) ", line)
+        if header:
+            found = int(header[1], 16) < address + memory.size and int(header[2], 16) > address
+        elif found:
+            counted = re.match(r"^(AnonHugePages|ShmemPmdMapped|FilePmdMapped|\w+_Hugetlb):\s+(\d+) kB", line)
+            total += int(counted[2]) << 10 if counted else 0
+    return min(total, memory.size)
+
+
+def _advise(memory: NDArray[np.uint8], first: int, end: int, advice: int) -> int:
+    """madvise on the whole pages around [first, end)."""
+    address = memory.ctypes.data
+    start = (address + first) // _PAGE * _PAGE
+    result: int = _libc.madvise(start, address + end - start, advice)
+    return result
