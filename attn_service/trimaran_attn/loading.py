@@ -93,14 +93,24 @@ def load_engine(
     if plan.re_encoded:
         _log.warning("held as the nearest Q8_0 weights on the GPU", types=" ".join(plan.re_encoded))
     dtype = compute_dtype(device)
-    cache_plan = plan_cache(spec, attn, plan)
+    exact = config.precision == "exact" and device.type == "cpu"
+    kind = choose_format(attn.kv_dtype, exact=exact)
+    cache_plan = plan_cache(spec, attn, kind, plan)
     registry = Registry(spec, Weights(model.file), device, dtype, rules)
     linears = "quantised" if device.type == "cpu" else "gpu"
     pool = start_threads(attn)
-    register_modules(registry, experts=experts, pool=pool, linears=linears, mla=attn.mla, native=True)
+    register_modules(
+        registry,
+        experts=experts,
+        pool=pool,
+        linears=linears,
+        mla=attn.mla,
+        native=True,
+        exact_maps=exact,
+    )
     with explained_memory("loading the model"):
         network = build_model(spec, registry, device, progress)
-        cache = LatentCache(spec, cache_plan.n_pages, device, choose_format(attn.kv_dtype))
+        cache = LatentCache(spec, cache_plan.n_pages, device, kind)
     limits = Limits(
         context_length=cache_plan.context_length,
         max_running=attn.max_running,

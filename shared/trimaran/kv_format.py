@@ -13,9 +13,11 @@ SCALE_GROUP = 128
 """Values of a latent that share a scale, in fp8 and int8."""
 
 
-def choose_format(choice: KvChoice) -> KvFormat:
-    """What `attn.kv_dtype` means: auto is bf16."""
-    return "bf16" if choice == "auto" else choice
+def choose_format(choice: KvChoice, *, exact: bool) -> KvFormat:
+    """What `attn.kv_dtype` means: auto is bf16, or f32 if nothing shall be rounded."""
+    if choice == "auto":
+        return "f32" if exact else "bf16"
+    return choice
 
 
 def entry_bytes(spec: ModelSpec, kind: KvFormat) -> int:

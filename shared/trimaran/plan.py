@@ -172,9 +172,10 @@ def make_plan(
     """
     gpu_memory = _gpu_memory(machine, config)
     on_gpu = gpu_memory is not None
-    items, skipped = _items(spec, tensors, on_gpu=on_gpu)
+    items, skipped = _items(spec, tensors, on_gpu=on_gpu, exact=config.precision == "exact")
     wanted = config.attn.context_length or spec.context_length
-    kv_per_token = spec.n_layers * entry_bytes(spec, choose_format(config.attn.kv_dtype))
+    exact = config.precision == "exact" and not on_gpu
+    kv_per_token = spec.n_layers * entry_bytes(spec, choose_format(config.attn.kv_dtype, exact=exact))
     fixed = _fixed_bytes(items, "GPU") + GPU_RESERVE if on_gpu else _fixed_bytes(items, "RAM") + RAM_RESERVE
     available = gpu_memory if gpu_memory is not None else machine.memory.limit
     context = _context(spec, config, wanted, kv_per_token, available - fixed, on_gpu=on_gpu)
@@ -242,7 +243,7 @@ def _device_name(machine: Machine, config: Config) -> str:
 
 
 def _items(
-    spec: ModelSpec, tensors: Mapping[str, TensorInfo], *, on_gpu: bool
+    spec: ModelSpec, tensors: Mapping[str, TensorInfo], *, on_gpu: bool, exact: bool
 ) -> tuple[tuple[Item, ...], int]:
     groups: dict[str, list[TensorInfo]] = {part: [] for part, _ in _PARTS}
     skipped = 0
@@ -252,7 +253,7 @@ def _items(
             skipped += info.nbytes
         else:
             groups[part].append(info)
-    items = [_item(part, infos, on_gpu=on_gpu) for part, infos in groups.items() if infos]
+    items = [_item(part, infos, on_gpu=on_gpu, exact=exact) for part, infos in groups.items() if infos]
     return tuple(items), skipped
 
 
@@ -263,21 +264,21 @@ def _part(spec: ModelSpec, name: str) -> str | None:
     return next((part for part, pattern in _PARTS if re.match(pattern, name)), None)
 
 
-def _item(part: str, infos: list[TensorInfo], *, on_gpu: bool) -> Item:
+def _item(part: str, infos: list[TensorInfo], *, on_gpu: bool, exact: bool) -> Item:
     file_bytes = sum(info.nbytes for info in infos)
     place: Place = "GPU" if on_gpu and part not in {"embeddings", "routed experts"} else "RAM"
     if place == "GPU":
         nbytes = sum(_gpu_bytes(part, info) for info in infos)
     elif part == "latent maps":
-        nbytes = sum(_map_bytes(info) for info in infos)
+        nbytes = sum(_map_bytes(info, exact=exact) for info in infos)
     else:
         nbytes = file_bytes
     return Item(part, place, _types(infos), file_bytes, nbytes)
 
 
-def _map_bytes(info: TensorInfo) -> int:
-    """Float32 stays so, everything else becomes binary16."""
-    return prod(info.shape) * (4 if info.type == GGMLType.F32 else 2)
+def _map_bytes(info: TensorInfo, *, exact: bool) -> int:
+    """On a CPU: float32 stays so, everything else becomes binary16 unless nothing shall be rounded."""
+    return prod(info.shape) * (4 if exact or info.type == GGMLType.F32 else 2)
 
 
 def _gpu_bytes(part: str, info: TensorInfo) -> int:

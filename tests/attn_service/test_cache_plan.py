@@ -32,7 +32,7 @@ def size(file: GGUFFile, spare_pages: int | None = None, **options: object) -> C
     plan: Plan = make_plan(spec, file.tensors, machine, Config(attn=config))
     if spare_pages is not None:
         plan = replace(plan, ram=replace(plan.ram, available=plan.ram.needed + 4 * spare_pages * PAGE))
-    return plan_cache(spec, config, plan)
+    return plan_cache(spec, config, "bf16", plan)
 
 
 def test_auto_takes_a_context_and_a_share_of_the_rest(file: GGUFFile) -> None:

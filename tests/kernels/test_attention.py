@@ -141,24 +141,27 @@ def relative(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
 
 
 CASES = [
-    Case(ONE, [1], [0]),
-    Case(ONE, [3, 1], [0, 9]),
-    Case(ODD, [1, 7, 1], [0, 0, 4]),
-    Case(ODD, [33, 1], [5, 290]),
-    Case(SMALL, [1, 1, 1, 1], [63, 64, 127, 128]),
-    Case(SMALL, [64, 65], [0, 64]),
-    Case(SMALL, [140], [1]),
-    Case(MANY, [2, 40], [130, 0]),
-    Case(LITE, [1, 5], [200, 0]),
-    Case(SMALL, [5, 1], [70, 200], magnitude=300.0),
+    (ONE, [1], [0], 1.0),
+    (ONE, [3, 1], [0, 9], 1.0),
+    (ODD, [1, 7, 1], [0, 0, 4], 1.0),
+    (ODD, [33, 1], [5, 290], 1.0),
+    (SMALL, [1, 1, 1, 1], [63, 64, 127, 128], 1.0),
+    (SMALL, [64, 65], [0, 64], 1.0),
+    (SMALL, [140], [1], 1.0),
+    (MANY, [2, 40], [130, 0], 1.0),
+    (LITE, [1, 5], [200, 0], 1.0),
+    (SMALL, [5, 1], [70, 200], 300.0),
 ]
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("absorbed", [0, 1])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.dims.heads}x{case.lengths}+{case.positions}")
-def test_both_forms_follow_the_definition(case: Case, absorbed: int, isa: str) -> None:
-    bound = 2e-6 if case.magnitude == 1 else 2e-4  # scores in the hundreds have errors of their own
+@pytest.mark.parametrize(("dims", "lengths", "positions", "magnitude"), CASES, ids=str)
+def test_both_forms_follow_the_definition(
+    dims: Dims, lengths: list[int], positions: list[int], magnitude: float, absorbed: int, isa: str
+) -> None:
+    case = Case(dims, lengths, positions, magnitude=magnitude)
+    bound = 2e-6 if magnitude == 1 else 2e-4  # scores in the hundreds have errors of their own
     assert relative(case.run(absorbed=absorbed, isa=isa), case.expected()) < bound
 
 
