@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from trimaran.timeline import Tracer
 
 from trimaran_attn.kv_cache import LatentCache
 from trimaran_attn.model.batch import Batch, Segment
@@ -39,12 +40,14 @@ class Step:
         batch: the tokens.
         cos, sin: [T, rope / 2] of their positions.
         cache: where their latents go.
+        tracer: records what the layers do, if it is asked to.
     """
 
     batch: Batch
     cos: Tensor
     sin: Tensor
     cache: LatentCache
+    tracer: Tracer
     _ragged: dict[Hashable, Ragged] = field(default_factory=dict)
 
     def ragged(self, form: Hashable, absorbs: Callable[[Segment], bool]) -> Ragged:
