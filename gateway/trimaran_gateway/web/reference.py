@@ -9,7 +9,16 @@ from typing import Any
 
 Json = Mapping[str, Any]
 
-TAGS = ("openai", "anthropic", "ollama", "models", "utilities", "operations")
+TAGS = {
+    "openai": "OpenAI",
+    "anthropic": "Anthropic",
+    "ollama": "Ollama",
+    "models": "Models",
+    "utilities": "Utilities",
+    "operations": "Operations",
+}
+"""Titles of the groups of operations, in the page's order."""
+
 _PREFIX = "#/components/schemas/"
 _BOUNDS = {
     "minimum": "≥ {}",
@@ -37,8 +46,8 @@ def reference_page(page: bytes, document: Json) -> bytes:
 
 
 def _operations(paths: Json) -> Iterator[str]:
-    for tag in TAGS:
-        yield f"<h2>{tag}</h2>"
+    for tag, title in TAGS.items():
+        yield f"<h2>{title}</h2>"
         for path, methods in paths.items():
             for method, operation in methods.items():
                 if operation["tags"][-1] == tag:
@@ -52,7 +61,7 @@ def _operation(method: str, path: str, operation: Json) -> str:
         (f"<code>{status}</code>", _text(answer["description"]), _contents(answer.get("content", {})))
         for status, answer in operation["responses"].items()
     ]
-    inside = f"<p>{_text(operation['description'])}</p>{asked}<h3>Answers</h3>{_table(rows)}"
+    inside = f"{asked}<h3>Answers</h3>{_table(rows)}"
     summary = (
         f'<code class="method">{method.upper()}</code> <code>{escape(path)}</code> '
         f'<span class="muted">{_text(operation["description"])}</span>'
@@ -67,7 +76,7 @@ def _contents(content: Json) -> str:
 
 
 def _objects(schemas: Json) -> Iterator[str]:
-    yield "<h2>objects</h2>"
+    yield "<h2>Objects</h2>"
     for name, schema in sorted(schemas.items()):
         required = schema.get("required", ())
         rows = [
