@@ -23,6 +23,7 @@ class ModelFacts:
     hidden_size: int
     top_k: int
     n_experts: int
+    n_columns: int
     layers: tuple[int, ...]
 
 

@@ -167,6 +167,8 @@ class ExpertService:
             shard=placement.shard,
             isa=self._engine.isa,
             experts=placement.experts,
+            columns=placement.columns,
+            n_columns=self._clients.facts.n_columns,
             threads=len(self._engine.cpus),
         )
         self._send(peer, ready)

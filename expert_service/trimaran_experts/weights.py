@@ -15,6 +15,7 @@ from trimaran.telemetry import Log
 from trimaran_kernels import ThreadPool
 
 from trimaran_experts.loader import ExpertLayer, ExpertMatrix
+from trimaran_experts.numa import Seat
 from trimaran_experts.packing import Job, Pack, Packer
 from trimaran_experts.progress import Meter, OnProgress, Report
 from trimaran_experts.store import memory, rooms
@@ -68,7 +69,7 @@ class Task:
     """What is to be loaded, and with what.
 
     Attributes:
-        nodes: NUMA nodes to allocate on; empty: anywhere. ram_available: bytes.
+        seat: which NUMA nodes hold the weights. ram_available: bytes.
         on_progress: hears how far it is. stopped: is asked now and then whether to give up.
     """
 
@@ -77,7 +78,7 @@ class Task:
     identity: Identity
     packing: Packing
     pool: ThreadPool
-    nodes: tuple[int, ...]
+    seat: Seat
     ram_available: int
     on_progress: OnProgress
     stopped: Callable[[], bool]
@@ -209,7 +210,8 @@ def _fill(task: Task, layout: Layout, data: Bytes, file: tuple[int, int]) -> boo
 
     total = sum(matrix.raw.size for matrix in task.matrices)
     meter = Meter("packing experts", total, task.on_progress)
-    memory.bind_to_nodes(data, task.nodes)
+    if task.seat.nodes and not memory.place_on_nodes(data, task.seat.nodes, task.seat.policy):
+        _log.warning("the kernel refused the placement on NUMA nodes", nodes=task.seat.nodes)
     jobs = [
         Job(matrix, place, _bytes_of(place, data))
         for matrix, place in zip(task.matrices, layout.places, strict=True)

@@ -8,17 +8,20 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def usable_cpus(limit: int | None = None, *, root: Path = Path("/")) -> list[int]:
+def usable_cpus(
+    limit: int | None = None, *, among: Iterable[int] | None = None, root: Path = Path("/")
+) -> list[int]:
     """CPUs for a thread pool: those this process may use, one per physical core, within the cgroup's quota.
 
     Args:
         limit: take no more than this many; beyond the physical cores, their siblings follow.
+        among: take only of these; None: of all.
         root: where `sys` and `proc` are found (tests).
 
     Returns:
-        CPU numbers, at least one; first of each core first, in ascending order.
+        CPU numbers, at least one unless `among` has none; first of each core first, in ascending order.
     """
-    allowed = sorted(os.sched_getaffinity(0))
+    allowed = sorted(os.sched_getaffinity(0) if among is None else os.sched_getaffinity(0) & set(among))
     cores = _first_of_each_core(allowed, root)
     siblings = [cpu for cpu in allowed if cpu not in cores]
     count = len(cores) if limit is None else max(1, limit)

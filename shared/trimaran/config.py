@@ -116,6 +116,17 @@ class ExpertsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             description="range of every expert's intermediate columns of this shard, e.g. 0-1023",
         ),
     ] = "all"
+    cpus: Annotated[
+        str,
+        Meta(
+            pattern=r"^(auto|\d+(-\d+)?(,\d+(-\d+)?)*)$",
+            description="CPUs to compute on, e.g. 0-15,32; auto: one of each core that it may use",
+        ),
+    ] = "auto"
+    node: Annotated[
+        Annotated[int, Meta(ge=0, le=1023)] | None,
+        Meta(description="NUMA node whose CPUs and memory this shard uses; none: all of them"),
+    ] = None
     store: Annotated[
         Literal["auto", "tmpfs", "file", "private", "off"],
         Meta(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 HEARTBEAT_S = 1.0
 """How often each side of the expert link sends a `Heartbeat`."""
 SILENCE_S = 3.0
@@ -240,11 +240,17 @@ class Loading(Message, frozen=True, tag="loading"):
 
 
 class Ready(Message, frozen=True, tag="ready"):
-    """The shard serves this client now. `experts` is the half-open range of expert ids that it owns."""
+    """The shard serves this client now.
+
+    experts, columns: the half-open ranges of expert ids, and of their intermediate columns, that it owns.
+    n_columns: how many intermediate columns the model has.
+    """
 
     shard: str
     isa: str
     experts: tuple[int, int]
+    columns: tuple[int, int]
+    n_columns: int
     threads: int
 
 

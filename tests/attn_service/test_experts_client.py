@@ -103,7 +103,16 @@ class FakeShard:
                 self._peer = event.peer
             if event is not None and isinstance(event.message, Hello):
                 self.hellos += 1
-                self.send(Ready(shard="0", isa="generic", experts=self.experts, threads=1))
+                self.send(
+                    Ready(
+                        shard="0",
+                        isa="generic",
+                        experts=self.experts,
+                        columns=(0, 4),
+                        n_columns=4,
+                        threads=1,
+                    )
+                )
             if self._peer is not None and time.monotonic() > next_beat:
                 next_beat = time.monotonic() + 1
                 self.send(Heartbeat(sent_ns=0))
@@ -156,8 +165,8 @@ def test_the_keeper_outlives_any_failure_to_reconnect(
             one.forget((0, 8))
             assert failed.wait(8)
             wait_until(lambda: not client.ready())
-            left = set(arena_directory(tmp_path).glob(f"trimaran-arena-{os.getpid()}-*"))
-            assert not left - before
+            arenas = f"trimaran-arena-{os.getpid()}-*"
+            wait_until(lambda: not set(arena_directory(tmp_path).glob(arenas)) - before)
         wait_until(client.ready)
 
 
@@ -173,7 +182,7 @@ def test_a_shard_that_comes_back_with_other_experts_is_refused(
         (link,) = client._links
         error = link.refusal_error()
         assert isinstance(error, PeerMismatchError)
-        assert "owns experts 0-3, but had 0-7" in str(error)
+        assert "owns experts 0-3, but had experts 0-7" in str(error)
         with pytest.raises(PeerError, match="came back with other experts"):
             link.free_slots()
         one.experts = (0, 8)

@@ -216,6 +216,10 @@ def test_leftovers_are_removed_when_a_service_starts(start_experts, run_dir: Pat
     [
         ({"model": "/nowhere.gguf"}, 3, "no such file"),
         ({"experts.experts": "3-99"}, 2, "experts are 0-15"),
+        ({"experts.columns": "0-15"}, 2, "multiples of 32"),
+        ({"experts.columns": "0-512"}, 2, "intermediate columns are 0-255"),
+        ({"experts.cpus": "4095"}, 2, "may not use CPU 4095"),
+        ({"experts.node": "900"}, 2, "machine's nodes are"),
         ({"experts.listen": "tcp://0.0.0.0:0"}, 2, "CURVE"),
         ({"experts.listen": "nonsense"}, 2, "endpoint"),
     ],
@@ -290,7 +294,7 @@ def test_strangers_are_asked_for_a_hello(raw_client: RawClient) -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"protocol": 99}, "protocol: ours 1, yours 99"),
+        ({"protocol": 99}, f"protocol: ours {PROTOCOL_VERSION}, yours 99"),
         ({"hidden_size": -1}, "hidden_size"),
         ({"layers": ()}, "layers: ours 1-2, yours none"),
         ({"dtype": "f64"}, "dtype"),

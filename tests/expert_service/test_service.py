@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -104,14 +105,49 @@ def test_two_shards_sum_to_the_whole(
         assert_close(client.wait(client.submit(1, *batch)), model.expected(1, *batch))
 
 
+@pytest.mark.parametrize("notifier", ["doorbell", "tcp"])
+@pytest.mark.parametrize(
+    "slices",
+    [
+        [{"columns": "0-127"}, {"columns": "128-255"}],
+        [
+            {"experts": "0-6"},
+            {"experts": "7-15", "columns": "0-95"},
+            {"experts": "7-15", "columns": "96-255"},
+        ],
+    ],
+    ids=["columns", "both"],
+)
+def test_shards_of_columns_on_cpus_of_their_own_sum_to_the_whole(
+    model, run_dir: Path, start_experts, make_client: MakeClient, slices: list[dict[str, str]], notifier: str
+) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    services = []
+    for index, part in enumerate(slices):
+        options = {f"experts.{name}": text for name, text in part.items()}
+        services.append(start_experts(**{**options, "experts.cpus": str(cpus[index % len(cpus)])}))
+    endpoints = tuple(experts_endpoint(run_dir, service.wait_for("ready")["shard"]) for service in services)
+    whole = start_experts()
+    whole.wait_for("ready")
+    parts, one = make_client(notifier=notifier, endpoints=endpoints), make_client(notifier=notifier)
+    for client in (parts, one):
+        client.connect()
+    for layer in model.facts.layers:
+        for n in (1, 7, 19):
+            batch = model.batch(n, seed=n)
+            y = parts.wait(parts.submit(layer, *batch))
+            assert_close(y, model.expected(layer, *batch))
+            assert_close(y, one.wait(one.submit(layer, *batch)))
+
+
 def test_shards_must_make_up_the_model(model, run_dir: Path, start_experts, make_client: MakeClient) -> None:
     for experts in ("0-4", "4-15", "6-15"):
         start_experts(**{"experts.experts": experts})
     for shards, complaint in (
-        (["0-4", "6-15"], "experts 5-5 are on no shard"),
-        (["0-4", "4-15"], "expert 4 is twice"),
-        (["0-4"], "experts 5-15 are on no shard"),
-        (["6-15"], "experts 0-5 are on no shard"),
+        (["0-4", "6-15"], "expert 5 is on no shard"),
+        (["0-4", "4-15"], "experts 4-4 are twice"),
+        (["0-4"], "expert 5 is on no shard"),
+        (["6-15"], "expert 0 is on no shard"),
     ):
         client = make_client(endpoints=tuple(experts_endpoint(run_dir, shard) for shard in shards))
         with pytest.raises(PeerMismatchError, match=complaint):

@@ -12,6 +12,7 @@ from trimaran.fingerprint import fingerprint
 from trimaran.gguf import GGMLType, GGUFFile
 from trimaran.spec import read_spec
 from trimaran_experts.loader import find_experts
+from trimaran_experts.numa import Seat
 from trimaran_experts.placement import place
 from trimaran_experts.progress import Report
 from trimaran_experts.store.manifest import Identity, Source
@@ -53,7 +54,8 @@ def make_task(
         model=spec.name,
     )
     layers = find_experts(file, spec, placement)
-    return Task(config, layers, identity, packing, ThreadPool(placement.cpus), (), ram, ignore, lambda: False)
+    pool, here = ThreadPool(placement.cpus), Seat(placement.cpus, (0,), "bind")
+    return Task(config, layers, identity, packing, pool, here, ram, ignore, lambda: False)
 
 
 def ignore(_report: Report) -> None:

@@ -46,6 +46,13 @@ def test_affinity_is_kept(machine, monkeypatch):
     assert usable_cpus(root=root) == [2, 5]  # 6 is on core 2
 
 
+def test_only_some_cpus(machine):
+    root = machine(4)
+    assert usable_cpus(among=(5, 2, 9), root=root) == [2, 5]
+    assert usable_cpus(among=(1, 5, 2), root=root) == [1, 2]
+    assert usable_cpus(among=(9,), root=root) == []
+
+
 def test_quota_of_cgroup_v2_rounds_up(machine):
     root = machine(4, **{"cpu.max": "250000 100000\n"})
     assert cpu_quota(root) == 2.5

@@ -1,6 +1,7 @@
 """The way to the routed experts: one or several expert services, on this host or another.
 
 client      `ExpertsClient`: fan-out over shards, tickets, splitting of large batches
+coverage    whether the shards make up the model
 link        one shard: hello, heartbeats, loss and reconnection
 transports  how a call reaches a shard: doorbell, zmq or tcp
 statuses    status codes as errors

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from trimaran.arena import Arena, ArenaDims, ElementType, arena_directory, remove_leftovers
 from trimaran.channel import ChannelOptions, CurveKeys
 from trimaran.config import ExpertsConfig
-from trimaran.errors import OverloadedError, PeerError, PeerMismatchError
+from trimaran.errors import OverloadedError, PeerError
 from trimaran.run_dir import experts_endpoint
 from trimaran.telemetry import Log
 from trimaran.wire import Status
 
 from trimaran_attn.experts_client.bf16 import from_bf16, to_bf16
+from trimaran_attn.experts_client.coverage import check_coverage
 from trimaran_attn.experts_client.link import (
     Flight,
     LinkOptions,
@@ -109,7 +110,10 @@ class ExpertsClient:
         while not self.ready():  # one may be lost while another is awaited
             for link in self._links:
                 self._await(link, on_progress or _log_progress)
-        _check_coverage(self._links, self._facts.n_experts)
+        check_coverage(
+            {link.endpoint: link.ready for link in self._links if link.ready is not None},
+            self._facts.n_experts,
+        )
         self._keeper.start()
 
     def submit(self, layer: int, x: Vectors, ids: NDArray[np.int32], weights: NDArray[np.float32]) -> Ticket:
@@ -286,21 +290,6 @@ def _abandon(ticket: Ticket) -> None:
     while ticket.flights:
         link, flight = ticket.flights.popleft()
         link.abandon(flight)
-
-
-def _check_coverage(links: Sequence[ShardLink], n_experts: int) -> None:
-    """Every expert must be on exactly one shard, or sums would be wrong."""
-    ranges = sorted((link.ready.experts, link.endpoint) for link in links if link.ready is not None)
-    end = 0
-    for (first, stop), endpoint in ranges:
-        if first != end:
-            what = f"experts {end}-{first - 1} are on no shard" if first > end else f"expert {first} is twice"
-            raise PeerMismatchError(f"shard {endpoint}: {what}", remedy="give shards that share no expert")
-        end = stop
-    if end != n_experts:
-        raise PeerMismatchError(
-            f"experts {end}-{n_experts - 1} are on no shard", remedy="name all shards in experts.endpoints"
-        )
 
 
 def _log_progress(detail: str, progress: float) -> None:

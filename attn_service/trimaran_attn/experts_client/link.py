@@ -40,6 +40,7 @@ from trimaran.wire import (
     Submit,
 )
 
+from trimaran_attn.experts_client.coverage import Slice
 from trimaran_attn.experts_client.transports import Answer, Batch, Reply, Transport, make_transport
 
 SLICE_S = 0.2  # how long a wait may go on before it looks whether the peer is still there
@@ -138,7 +139,7 @@ class ShardLink:
         self._session: Session | None = None
         self._detail = "no expert service there yet"
         self._refusal: PeerError | None = None
-        self._experts: tuple[int, int] | None = None  # of the first welcome, which sums rely on ever after
+        self._slice: Slice | None = None  # of the first welcome, which sums rely on ever after
         self._progress = 0.0
         self._sequence = 0
         self._next_beat = 0.0
@@ -268,10 +269,10 @@ class ShardLink:
     def _welcome(self, ready: Ready) -> None:
         if self._session is None or self.state is LinkState.READY:
             return
-        self._experts = self._experts or ready.experts
-        if ready.experts != self._experts:
-            error = _other_experts(self.endpoint, ready.experts, self._experts)
-            self._refuse(error, "came back with other experts")
+        now = Slice.of(ready)
+        self._slice = self._slice or now
+        if now != self._slice:
+            self._refuse(_other_slice(self.endpoint, now, self._slice), "came back with other experts")
             return
         self.state, self.ready, self._progress, self._detail = LinkState.READY, ready, 1.0, "ready"
         _log.info("expert service is ready", endpoint=self.endpoint, shard=ready.shard, isa=ready.isa)
@@ -333,11 +334,11 @@ def _refusal_error(endpoint: str, refusal: Refused) -> PeerError:
     return PeerMismatchError(f"{text}: {differences}", remedy=remedy)
 
 
-def _other_experts(endpoint: str, now: tuple[int, int], before: tuple[int, int]) -> PeerMismatchError:
-    """A shard came back with another half-open range of experts."""
+def _other_slice(endpoint: str, now: Slice, before: Slice) -> PeerMismatchError:
+    """A shard came back with another part of the experts."""
     return PeerMismatchError(
-        f"expert service {endpoint} owns experts {now[0]}-{now[1] - 1}, but had {before[0]}-{before[1] - 1}",
-        remedy="start it with the same experts.experts, or start the attention service anew",
+        f"expert service {endpoint} owns {now}, but had {before}",
+        remedy="start it with the same experts.experts and columns, or start the attention service anew",
     )
 
 

@@ -19,7 +19,7 @@ _MADV_WILLNEED = 3
 _MADV_HUGEPAGE = 14
 _MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23
-_MPOL_BIND = 2
+_POLICIES = {"bind": 2, "interleave": 3}
 _SYS_MBIND = {"x86_64": 237, "aarch64": 235}
 _STEP = 64 << 20
 _PAGE = 4096
@@ -35,10 +35,14 @@ def wish_huge_pages(memory: NDArray[np.uint8]) -> bool:
     return _advise(memory, 0, memory.size, _MADV_HUGEPAGE) == 0
 
 
-def bind_to_nodes(memory: NDArray[np.uint8], nodes: Sequence[int]) -> bool:
-    """Allocate the mapping's pages on these NUMA nodes only; no node means no wish. Whether it is so."""
-    number = _SYS_MBIND.get(os.uname().machine)
-    if not nodes or number is None:
+def place_on_nodes(memory: NDArray[np.uint8], nodes: Sequence[int], policy: str) -> bool:
+    """Allocate the mapping's pages on these NUMA nodes: all there ("bind"), or in turn ("interleave").
+
+    Returns:
+        Whether it is so; "default" asks for nothing.
+    """
+    number, mode = _SYS_MBIND.get(os.uname().machine), _POLICIES.get(policy)
+    if not nodes or number is None or mode is None:
         return False
     words = [0] * (max(nodes) // 64 + 1)
     for node in nodes:
@@ -48,7 +52,7 @@ def bind_to_nodes(memory: NDArray[np.uint8], nodes: Sequence[int]) -> bool:
         ctypes.c_long(number),
         ctypes.c_void_p(memory.ctypes.data),
         ctypes.c_ulong(memory.size),
-        ctypes.c_int(_MPOL_BIND),
+        ctypes.c_int(mode),
         mask,
         ctypes.c_ulong(len(words) * 64 + 1),
         ctypes.c_uint(0),
