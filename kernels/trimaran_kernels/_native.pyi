@@ -207,7 +207,11 @@ class CallGate:
         """
 
     def counters(self) -> dict[str, int]:
-        """calls, failures, tokens, busy_ns, bytes_read since the start, and calls now waiting."""
+        """calls, failures, tokens, busy_ns, bytes_read since the start, and calls now waiting.
+
+        ``busy_le_5000`` … ``busy_le_inf``: calls that took so many nanoseconds at most, and more than the
+        bound before.
+        """
 
     def expert_tokens(self) -> dict[int, list[int]]:
         """By layer, how many tokens of successful calls were routed to each expert, all shards' included."""

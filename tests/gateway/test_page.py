@@ -218,6 +218,16 @@ def test_a_report_grows_old(monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine.asked == 2
 
 
+def test_histograms_of_all_shards_are_one() -> None:
+    registry = CollectorRegistry()
+    calls = Histogram("trimaran_call_seconds", "…", ["shard"], buckets=(0.1, 1.0), registry=registry)
+    for shard, value in (("0", 0.05), ("1", 0.5), ("1", 2.0)):
+        calls.labels(shard).observe(value)
+    call = histograms(registry)["call_seconds"]
+    assert (call.count, call.sum) == (3, pytest.approx(2.55))
+    assert (call.le, call.counts) == ([0.1, 1.0], [1, 2])
+
+
 def test_histograms_are_cumulative_and_empty_ones_absent() -> None:
     registry = CollectorRegistry()
     Histogram("trimaran_empty_seconds", "…", registry=registry)

@@ -69,7 +69,7 @@ int32_t CallGate::run_locked(const Call& call, uint32_t max_tokens) {
   }
   const auto start = Clock::now();
   const int32_t status = compute(call);
-  busy_ns_.fetch_add(std::chrono::nanoseconds(Clock::now() - start).count());
+  count_time(std::chrono::nanoseconds(Clock::now() - start).count());
   if (status == 0) count_routes(call.layer);
   return status;
 }
@@ -91,6 +91,12 @@ int32_t CallGate::compute(const Call& call) {
   return code(Status::ok);
 }
 
+void CallGate::count_time(uint64_t nanoseconds) {
+  const auto bound = std::lower_bound(kBusyBounds.begin(), kBusyBounds.end(), nanoseconds);
+  busy_counts_[bound - kBusyBounds.begin()].fetch_add(1);
+  busy_ns_.fetch_add(nanoseconds);
+}
+
 void CallGate::count_routes(int32_t layer) {
   const std::lock_guard<std::mutex> lock(routes_mutex_);
   std::vector<uint64_t>& counts = routes_[layer];
@@ -104,8 +110,10 @@ std::map<int32_t, std::vector<uint64_t>> CallGate::expert_tokens() const {
 }
 
 GateCounters CallGate::counters() const {
-  return {calls_.load(),   failures_.load(),     tokens_.load(),
-          busy_ns_.load(), engine_.bytes_read(), waiting_.load()};
+  GateCounters counters{calls_.load(),        failures_.load(), tokens_.load(), busy_ns_.load(), {},
+                        engine_.bytes_read(), waiting_.load()};
+  std::copy(busy_counts_.begin(), busy_counts_.end(), counters.busy_counts.begin());
+  return counters;
 }
 
 }  // namespace trimaran::hop
