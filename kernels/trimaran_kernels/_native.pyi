@@ -51,8 +51,8 @@ def packed_bytes(ggml_type: int, rows: int, columns: int) -> int | None:
 def pack(pool: ThreadPool, ggml_type: int, raw: Any, rows: int, columns: int, out: Any) -> None:
     """Rearrange a matrix of the file into the packed layout, bit for bit (kernels/csrc/packed/format.h).
 
-    raw: uint8, `rows` × `columns` weights as `ggml_type`; out: uint8, of `packed_bytes` elements, written. Each
-    matrix of a stack is packed by itself. Releases the GIL.
+    raw: uint8, `rows` × `columns` weights as `ggml_type`; out: uint8, of `packed_bytes` elements, written.
+    Each matrix of a stack is packed by itself. Releases the GIL.
 
     Raises:
         KernelError: no packed layout, or an array of wrong dtype, length or layout.
@@ -63,8 +63,8 @@ def linear(
 ) -> None:
     """out = x · Wᵀ with float32 activations, or int8 ones if W is packed.
 
-    W has out.shape[1] rows of x.shape[1] weights, quantised in `raw` (uint8) as `ggml_type`. If W is packed, each
-    16 columns of x are rounded to int8 with one scale; the rest of the arithmetic is exact up to float32.
+    W has out.shape[1] rows of x.shape[1] weights, quantised in `raw` (uint8) as `ggml_type`. If W is packed,
+    each 16 columns of x are rounded to int8 with one scale; the rest is exact up to float32 rounding.
     x: float32 [n, in]; out: float32 [n, out], written. n and out may be 0. Releases the GIL. A row of `out`
     depends on its row of x only, to the bit, whatever the number of threads.
 
@@ -116,9 +116,10 @@ class ExpertEngine:
     ) -> None:
         """Take a layer's experts [first_expert, first_expert + n_experts).
 
-        Each matrix is (GGUF type, uint8 array[, packed]). The arrays hold the experts one after another: gate and up [intermediate, hidden], down
-        [hidden, intermediate] each, as they lie in the file or each packed by `pack`. They are kept alive and
-        read in place, never copied. Packed matrices compute with int8 activations, others with float32 ones.
+        Each matrix is (GGUF type, uint8 array[, packed]). The arrays hold the experts one after another, gate
+        and up [intermediate, hidden], down [hidden, intermediate] each: as they lie in the file, or each
+        packed by `pack`. They are kept alive and read in place, never copied. Packed matrices compute with
+        int8 activations, others with float32 ones.
 
         Raises:
             KernelError: an unsupported type, rows that blocks do not divide, too few bytes, a bad range, or a
