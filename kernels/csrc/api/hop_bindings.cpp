@@ -115,6 +115,14 @@ nb::dict counters_of(const CallGate& gate) {
   return result;
 }
 
+nb::list calls_since(const CallGate& gate, int64_t start_ns) {
+  nb::list calls;
+  for (const hop::CallSpan& span : gate.log().since(start_ns)) {
+    calls.append(nb::make_tuple(span.layer, span.n_tokens, span.start_ns, span.end_ns));
+  }
+  return calls;
+}
+
 void stop_worker(ArenaWorker& worker) {
   const nb::gil_scoped_release unlocked;
   worker.stop();
@@ -138,6 +146,7 @@ void bind_hop(nanobind::module_& m) {
       .def("run", &run_arrays, nb::arg("layer"), nb::arg("x"), nb::arg("ids"), nb::arg("weights"),
            nb::arg("y"))
       .def("counters", &counters_of)
+      .def("calls_since", &calls_since, nb::arg("start_ns"))
       .def("expert_tokens", &CallGate::expert_tokens);
   nb::class_<ArenaWorker>(m, "ArenaWorker")
       .def(nb::init<const Arena&, CallGate&, int>(), nb::arg("arena"), nb::arg("gate"), nb::arg("cpu"),

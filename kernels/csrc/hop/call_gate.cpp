@@ -25,6 +25,8 @@ bool finite_vectors(const void* x, size_t n, DType dtype) {
   return dtype == DType::f32 ? all_finite<uint32_t>(x, n, 0x7F800000u) : all_finite<uint16_t>(x, n, 0x7F80u);
 }
 
+int64_t nanoseconds(Clock::duration duration) { return std::chrono::nanoseconds(duration).count(); }
+
 int32_t code(Status status) { return static_cast<int32_t>(status); }
 
 }  // namespace
@@ -69,7 +71,10 @@ int32_t CallGate::run_locked(const Call& call, uint32_t max_tokens) {
   }
   const auto start = Clock::now();
   const int32_t status = compute(call);
-  count_time(std::chrono::nanoseconds(Clock::now() - start).count());
+  const auto end = Clock::now();
+  count_time(nanoseconds(end - start));
+  log_.add({call.layer, call.n_tokens, nanoseconds(start.time_since_epoch()),
+            nanoseconds(end.time_since_epoch())});
   if (status == 0) count_routes(call.layer);
   return status;
 }

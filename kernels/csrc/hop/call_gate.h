@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "hop/arena.h"
+#include "hop/call_log.h"
 #include "runtime/engine.h"
 
 namespace trimaran::hop {
@@ -61,6 +62,7 @@ class CallGate {
 
   const EngineDims& dims() const { return engine_.dims(); }
   GateCounters counters() const;
+  const CallLog& log() const { return log_; }
 
   // By layer, how many tokens of successful calls the router gave to each expert; whole layers, all shards'
   // experts included. Layers that were never called are absent.
@@ -76,6 +78,7 @@ class CallGate {
   std::mutex mutex_;
   std::vector<int32_t> ids_;
   std::vector<float> weights_;
+  CallLog log_;
   mutable std::mutex routes_mutex_;  // apart from mutex_, which is held as long as a call computes
   std::map<int32_t, std::vector<uint64_t>> routes_;
   std::atomic<uint64_t> calls_{0};
