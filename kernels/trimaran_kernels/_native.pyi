@@ -208,7 +208,11 @@ class CallGate:
         """
 
     def counters(self) -> dict[str, int]:
-        """calls, failures, tokens, busy_ns, bytes_read since the start, and calls now waiting."""
+        """calls, failures, tokens, busy_ns, bytes_read since the start, and calls now waiting.
+
+        ``busy_le_5000`` … ``busy_le_inf``: calls that took so many nanoseconds at most, and more than the
+        bound before.
+        """
 
     def calls_since(self, start_ns: int) -> list[tuple[int, int, int, int]]:
         """Layer, tokens, start and end of the last few thousand calls that ended since; times of
