@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
+from trimaran.kv_format import KvChoice
+
 Precision = Literal["int8", "exact"]
 Notifier = Literal["doorbell", "zmq", "tcp"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -61,6 +63,14 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kv_memory: Annotated[
         str,
         Meta(pattern=_MEMORY, description="memory of the KV cache, e.g. 4GiB; auto: from the machine"),
+    ] = "auto"
+    kv_dtype: Annotated[
+        KvChoice,
+        Meta(
+            description="element type of the KV cache; auto: bf16, or f32 on a CPU with precision exact."
+            " fp8 and int8 have a scale for each 128"
+            " values of a latent, and take 57 % of its memory"
+        ),
     ] = "auto"
     prefix_cache: Annotated[
         bool, Meta(description="reuse the KV cache of what prompts have in common with earlier requests")

@@ -5,6 +5,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <string>
 
 #include "api/arrays.h"
 #include "api/module.h"
@@ -105,6 +106,10 @@ nb::dict counters_of(const CallGate& gate) {
   result["failures"] = counters.failures;
   result["tokens"] = counters.tokens;
   result["busy_ns"] = counters.busy_ns;
+  for (size_t i = 0; i < hop::kBusyBounds.size(); ++i) {
+    result[("busy_le_" + std::to_string(hop::kBusyBounds[i])).c_str()] = counters.busy_counts[i];
+  }
+  result["busy_le_inf"] = counters.busy_counts.back();
   result["bytes_read"] = counters.bytes_read;
   result["waiting"] = counters.waiting;
   return result;

@@ -72,7 +72,7 @@ int32_t CallGate::run_locked(const Call& call, uint32_t max_tokens) {
   const auto start = Clock::now();
   const int32_t status = compute(call);
   const auto end = Clock::now();
-  busy_ns_.fetch_add(nanoseconds(end - start));
+  count_time(nanoseconds(end - start));
   log_.add({call.layer, call.n_tokens, nanoseconds(start.time_since_epoch()),
             nanoseconds(end.time_since_epoch())});
   if (status == 0) count_routes(call.layer);
@@ -96,6 +96,12 @@ int32_t CallGate::compute(const Call& call) {
   return code(Status::ok);
 }
 
+void CallGate::count_time(uint64_t nanoseconds) {
+  const auto bound = std::lower_bound(kBusyBounds.begin(), kBusyBounds.end(), nanoseconds);
+  busy_counts_[bound - kBusyBounds.begin()].fetch_add(1);
+  busy_ns_.fetch_add(nanoseconds);
+}
+
 void CallGate::count_routes(int32_t layer) {
   const std::lock_guard<std::mutex> lock(routes_mutex_);
   std::vector<uint64_t>& counts = routes_[layer];
@@ -109,8 +115,10 @@ std::map<int32_t, std::vector<uint64_t>> CallGate::expert_tokens() const {
 }
 
 GateCounters CallGate::counters() const {
-  return {calls_.load(),   failures_.load(),     tokens_.load(),
-          busy_ns_.load(), engine_.bytes_read(), waiting_.load()};
+  GateCounters counters{calls_.load(),        failures_.load(), tokens_.load(), busy_ns_.load(), {},
+                        engine_.bytes_read(), waiting_.load()};
+  std::copy(busy_counts_.begin(), busy_counts_.end(), counters.busy_counts.begin());
+  return counters;
 }
 
 }  // namespace trimaran::hop

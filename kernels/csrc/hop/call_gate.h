@@ -1,6 +1,7 @@
 // The one door to the expert engine: checks what a peer sent, counts, and lets calls in one after another.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <map>
@@ -30,13 +31,21 @@ struct Call {
   DType dtype;
 };
 
+// Upper bounds of the buckets that calls are sorted into by the time they took, in nanoseconds; one more
+// bucket is for longer calls.
+constexpr std::array<uint64_t, 17> kBusyBounds = {
+    5'000,      10'000,      20'000,      50'000,        100'000,      200'000,
+    500'000,    1'000'000,   2'000'000,   5'000'000,     10'000'000,   20'000'000,
+    50'000'000, 100'000'000, 500'000'000, 1'000'000'000, 5'000'000'000};
+
 struct GateCounters {
-  uint64_t calls;       // all, failed ones included
-  uint64_t failures;    // answered with a status other than 0
-  uint64_t tokens;      // of successful calls
-  uint64_t busy_ns;     // time spent in the engine
-  uint64_t bytes_read;  // expert weights that the engine read
-  uint32_t waiting;     // calls inside or before the engine right now
+  uint64_t calls;                                            // all, failed ones included
+  uint64_t failures;                                         // answered with a status other than 0
+  uint64_t tokens;                                           // of successful calls
+  uint64_t busy_ns;                                          // time spent in the engine
+  std::array<uint64_t, kBusyBounds.size() + 1> busy_counts;  // calls that got there, by kBusyBounds
+  uint64_t bytes_read;                                       // expert weights that the engine read
+  uint32_t waiting;                                          // calls inside or before the engine right now
 };
 
 class CallGate {
@@ -62,6 +71,7 @@ class CallGate {
  private:
   int32_t run_locked(const Call& call, uint32_t max_tokens);
   int32_t compute(const Call& call);
+  void count_time(uint64_t nanoseconds);
   void count_routes(int32_t layer);
 
   ExpertEngine& engine_;
@@ -75,6 +85,7 @@ class CallGate {
   std::atomic<uint64_t> failures_{0};
   std::atomic<uint64_t> tokens_{0};
   std::atomic<uint64_t> busy_ns_{0};
+  std::array<std::atomic<uint64_t>, kBusyBounds.size() + 1> busy_counts_{};
   std::atomic<uint32_t> waiting_{0};
 };
 
