@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from trimaran_kernels._native import (
     ExpertEngine,
+    GateRule,
+    LatentMaps,
+    LatentPages,
+    Mla,
     ThreadPool,
     built_isas,
     cpu_features,
@@ -11,13 +15,22 @@ from trimaran_kernels._native import (
     detect_isa,
     explain_isa,
     linear,
+    pack,
+    packed_bytes,
     read_memory,
+    rms_norm,
+    route_tokens,
+    store_latents,
     supported_types,
 )
 from trimaran_kernels.topology import usable_cpus
 
 __all__ = [
     "ExpertEngine",
+    "GateRule",
+    "LatentMaps",
+    "LatentPages",
+    "Mla",
     "ThreadPool",
     "built_isas",
     "cpu_features",
@@ -25,7 +38,12 @@ __all__ = [
     "detect_isa",
     "explain_isa",
     "linear",
+    "pack",
+    "packed_bytes",
     "read_memory",
+    "rms_norm",
+    "route_tokens",
+    "store_latents",
     "supported_types",
     "usable_cpus",
 ]

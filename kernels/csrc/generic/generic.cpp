@@ -1,5 +1,7 @@
 #include "generic/generic.h"
 
+#include "generic/attention.h"
+#include "generic/packed.h"
 #include "quant/decode_table.h"
 
 namespace trimaran::generic {
@@ -19,8 +21,9 @@ void accumulate(const Panel& panel, float* acc) {
 }
 
 Primitives make() {
-  Primitives p{"generic", {}, accumulate};
+  Primitives p{"generic", {}, accumulate, quantize, {}, &attention_primitives()};
   fill_scalar_decoders(p.decode);
+  fill_dots(p.dot);
   return p;
 }
 
