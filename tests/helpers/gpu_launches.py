@@ -13,6 +13,7 @@ from trimaran_kernels.gpu.latents import Entry, LayerViews, describe_entry, view
 from trimaran_kernels.gpu.layouts import LAYOUTS
 from trimaran_kernels.gpu.matrix import QuantMatrix
 from trimaran_kernels.gpu.mla_decode import decode_attention
+from trimaran_kernels.gpu.mla_prefill import ChunkAttention
 from trimaran_kernels.gpu.store import store_latents
 
 HIDDEN = 7168
@@ -44,6 +45,7 @@ def attention_launches() -> dict[str, Callable[[], object]]:
         layer = view_layer(torch.empty(512, 64, width, dtype=torch.uint8), kind)
         cases[f"mla decode {kind}"] = _decode(layer, entry)
         cases[f"mla store {kind}"] = _store(layer, entry)
+    cases["mla prefill"] = _prefill
     return cases
 
 
@@ -53,6 +55,14 @@ def _decode(layer: LayerViews, entry: Entry) -> Callable[[], object]:
     lengths = torch.empty(2, dtype=torch.int32)
     arguments = (queries, layer, entry, tables, lengths, lengths)
     return lambda: decode_attention(*arguments, longest=32768, scale=0.1)
+
+
+def _prefill() -> None:
+    queries = torch.empty(512, 128, 192, dtype=torch.bfloat16)
+    attention = ChunkAttention(queries[..., :128], queries[..., 128:], 128, 64, 0.1)
+    for n_keys in (64, 512):
+        k_nope, values = queries.new_empty(n_keys, 128, 128), queries.new_empty(128, n_keys, 128)
+        attention.add(k_nope, queries.new_empty(n_keys, 64), values)
 
 
 def _store(layer: LayerViews, entry: Entry) -> Callable[[], object]:

@@ -1,8 +1,8 @@
-"""Causal attention of a chunk of one request's tokens over expanded keys and values, a part of the context at a time.
+"""Causal attention of a chunk of one request's tokens over expanded keys and values, in parts of the context.
 
 Expanding costs a multiplication per visible token but makes scores 3.4 times cheaper than the absorbed form
-(arXiv 2405.04434 §2.1), so it pays for long chunks. A whole context of expanded keys would take gigabytes: the
-caller expands parts, and the running softmax goes on from one part to the next.
+(arXiv 2405.04434 §2.1), so it pays for long chunks. A whole context of expanded keys would take gigabytes:
+the caller expands parts, and the running softmax goes on from one part to the next.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def part_kernel(
     KEYS: tl.constexpr,
     CONTINUED: tl.constexpr,
 ):
-    """Update mixed[query, head] and its log2-sum-exp2 with a part's keys; query i sees those up to last_seen + i."""
+    """Go on with mixed[query, head] and its log2-sum-exp2; query i sees a part's keys up to last_seen + i."""
     head = tl.program_id(1).to(tl.int64)
     rows = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
     exists = (rows < n_queries)[:, None]
@@ -49,12 +49,9 @@ def part_kernel(
     r = tl.arange(0, ROPE)
     e = tl.arange(0, VALUE)
     wide = rows.to(tl.int64)[:, None]
-    a = tl.load(
-        q_nope + wide * q_nope_stride * n_heads + head * q_nope_stride + d[None, :], mask=exists, other=0.0
-    )
-    b = tl.load(
-        q_rope + wide * q_rope_stride * n_heads + head * q_rope_stride + r[None, :], mask=exists, other=0.0
-    )
+    query = wide * n_heads + head
+    a = tl.load(q_nope + query * q_nope_stride + d[None, :], mask=exists, other=0.0)
+    b = tl.load(q_rope + query * q_rope_stride + r[None, :], mask=exists, other=0.0)
     state = sizes + rows.to(tl.int64) * n_heads + head
     target = mixed + (wide * n_heads + head) * VALUE + e[None, :]
     largest = tl.full([QUERIES], float("-inf"), tl.float32)

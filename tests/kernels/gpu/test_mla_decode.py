@@ -88,9 +88,8 @@ def test_ragged_batches(kind):
     torch.manual_seed(3)
     pages = Pages(kind, 8)
     pages.write(torch.arange(8 * PAGE, device=DEVICE))
-    tables = torch.tensor(
-        [[4, 0, 0, 0, 0], [2, 0, 0, 0, 0], [3, 5, 1, 7, 6]], dtype=torch.int32, device=DEVICE
-    )
+    rows = [[4, 0, 0, 0, 0], [2, 0, 0, 0, 0], [3, 5, 1, 7, 6]]
+    tables = torch.tensor(rows, dtype=torch.int32, device=DEVICE)
     requests = torch.tensor([0, 1, 2, 2], dtype=torch.int32, device=DEVICE)
     lengths = torch.tensor([1, 16, 69, 70], dtype=torch.int32, device=DEVICE)
     dtype = torch.float16 if kind == "f16" else torch.float32
