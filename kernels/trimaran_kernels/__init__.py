@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from trimaran_kernels._native import (
     ExpertEngine,
+    GateRule,
+    LatentMaps,
+    LatentPages,
+    Linear,
+    Mla,
     ThreadPool,
     built_isas,
     cpu_features,
@@ -14,13 +19,23 @@ from trimaran_kernels._native import (
     pack,
     packed_bytes,
     read_memory,
+    rms_norm,
+    route_tokens,
+    store_latents,
     supported_types,
 )
+from trimaran_kernels.memory import aligned_bytes
 from trimaran_kernels.topology import usable_cpus
 
 __all__ = [
     "ExpertEngine",
+    "GateRule",
+    "LatentMaps",
+    "LatentPages",
+    "Linear",
+    "Mla",
     "ThreadPool",
+    "aligned_bytes",
     "built_isas",
     "cpu_features",
     "dequantize",
@@ -30,6 +45,9 @@ __all__ = [
     "pack",
     "packed_bytes",
     "read_memory",
+    "rms_norm",
+    "route_tokens",
+    "store_latents",
     "supported_types",
     "usable_cpus",
 ]
