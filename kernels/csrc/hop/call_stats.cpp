@@ -1,0 +1,32 @@
+#include "hop/call_stats.h"
+
+#include <algorithm>
+
+namespace trimaran::hop {
+
+void CallStats::count_routes(int32_t layer, const std::vector<int32_t>& ids, int n_experts) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<uint64_t>& counts = routes_[layer];
+  counts.resize(static_cast<size_t>(n_experts));
+  for (const int32_t id : ids) ++counts[static_cast<size_t>(id)];
+}
+
+void CallStats::count_latency(int32_t layer, std::chrono::nanoseconds duration) {
+  int bucket = 0;
+  for (auto us = std::chrono::duration_cast<std::chrono::microseconds>(duration).count(); us > 0; us /= 2)
+    ++bucket;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  ++latencies_[layer][static_cast<size_t>(std::min(bucket, kLatencyBuckets - 1))];
+}
+
+std::map<int32_t, std::vector<uint64_t>> CallStats::expert_tokens() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return routes_;
+}
+
+std::map<int32_t, Latencies> CallStats::latencies() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return latencies_;
+}
+
+}  // namespace trimaran::hop
