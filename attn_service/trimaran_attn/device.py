@@ -2,26 +2,73 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import trimaran_kernels
 from trimaran.config import AttnConfig
-from trimaran.errors import ConfigError
+from trimaran.errors import ConfigError, GpuMemoryError
+from trimaran.plan import GPU_RESERVE
+
+LEAST_CAPABILITY = (8, 0)
+"""Ampere: the first GPUs with bfloat16."""
 
 
 def choose_device(wanted: str) -> torch.device:
     """The device of `attn.device`.
 
     Raises:
-        ConfigError: there is no such GPU.
+        ConfigError: there is no such GPU, or it is too old.
     """
+    # The order of nvidia-smi, which the plan is made by; CUDA's own puts the fastest first.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     count = torch.cuda.device_count()
-    if wanted == "auto":
-        return torch.device("cuda:0" if count else "cpu")
-    device = torch.device(wanted)
+    device = torch.device(("cuda:0" if count else "cpu") if wanted == "auto" else wanted)
     if device.type == "cuda" and (device.index or 0) >= count:
         found = f"{count} GPUs are" if count != 1 else "1 GPU is"
         raise ConfigError(f"attn.device is {wanted}, but {found} usable here", remedy="use cpu or auto")
+    if device.type == "cuda":
+        _check_capability(device)
     return device
+
+
+def _check_capability(device: torch.device) -> None:
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < LEAST_CAPABILITY:
+        least = ".".join(map(str, LEAST_CAPABILITY))
+        name = torch.cuda.get_device_name(device)
+        raise ConfigError(
+            f"{name} has compute capability {major}.{minor}, the kernels need {least}",
+            remedy="use --device cpu",
+        )
+
+
+def cap_memory(device: torch.device, planned: int) -> None:
+    """Hold torch's allocator to the planned bytes of a GPU, less what CUDA itself takes beside it."""
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (planned - GPU_RESERVE) / total), device)
+
+
+@contextmanager
+def explained_memory(what: str) -> Iterator[None]:
+    """Turn torch's out-of-memory errors into ours.
+
+    Args:
+        what: needed the memory, e.g. "loading the model".
+
+    Raises:
+        GpuMemoryError: with a remedy.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()  # does nothing where there is no GPU
+        raise GpuMemoryError(
+            f"GPU memory ran out while {what}: {str(error).splitlines()[0]}",
+            remedy="lower attn.context_length, attn.max_running or attn.max_step_tokens, or free the GPU",
+        ) from error
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

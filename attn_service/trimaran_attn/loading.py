@@ -13,9 +13,10 @@ from trimaran.machine import read_machine
 from trimaran.model_path import resolve_model
 from trimaran.plan import check_plan, make_plan
 from trimaran.spec import ModelSpec, read_spec
+from trimaran.telemetry import Log
 
 from trimaran_attn.cache_plan import plan_cache
-from trimaran_attn.device import choose_device, compute_dtype, start_threads
+from trimaran_attn.device import cap_memory, choose_device, compute_dtype, explained_memory, start_threads
 from trimaran_attn.engine import Engine
 from trimaran_attn.experts import Experts
 from trimaran_attn.grammar.compiler import GrammarCompiler
@@ -30,6 +31,8 @@ from trimaran_attn.registry import Registry, Rule, Site
 from trimaran_attn.runner import Runner
 from trimaran_attn.scheduler import Limits, Scheduler
 from trimaran_attn.weights import Weights
+
+_log = Log(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,13 +87,18 @@ def load_engine(
     machine = read_machine(with_gpus=device.type == "cuda")
     plan = make_plan(spec, model.file.tensors, machine, config)
     check_plan(plan)
+    if plan.gpu is not None:
+        cap_memory(device, plan.gpu.available)
+    if plan.re_encoded:
+        _log.warning("held as the nearest Q8_0 weights on the GPU", types=" ".join(plan.re_encoded))
     dtype = compute_dtype(device)
     cache_plan = plan_cache(spec, attn, dtype, plan)
     registry = Registry(spec, Weights(model.file), device, dtype, rules)
-    linears = "quantised" if device.type == "cpu" else "dense"
+    linears = "quantised" if device.type == "cpu" else "gpu"
     register_modules(registry, experts=experts, pool=start_threads(attn), linears=linears, mla=attn.mla)
-    network = build_model(spec, registry, device, progress)
-    cache = LatentCache(spec, cache_plan.n_pages, device, dtype)
+    with explained_memory("loading the model"):
+        network = build_model(spec, registry, device, progress)
+        cache = LatentCache(spec, cache_plan.n_pages, device, dtype)
     limits = Limits(
         context_length=cache_plan.context_length,
         max_running=attn.max_running,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from trimaran.wire import TokenLogprob
 
+from trimaran_attn.device import explained_memory
 from trimaran_attn.kv_cache import PAGE_SIZE, LatentCache
 from trimaran_attn.model.batch import Batch, Output, Segment
 from trimaran_attn.model.scoring import Scored, Scores
@@ -53,7 +54,8 @@ class Runner:
 
     def run(self, plan: StepPlan) -> StepOutput:
         """Compute a step."""
-        output = self._model.forward(make_batch(plan, self._device), self._cache)
+        with explained_memory("computing a step"):
+            output = self._model.forward(make_batch(plan, self._device), self._cache)
         scoring = [chunk.request.request_id for chunk in plan.chunks if chunk.scored]
         scores = {name: _logprobs(scores) for name, scores in zip(scoring, output.scores, strict=True)}
         return StepOutput(output.logits.cpu(), scores)

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "isa/isa.h"
+#include "packed/pack.h"
 #include "quant/half.h"
 #include "runtime/engine.h"
 #include "runtime/linear.h"
@@ -99,6 +100,27 @@ void test_linear_stays_in_bounds(ThreadPool& pool, std::mt19937& random) {
   }
 }
 
+// Packed weights of random bits give the same results on every instruction set.
+void test_packed_kernels_agree(ThreadPool& pool, std::mt19937& random) {
+  const Primitives* reference = select_isa("generic").primitives;
+  for_each_format([&](auto tag) {
+    const Format& format = decltype(tag)::format;
+    const TypeTraits& traits = *find_type(static_cast<int32_t>(format.type));
+    const int64_t rows = 19, columns = 3 * traits.block_size, n = 7;
+    const Bytes raw(traits.row_bytes(columns) * static_cast<size_t>(rows), random);
+    std::vector<uint8_t> packed(packed_bytes(format, rows, columns));
+    pack(pool, format, view_rows({format.type, raw.data(), raw.size()}, rows, columns, "raw"), packed.data());
+    const std::vector<float> x = random_floats(static_cast<size_t>(n * columns), random);
+    std::vector<float> expected(static_cast<size_t>(n * rows)), got(expected.size());
+    const Matrix matrix{format.type, packed.data(), packed.size(), true};
+    linear(pool, *reference, matrix, rows, columns, x.data(), n, expected.data());
+    for (const Primitives* primitives : implementations()) {
+      linear(pool, *primitives, matrix, rows, columns, x.data(), n, got.data());
+      for (size_t i = 0; i < got.size(); ++i) CHECK(same(got[i], expected[i]));
+    }
+  });
+}
+
 std::vector<uint8_t> as_bytes(const std::vector<float>& values) {
   std::vector<uint8_t> bytes(values.size() * sizeof(float));
   std::memcpy(bytes.data(), values.data(), bytes.size());
@@ -162,6 +184,7 @@ int main() {
   ThreadPool pool(some_cpus());
   test_decoders_agree(random);
   test_linear_stays_in_bounds(pool, random);
+  test_packed_kernels_agree(pool, random);
   for (const Primitives* primitives : implementations()) test_engine(pool, *primitives, random);
   test_pools_come_and_go();
   std::vector<uint8_t> memory(1 << 16, 1);

@@ -11,6 +11,8 @@ from trimaran_kernels._native import (
     detect_isa,
     explain_isa,
     linear,
+    pack,
+    packed_bytes,
     read_memory,
     supported_types,
 )
@@ -25,6 +27,8 @@ __all__ = [
     "detect_isa",
     "explain_isa",
     "linear",
+    "pack",
+    "packed_bytes",
     "read_memory",
     "supported_types",
     "usable_cpus",

@@ -41,10 +41,30 @@ def dequantize(ggml_type: int, raw: Any, n: int, isa: str = "auto") -> NDArray[n
         KernelError: an unsupported type, too few bytes, or n no multiple of the block size.
     """
 
-def linear(pool: ThreadPool, ggml_type: int, raw: Any, x: Any, out: Any, isa: str = "auto") -> None:
-    """out = x · Wᵀ with float32 activations.
+def packed_bytes(ggml_type: int, rows: int, columns: int) -> int | None:
+    """Bytes of a matrix in the packed layout; None if its type or width has none.
 
-    W has out.shape[1] rows of x.shape[1] weights, quantised in `raw` (uint8) as `ggml_type`.
+    Raises:
+        KernelError: rows < 0 or columns < 1.
+    """
+
+def pack(pool: ThreadPool, ggml_type: int, raw: Any, rows: int, columns: int, out: Any) -> None:
+    """Rearrange a matrix of the file into the packed layout, bit for bit (kernels/csrc/packed/format.h).
+
+    raw: uint8, `rows` × `columns` weights as `ggml_type`; out: uint8, of `packed_bytes` elements, written.
+    Each matrix of a stack is packed by itself. Releases the GIL.
+
+    Raises:
+        KernelError: no packed layout, or an array of wrong dtype, length or layout.
+    """
+
+def linear(
+    pool: ThreadPool, ggml_type: int, raw: Any, x: Any, out: Any, isa: str = "auto", packed: bool = False
+) -> None:
+    """out = x · Wᵀ with float32 activations, or int8 ones if W is packed.
+
+    W has out.shape[1] rows of x.shape[1] weights, quantised in `raw` (uint8) as `ggml_type`. If W is packed,
+    each 16 columns of x are rounded to int8 with one scale; the rest is exact up to float32 rounding.
     x: float32 [n, in]; out: float32 [n, out], written. n and out may be 0. Releases the GIL. A row of `out`
     depends on its row of x only, to the bit, whatever the number of threads.
 
@@ -88,16 +108,18 @@ class ExpertEngine:
     def add_layer(
         self,
         layer: int,
-        gate: tuple[int, Any],
-        up: tuple[int, Any],
-        down: tuple[int, Any],
+        gate: tuple[int, Any] | tuple[int, Any, bool],
+        up: tuple[int, Any] | tuple[int, Any, bool],
+        down: tuple[int, Any] | tuple[int, Any, bool],
         first_expert: int,
         n_experts: int,
     ) -> None:
-        """Take a layer's experts [first_expert, first_expert + n_experts): (GGUF type, uint8 array) each.
+        """Take a layer's experts [first_expert, first_expert + n_experts).
 
-        The arrays hold the experts one after another: gate and up [intermediate, hidden], down
-        [hidden, intermediate] each. They are kept alive and read in place, never copied.
+        Each matrix is (GGUF type, uint8 array[, packed]). The arrays hold the experts one after another, gate
+        and up [intermediate, hidden], down [hidden, intermediate] each: as they lie in the file, or each
+        packed by `pack`. They are kept alive and read in place, never copied. Packed matrices compute with
+        int8 activations, others with float32 ones.
 
         Raises:
             KernelError: an unsupported type, rows that blocks do not divide, too few bytes, a bad range, or a

@@ -4,6 +4,7 @@ TrimaranError              one line for people; `remedy` says what to do
 ├── ConfigError            a bad option, file or environment variable
 ├── ModelFileError         a missing, truncated, foreign or inconsistent GGUF file
 ├── PlanError              the model cannot fit where it was asked to go
+│   └── GpuMemoryError     it was planned to fit, but the GPU's memory ran out
 ├── RequestError           a client's request that cannot be served (a 4xx)
 ├── OverloadedError        a bounded queue is full (a 429 or 503)
 ├── PeerError              another process is missing, gone or too slow
@@ -47,6 +48,10 @@ class PlanError(TrimaranError):
     """The model does not fit the memory that it was given."""
 
     exit_code = 4
+
+
+class GpuMemoryError(PlanError):
+    """The GPU's memory ran out although the plan had said that it is enough."""
 
 
 class RequestError(TrimaranError):

@@ -18,7 +18,7 @@ _ISA_FLAGS = {
     "avx512_bf16": ("avx512f", "avx512_bf16"),
     "amx": ("amx_tile", "amx_int8", "amx_bf16"),
 }
-_GPU_QUERY = "name,memory.total,memory.free,compute_cap,driver_version"
+_GPU_QUERY = "name,memory.total,memory.free,compute_cap,driver_version,uuid"
 _NO_LIMIT = 1 << 60
 
 
@@ -52,6 +52,7 @@ class Gpu:
     memory_free: int
     capability: str
     driver: str
+    uuid: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def parse_cpu_list(text: str) -> tuple[int, ...]:
 
 
 def read_gpus(timeout_s: float = 10.0) -> tuple[Gpu, ...]:
-    """The GPUs that `nvidia-smi` lists; none if it is not there or does not answer in time."""
+    """The GPUs that CUDA shows this process; none if `nvidia-smi` is not there or too slow."""
     command = ["nvidia-smi", f"--query-gpu={_GPU_QUERY}", "--format=csv,noheader,nounits"]
     try:
         result = subprocess.run(
@@ -121,7 +122,7 @@ def read_gpus(timeout_s: float = 10.0) -> tuple[Gpu, ...]:
         )
     except (OSError, subprocess.SubprocessError):
         return ()
-    return parse_gpus(result.stdout)
+    return visible_gpus(parse_gpus(result.stdout), os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def parse_gpus(output: str) -> tuple[Gpu, ...]:
@@ -129,10 +130,33 @@ def parse_gpus(output: str) -> tuple[Gpu, ...]:
     gpus = []
     for line in output.splitlines():
         fields = [field.strip() for field in line.split(",")]
-        if len(fields) == 5 and fields[1].isdigit() and fields[2].isdigit():
-            name, total, free, capability, driver = fields
-            gpus.append(Gpu(name, int(total) << 20, int(free) << 20, capability, driver))
+        if len(fields) == 6 and fields[1].isdigit() and fields[2].isdigit():
+            name, total, free, capability, driver, uuid = fields
+            gpus.append(Gpu(name, int(total) << 20, int(free) << 20, capability, driver, uuid))
     return tuple(gpus)
+
+
+def visible_gpus(gpus: tuple[Gpu, ...], wanted: str | None) -> tuple[Gpu, ...]:
+    """Those that `CUDA_VISIBLE_DEVICES` names, in its order: numbers, or beginnings of UUIDs.
+
+    As in CUDA, everything behind the first entry that names no GPU is ignored, and None is all of them.
+    """
+    if wanted is None:
+        return gpus
+    found: list[Gpu] = []
+    for entry in wanted.split(","):
+        match = _named_gpu(gpus, entry.strip())
+        if match is None:
+            break
+        found.append(match)
+    return tuple(found)
+
+
+def _named_gpu(gpus: tuple[Gpu, ...], entry: str) -> Gpu | None:
+    if entry.isdigit():
+        return gpus[int(entry)] if int(entry) < len(gpus) else None
+    matches = [gpu for gpu in gpus if entry and gpu.uuid.startswith(entry)]
+    return matches[0] if len(matches) == 1 else None
 
 
 # --- parts --------------------------------------------------------------------------------------------------

@@ -3,9 +3,9 @@
 A pure function of the model's dimensions and tensor directory, of the machine, and of the configuration. The
 services ask it before they load; `trimaran plan` prints it.
 
-How the attention service holds weights decides the sums. On a CPU its matrices stay in the file's encoding,
-mapped; on a GPU they are expanded to bfloat16. Either way the embedding table is read from the mapped file,
-the latent up-projection (Wkv_b) is expanded, and routed experts stay in RAM as the file has them.
+How the attention service holds weights decides the sums. Its matrices stay quantised: on a CPU in the mapped
+file, on a GPU in the forms of `gpu_weights`. Either way the embedding table is read from the mapped file, the
+latent up-projection (Wkv_b) is expanded, and routed experts stay in RAM as the file has them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Literal
 from trimaran.config import Config
 from trimaran.errors import PlanError
 from trimaran.gguf import TensorInfo
+from trimaran.gpu_weights import gpu_bytes, is_re_encoded
 from trimaran.machine import Machine
 from trimaran.spec import ModelSpec
 from trimaran.units import format_bytes, parse_bytes
@@ -101,6 +102,7 @@ class Plan:
         wanted_context: tokens that the configuration, or else the model, asks for.
         kv_bytes, workspace: bytes of the cache and of passing tensors, on the attention service's device.
         gpu: None when attention runs on the CPU.
+        re_encoded: types of matrices that the GPU has no kernel for and holds as Q8_0.
     """
 
     model: str
@@ -114,6 +116,7 @@ class Plan:
     workspace: int
     gpu: Budget | None
     ram: Budget
+    re_encoded: tuple[str, ...]
     speed: Speed
 
     def problems(self) -> list[str]:
@@ -159,13 +162,13 @@ def make_plan(
     Raises:
         PlanError: the configuration asks for a GPU that is not there.
     """
-    gpu_bytes = _gpu_memory(machine, config)
-    on_gpu = gpu_bytes is not None
+    gpu_memory = _gpu_memory(machine, config)
+    on_gpu = gpu_memory is not None
     items, skipped = _items(spec, tensors, on_gpu=on_gpu)
     wanted = config.attn.context_length or spec.context_length
     kv_per_token = spec.n_layers * (spec.kv_lora_rank + spec.qk_rope_head_dim) * (2 if on_gpu else 4)
     fixed = _fixed_bytes(items, "GPU") + GPU_RESERVE if on_gpu else _fixed_bytes(items, "RAM") + RAM_RESERVE
-    available = gpu_bytes if gpu_bytes is not None else machine.memory.limit
+    available = gpu_memory if gpu_memory is not None else machine.memory.limit
     context = _context(spec, config, wanted, kv_per_token, available - fixed)
     kv_bytes = _kv_bytes(config, context, kv_per_token)
     workspace = _workspace(spec, config, context, element=2 if on_gpu else 4)
@@ -181,8 +184,9 @@ def make_plan(
         wanted_context=wanted,
         kv_bytes=kv_bytes,
         workspace=workspace,
-        gpu=Budget(fixed + attention, gpu_bytes) if gpu_bytes is not None else None,
+        gpu=Budget(fixed + attention, gpu_memory) if gpu_memory is not None else None,
         ram=Budget(ram_needed, machine.memory.limit),
+        re_encoded=_re_encoded(spec, tensors) if on_gpu else (),
         speed=_speed(spec, items, bandwidth or Bandwidth()),
     )
 
@@ -256,12 +260,26 @@ def _item(part: str, infos: list[TensorInfo], *, on_gpu: bool) -> Item:
     elements = sum(prod(info.shape) for info in infos)
     place: Place = "GPU" if on_gpu and part not in {"embeddings", "routed experts"} else "RAM"
     if place == "GPU":
-        nbytes = 2 * elements
+        nbytes = sum(_gpu_bytes(part, info) for info in infos)
     elif part == "latent maps":
         nbytes = 4 * elements
     else:
         nbytes = file_bytes
     return Item(part, place, _types(infos), file_bytes, nbytes)
+
+
+def _gpu_bytes(part: str, info: TensorInfo) -> int:
+    """Norms and the router stay float32, the latent maps become bfloat16."""
+    if part == "router" or len(info.shape) == 1:
+        return 4 * prod(info.shape)
+    return 2 * prod(info.shape) if part == "latent maps" else gpu_bytes(info)
+
+
+def _re_encoded(spec: ModelSpec, tensors: Mapping[str, TensorInfo]) -> tuple[str, ...]:
+    """Types of matrices that a GPU holds as the nearest Q8_0 weights."""
+    matrices = ("attention", "head", "dense layers", "shared experts")
+    types = {info.type for info in tensors.values() if _part(spec, info.name) in matrices}
+    return tuple(sorted(type_.name for type_ in types if is_re_encoded(type_)))
 
 
 def _types(infos: list[TensorInfo]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import interpreted  # noqa: F401 transformers imports Triton
 import pytest
 import torch
 import trimaran_kernels

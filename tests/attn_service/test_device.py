@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from trimaran.config import AttnConfig
-from trimaran.errors import ConfigError
-from trimaran_attn.device import choose_device, compute_dtype, start_threads
+from trimaran.errors import ConfigError, GpuMemoryError
+from trimaran.plan import GPU_RESERVE
+from trimaran_attn.device import cap_memory, choose_device, compute_dtype, explained_memory, start_threads
 
 
 @pytest.mark.parametrize(
@@ -15,7 +18,40 @@ def test_the_device_that_is_there(
     count: int, wanted: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     assert choose_device(wanted) == torch.device(device)
+
+
+def test_too_old_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    with pytest.raises(ConfigError, match=r"Tesla T4 has compute capability 7.5, the kernels need 8.0"):
+        choose_device("auto")
+
+
+def test_the_allocator_keeps_to_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    capped = []
+    total = 80 << 30
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=total))
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, device: capped.append((share, device))
+    )
+    cap_memory(torch.device("cuda:1"), 24 << 30)
+    ((share, device),) = capped
+    assert device == torch.device("cuda:1")
+    assert share * total == (24 << 30) - GPU_RESERVE
+
+
+def test_running_out_of_gpu_memory_is_explained() -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore.")
+    with pytest.raises(GpuMemoryError) as caught, explained_memory("loading the model"):
+        raise error
+    assert str(caught.value).startswith(
+        "GPU memory ran out while loading the model: CUDA out of memory. Tried"
+    )
+    assert "attn.context_length" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("count", "wanted"), [(0, "cuda"), (1, "cuda:1")])

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import interpreted  # noqa: F401 transformers imports Triton
 import pytest
 import torch
 from running_server import RunningServer, running_server

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
+import interpreted  # noqa: F401 transformers imports Triton
 import numpy as np
 import torch
 from torch import Tensor

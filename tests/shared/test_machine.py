@@ -3,7 +3,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from trimaran.machine import parse_cpu_list, parse_gpus, parse_isas, read_gpus, read_machine
+from trimaran.machine import (
+    Gpu,
+    parse_cpu_list,
+    parse_gpus,
+    parse_isas,
+    read_gpus,
+    read_machine,
+    visible_gpus,
+)
 
 MEMINFO = "MemTotal: 1024000 kB\nMemAvailable: 512000 kB\nHugePages_Free: 3\nHugepagesize: 2048 kB\n"
 
@@ -87,10 +95,27 @@ def test_isas_need_all_their_flags() -> None:
 
 
 def test_gpus_from_nvidia_smi() -> None:
-    output = "NVIDIA GeForce RTX 4090, 24564, 24000, 8.9, 570.1\nOdd, [N/A], [N/A], 1.0, 1\n"
+    output = "NVIDIA GeForce RTX 4090, 24564, 24000, 8.9, 570.1, GPU-1a\nOdd, [N/A], [N/A], 1.0, 1, GPU-2b\n"
     (gpu,) = parse_gpus(output)
     assert gpu.memory == 24564 << 20
     assert (gpu.name, gpu.capability) == ("NVIDIA GeForce RTX 4090", "8.9")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        (None, ["GPU-aa1", "GPU-ab2", "GPU-c3"]),
+        ("", []),
+        ("-1", []),
+        ("2,0", ["GPU-c3", "GPU-aa1"]),
+        ("1, 7, 0", ["GPU-ab2"]),
+        ("GPU-ab", ["GPU-ab2"]),
+        ("GPU-a", []),  # two begin like that
+    ],
+)
+def test_visible_gpus_are_cudas(wanted: str | None, expected: list[str]) -> None:
+    gpus = tuple(Gpu("card", 1, 1, "8.9", "570", uuid) for uuid in ("GPU-aa1", "GPU-ab2", "GPU-c3"))
+    assert [gpu.uuid for gpu in visible_gpus(gpus, wanted)] == expected
 
 
 def test_a_hanging_nvidia_smi_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import trimaran_kernels
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, silu
 
+from trimaran_attn.registry import Site
 from trimaran_attn.weights import QuantTensor
 
 
@@ -21,7 +22,7 @@ class Linear(Protocol):
 
 
 class DenseLinear:
-    """An expanded matrix: the reference, and what a GPU computes with.
+    """An expanded matrix: the reference, and a GPU's way with weights that are not quantised.
 
     Args:
         weight: [out, in]; x must have its device, and is converted to its type.
@@ -53,3 +54,36 @@ class QuantLinear:
         raw, kind = self._weight.raw, int(self._weight.type)
         trimaran_kernels.linear(self._pool, kind, raw, x.contiguous().numpy(), out.numpy())
         return out
+
+
+@runtime_checkable
+class Fusable(Protocol):
+    """A matrix that can share one kernel with another."""
+
+    def swiglu_with(self, up: Linear) -> Linear | None:
+        """silu(self(x)) × up(x), or None if it does not fuse with `up`."""
+        ...
+
+
+class SwiGLU:
+    """silu(gate(x)) × up(x)."""
+
+    def __init__(self, gate: Linear, up: Linear) -> None:
+        self._gate = gate
+        self._up = up
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [T, in] → [T, width]."""
+        return silu(self._gate(x)).mul_(self._up(x))
+
+
+def swiglu(gate: Linear, up: Linear) -> Linear:
+    """silu(gate(x)) × up(x), fused where the two can be."""
+    fused = gate.swiglu_with(up) if isinstance(gate, Fusable) else None
+    return fused or SwiGLU(gate, up)
+
+
+def matrix_path(site: Site) -> str:
+    """The module's own tensor; a model without a head of its own uses the embeddings' table."""
+    tied = site.path == "lm_head" and not site.weights.has(site.path)
+    return "model.embed_tokens" if tied else site.path

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from torch import Tensor
-from torch.nn.functional import silu
 
-from trimaran_attn.model.linear import Linear
+from trimaran_attn.model.linear import Linear, swiglu
 
 
 class FeedForward(Protocol):
@@ -22,10 +21,9 @@ class MLP:
     """down(silu(gate(x)) × up(x))."""
 
     def __init__(self, gate: Linear, up: Linear, down: Linear) -> None:
-        self._gate = gate
-        self._up = up
+        self._hidden = swiglu(gate, up)
         self._down = down
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [T, hidden] → [T, hidden]."""
-        return self._down(silu(self._gate(x)).mul_(self._up(x)))
+        return self._down(self._hidden(x))

@@ -11,7 +11,7 @@ from trimaran_attn.model.attention import MlaForm, attention_builder
 from trimaran_attn.model.embedding import build_embedding
 from trimaran_attn.model.gate import build_gate
 from trimaran_attn.model.kinds import ATTENTION, EMBEDDING, EXPERTS, GATE, HEAD, LINEAR, MLP, MOE, NORM
-from trimaran_attn.model.linear import DenseLinear, QuantLinear
+from trimaran_attn.model.linear import DenseLinear, Linear, QuantLinear, matrix_path
 from trimaran_attn.model.moe import build_mlp, build_moe
 from trimaran_attn.model.norm import build_norm
 from trimaran_attn.registry import Registry, Site
@@ -33,7 +33,7 @@ def register_modules(
         registry: to be filled.
         experts: gives each layer its way to the routed experts.
         pool: threads of the quantised matrices.
-        linears: default of the matrices, "quantised" (CPU) or "dense".
+        linears: default of the matrices, "quantised" (CPU), "gpu" (quantised too) or "dense".
         mla: default of the attention.
     """
     registry.register(EMBEDDING, "quantised", build_embedding)
@@ -41,6 +41,7 @@ def register_modules(
     for kind in (LINEAR, HEAD):
         registry.register(kind, "quantised", _quantised(pool), default=linears == "quantised")
         registry.register(kind, "dense", build_dense, default=linears == "dense")
+        registry.register(kind, "gpu", _build_on_gpu, default=linears == "gpu")
     for form in FORMS:
         registry.register(ATTENTION, form, attention_builder(form), default=form == mla)
     registry.register(MLP, "swiglu", build_mlp)
@@ -51,17 +52,17 @@ def register_modules(
 
 def build_dense(site: Site) -> DenseLinear:
     """Expand the matrix once, in the site's element type."""
-    return DenseLinear(site.weights.dense(_matrix_path(site), site.shape).to(site.device, site.dtype))
+    return DenseLinear(site.weights.dense(matrix_path(site), site.shape).to(site.device, site.dtype))
 
 
 def _quantised(pool: trimaran_kernels.ThreadPool) -> Callable[[Site], QuantLinear]:
     def build(site: Site) -> QuantLinear:
-        return QuantLinear(site.weights.quantised(_matrix_path(site), site.shape), pool)
+        return QuantLinear(site.weights.quantised(matrix_path(site), site.shape), pool)
 
     return build
 
 
-def _matrix_path(site: Site) -> str:
-    """The module's own tensor; a model without a head of its own uses the embeddings' table."""
-    tied = site.path == "lm_head" and not site.weights.has(site.path)
-    return "model.embed_tokens" if tied else site.path
+def _build_on_gpu(site: Site) -> Linear:
+    from trimaran_attn.model.gpu_linear import build_gpu_linear  # noqa: PLC0415 Triton only where it is used
+
+    return build_gpu_linear(site)

@@ -5,6 +5,7 @@
 #include "api/arrays.h"
 #include "api/module.h"
 #include "isa/isa.h"
+#include "packed/pack.h"
 #include "quant/types.h"
 #include "runtime/engine.h"
 #include "runtime/linear.h"
@@ -58,14 +59,37 @@ nb::object dequantize(int type, nb::handle raw_object, int64_t n, const std::str
   return nb::cast(nb::ndarray<nb::numpy, float>(values.release(), 1, shape, owner));
 }
 
+// Bytes of the packed layout, or None.
+nb::object count_packed_bytes(int type, int64_t rows, int64_t columns) {
+  if (rows < 0 || columns < 1) throw KernelError("rows, columns: need rows >= 0 and columns >= 1");
+  const Format* format = find_format(static_cast<GgmlType>(type));
+  if (format == nullptr || columns % find_type(type)->block_size != 0) return nb::none();
+  return nb::cast(packed_bytes(*format, rows, columns));
+}
+
+void call_pack(ThreadPool& pool, int type, nb::handle raw_object, int64_t rows, int64_t columns,
+               nb::handle out_object) {
+  const ArrayView raw = view_array(raw_object, "raw", {Element::u8}, 1);
+  const ArrayView out = view_array(out_object, "out", {Element::u8}, 1, true);
+  const RowMatrix source = view_rows(matrix_from(type, raw, "ggml_type"), rows, columns, "raw");
+  const Format* format = find_format(source.traits->type);
+  if (format == nullptr)
+    throw KernelError("ggml_type: " + std::string(source.traits->name) + " has no packed layout");
+  const size_t need = packed_bytes(*format, rows, columns);
+  check_length(out, "out", 0, static_cast<int64_t>(need));
+  const nb::gil_scoped_release unlocked;
+  pack(pool, *format, source, static_cast<uint8_t*>(out.data));
+}
+
 void call_linear(ThreadPool& pool, int type, nb::handle raw_object, nb::handle x_object,
-                 nb::handle out_object, const std::string& isa) {
+                 nb::handle out_object, const std::string& isa, bool packed) {
   const ArrayView raw = view_array(raw_object, "raw", {Element::u8}, 1);
   const ArrayView x = view_array(x_object, "x", {Element::f32}, 2);
   const ArrayView out = view_array(out_object, "out", {Element::f32}, 2, true);
   check_length(out, "out", 0, x.shape[0]);
   if (x.shape[0] > INT32_MAX) throw KernelError("x: too many rows");
-  const Matrix matrix = matrix_from(type, raw, "ggml_type");
+  Matrix matrix = matrix_from(type, raw, "ggml_type");
+  matrix.packed = packed;
   const Selection selection = select_isa(isa);
   const nb::gil_scoped_release unlocked;
   linear(pool, *selection.primitives, matrix, out.shape[1], x.shape[1], static_cast<const float*>(x.data),
@@ -87,13 +111,17 @@ void make_engine(ExpertEngine* self, ThreadPool& pool, int hidden, int intermedi
   new (self) ExpertEngine(pool, *select_isa(isa).primitives, dims);
 }
 
-// From (GGUF type id, uint8 array).
+// From (GGUF type id, uint8 array) or (GGUF type id, uint8 array, packed).
 Matrix typed_matrix(const nb::tuple& typed, const char* argument) {
   int type = -1;
-  if (typed.size() != 2 || !nb::try_cast<int>(typed[0], type)) {
-    throw KernelError(std::string(argument) + ": need a tuple (GGUF type, uint8 array)");
+  bool packed = false;
+  if (typed.size() < 2 || typed.size() > 3 || !nb::try_cast<int>(typed[0], type) ||
+      (typed.size() == 3 && !nb::try_cast<bool>(typed[2], packed))) {
+    throw KernelError(std::string(argument) + ": need a tuple (GGUF type, uint8 array[, packed])");
   }
-  return matrix_from(type, view_array(typed[1], argument, {Element::u8}, 1), argument);
+  Matrix matrix = matrix_from(type, view_array(typed[1], argument, {Element::u8}, 1), argument);
+  matrix.packed = packed;
+  return matrix;
 }
 
 void add_layer(ExpertEngine& engine, int layer, const nb::tuple& gate, const nb::tuple& up,
@@ -175,7 +203,10 @@ void bind_core(nanobind::module_& m) {
   m.def("dequantize", &dequantize, nb::arg("ggml_type"), nb::arg("raw"), nb::arg("n"),
         nb::arg("isa") = "auto");
   m.def("linear", &call_linear, nb::arg("pool"), nb::arg("ggml_type"), nb::arg("raw"), nb::arg("x"),
-        nb::arg("out"), nb::arg("isa") = "auto");
+        nb::arg("out"), nb::arg("isa") = "auto", nb::arg("packed") = false);
+  m.def("packed_bytes", &count_packed_bytes, nb::arg("ggml_type"), nb::arg("rows"), nb::arg("columns"));
+  m.def("pack", &call_pack, nb::arg("pool"), nb::arg("ggml_type"), nb::arg("raw"), nb::arg("rows"),
+        nb::arg("columns"), nb::arg("out"));
   m.def("read_memory", &call_read_memory, nb::arg("pool"), nb::arg("raw"));
   bind_engine(m);
 }

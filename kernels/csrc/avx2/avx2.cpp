@@ -3,6 +3,7 @@
 #if defined(__x86_64__)
 
 #include "avx2/decode.h"
+#include "avx2/packed.h"
 #include "avx2/panel.h"
 #include "quant/decode_table.h"
 
@@ -10,11 +11,12 @@ namespace trimaran::avx2 {
 namespace {
 
 Primitives make() {
-  Primitives p{"avx2", {}, accumulate};
+  Primitives p{"avx2", {}, accumulate, quantize, {}};
   fill_scalar_decoders(p.decode);  // F32 keeps it: a copy
   fill_legacy_decoders(p.decode);
   fill_k_decoders(p.decode);
   fill_grid_decoders(p.decode);
+  fill_dots(p.dot);
   return p;
 }
 

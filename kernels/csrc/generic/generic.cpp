@@ -1,5 +1,6 @@
 #include "generic/generic.h"
 
+#include "generic/packed.h"
 #include "quant/decode_table.h"
 
 namespace trimaran::generic {
@@ -19,8 +20,9 @@ void accumulate(const Panel& panel, float* acc) {
 }
 
 Primitives make() {
-  Primitives p{"generic", {}, accumulate};
+  Primitives p{"generic", {}, accumulate, quantize, {}};
   fill_scalar_decoders(p.decode);
+  fill_dots(p.dot);
   return p;
 }
 

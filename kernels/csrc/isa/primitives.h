@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "packed/activations.h"
 #include "quant/types.h"
 
 namespace trimaran {
@@ -28,10 +29,30 @@ using AccumulateFn = void (*)(const Panel& panel, float* acc);
 
 constexpr int kLanes = 8;
 
+// Quantises whole groups of 32 columns of x into the groups of `slot` from first_group on, each half by
+// itself (packed/activations.h). A half with a NaN or infinity gets a scale of NaN. The same to the bit on
+// every instruction set: x · (levels / max |x|) rounded to nearest even, squared errors added as ((0 + 1) +
+// (2 + 3)) + ((4 + 5) + (6 + 7)) of lanes c and c + 8.
+using QuantizeFn = void (*)(const float* x, int64_t columns, int64_t first_group, const QuantizedSlot& slot);
+
+// One packed stripe of n_cells times `tokens` vectors: out[16 token + row]. Each row's sum y is built cell by
+// cell:
+//   integer scales:  t = Σ over halves h of float(scale · Σ number · code) · x.scales[h]   by fma from 0
+//                    u = Σ over scales s of float(offset) · x.sums (or halves)[s]          by fma from 0
+//                    y = fma(t, super-scale, y), then fma(-u, super-offset, y)
+//   f16 scales, for each group:
+//                    t = Σ over its halves h of float(Σ number · code) · x.scales[h]       by fma from 0
+//                    y = fma(t, scale, y), then fma(offset, x.sums[g], y)
+// That order makes the result the same, to the bit, on every instruction set and in any batch.
+using DotFn = void (*)(const uint8_t* stripe, int64_t n_cells, const QuantizedVector* x, int tokens,
+                       float* out);
+
 struct Primitives {
   const char* name;
   DecodeFn decode[kTypeSlots];  // by GgmlType; nullptr where there is no such type
   AccumulateFn accumulate;
+  QuantizeFn quantize;
+  DotFn dot[kTypeSlots];  // nullptr where there is no packed layout
 
   DecodeFn decoder(GgmlType type) const { return decode[static_cast<int>(type)]; }
 };

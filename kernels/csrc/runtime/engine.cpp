@@ -11,33 +11,25 @@
 #include "quant/half.h"
 #include "runtime/buffers.h"
 #include "runtime/padded_rows.h"
+#include "runtime/quantized_rows.h"
 #include "runtime/route.h"
-#include "runtime/row_tile.h"
+#include "runtime/weights.h"
 
 namespace trimaran {
 namespace {
 
+constexpr int kItemTiles = 2;  // tiles of gate and up in a work item: one group of quantised activations
+static_assert(kItemTiles * kTileRows == kGroupColumns);
+
 struct Layer {
-  RowMatrix gate;
-  RowMatrix up;
-  RowMatrix down;
+  Weights gate;
+  Weights up;
+  Weights down;
   int first_expert;
   int n_experts;
 
-  uint64_t expert_bytes() const {
-    return (gate.row_bytes + up.row_bytes) * static_cast<uint64_t>(gate.rows) +
-           down.row_bytes * static_cast<uint64_t>(down.rows);
-  }
+  uint64_t expert_bytes() const { return gate.matrix_bytes() + up.matrix_bytes() + down.matrix_bytes(); }
 };
-
-// Rows of one expert out of a matrix that stacks the experts' rows.
-int64_t first_row(int expert, int64_t rows, int64_t tile) { return expert * rows + tile * kTileRows; }
-
-int64_t tiles_of(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
-
-int tile_rows(int64_t rows, int64_t tile) {
-  return static_cast<int>(std::min<int64_t>(kTileRows, rows - tile * kTileRows));
-}
 
 float silu(float x) { return x / (1.0f + std::exp(-x)); }
 
@@ -63,6 +55,18 @@ void check_dims(const EngineDims& dims) {
   }
 }
 
+// Views of a call's vectors in the order of positions.
+struct Positions {
+  std::vector<const float*> floats;
+  std::vector<QuantizedVector> codes;
+
+  void resize(int n) {
+    ensure_size(floats, static_cast<size_t>(n));
+    ensure_size(codes, static_cast<size_t>(n));
+  }
+  Vectors vectors() const { return {floats.data(), codes.data()}; }
+};
+
 }  // namespace
 
 struct ExpertEngine::Impl {
@@ -77,7 +81,9 @@ struct ExpertEngine::Impl {
     const float* weights;
   };
 
+  void prepare(const Layer& layer, const void* x, DType dtype, int n_tokens);
   void gate_and_up(const Layer& layer);
+  void gate_and_up_item(const Layer& layer, const Route::Group& group, int64_t first_tile);
   void down(const Layer& layer, const Output& output);
   void down_tile(const Layer& layer, const Output& output, int64_t tile, std::vector<float>& part);
 
@@ -89,53 +95,87 @@ struct ExpertEngine::Impl {
 
   std::mutex callers;  // guards what follows: the buffers of the call in progress
   Route route;
-  PaddedRows x;                           // by token
-  std::vector<const float*> x_at;         // by position
-  std::vector<float> hidden;              // [position, padded intermediate]: silu(gate) · up
-  std::vector<const float*> hidden_at;    // by position
+  PaddedRows x;                // by token
+  QuantizedRows x_codes;       // by token, if gate or up is packed
+  Positions inputs;            // by position: what gate and up read
+  std::vector<float> hidden;   // [position, padded intermediate]: silu(gate) · up, if down is not packed
+  QuantizedRows hidden_codes;  // by position, if it is
+  Positions hiddens;           // by position: what down reads
   std::vector<std::vector<float>> parts;  // per worker: [position, kTileRows] of one down tile
 };
 
-// hidden[position] = silu(gate · x) · (up · x); work items are (expert, tile of rows).
-void ExpertEngine::Impl::gate_and_up(const Layer& layer) {
+// Quantises each token once, however many experts it meets, and lays out what the two loops read and write.
+void ExpertEngine::Impl::prepare(const Layer& layer, const void* data, DType dtype, int n_tokens) {
+  x.set(pool, data, dtype, n_tokens, dims.hidden);
+  const bool codes = layer.gate.packed() || layer.up.packed();
+  if (codes) x_codes.set(pool, primitives, x.rows(), n_tokens, dims.hidden);
+  const int n = route.n_positions();
   const int64_t padded = round_up(dims.intermediate, kLanes);
-  const int64_t tiles = tiles_of(dims.intermediate);
-  const auto n = static_cast<size_t>(route.n_positions());
-  ensure_size(hidden, n * static_cast<size_t>(padded));
-  ensure_size(x_at, n);
-  ensure_size(hidden_at, n);
-  for (size_t i = 0; i < n; ++i) {
-    float* row = hidden.data() + i * static_cast<size_t>(padded);
-    std::fill(row + dims.intermediate, row + padded, 0.0f);
-    hidden_at[i] = row;
-    x_at[i] = x.rows()[route.token_at(static_cast<int>(i))];
+  if (layer.down.packed()) {
+    hidden_codes.resize(n, dims.intermediate);
+  } else {
+    ensure_size(hidden, static_cast<size_t>(n * padded));
   }
+  inputs.resize(n);
+  hiddens.resize(n);
+  for (int i = 0; i < n; ++i) {
+    const int token = route.token_at(i);
+    inputs.floats[static_cast<size_t>(i)] = x.rows()[token];
+    if (codes) inputs.codes[static_cast<size_t>(i)] = x_codes.vector(token);
+    if (layer.down.packed()) {
+      hiddens.codes[static_cast<size_t>(i)] = hidden_codes.vector(i);
+    } else {
+      float* row = hidden.data() + i * padded;
+      std::fill(row + dims.intermediate, row + padded, 0.0f);
+      hiddens.floats[static_cast<size_t>(i)] = row;
+    }
+  }
+}
+
+// hidden[position] = silu(gate · x) · (up · x); work items are (expert, two tiles of rows).
+void ExpertEngine::Impl::gate_and_up(const Layer& layer) {
+  const int64_t items = (layer.gate.tiles() + kItemTiles - 1) / kItemTiles;
   const auto n_groups = static_cast<int64_t>(route.groups().size());
-  pool.parallel_for(n_groups * tiles, [&](int64_t item, int) {
-    const Route::Group& group = route.groups()[static_cast<size_t>(item / tiles)];
-    const int64_t tile = item % tiles;
-    const int64_t row = first_row(group.expert, dims.intermediate, tile);
-    const int rows = tile_rows(dims.intermediate, tile);
-    for (int first = group.begin; first < group.end; first += kTileTokens) {
-      const int count = std::min(kTileTokens, group.end - first);
-      float gate[kTileTokens * kTileRows];
-      float up[kTileTokens * kTileRows];
-      multiply_rows(primitives, layer.gate, row, rows, &x_at[static_cast<size_t>(first)], count, gate,
-                    kTileRows);
-      multiply_rows(primitives, layer.up, row, rows, &x_at[static_cast<size_t>(first)], count, up, kTileRows);
-      for (int t = 0; t < count; ++t) {
-        float* out = hidden.data() + (first + t) * padded + tile * kTileRows;
-        for (int r = 0; r < rows; ++r) out[r] = silu(gate[t * kTileRows + r]) * up[t * kTileRows + r];
+  pool.parallel_for(n_groups * items, [&](int64_t item, int) {
+    gate_and_up_item(layer, route.groups()[static_cast<size_t>(item / items)], item % items * kItemTiles);
+  });
+}
+
+void ExpertEngine::Impl::gate_and_up_item(const Layer& layer, const Route::Group& group, int64_t first_tile) {
+  const int64_t padded = round_up(dims.intermediate, kLanes);
+  const int64_t column = first_tile * kTileRows;
+  const auto width = std::min<int64_t>(kGroupColumns, dims.intermediate - column);
+  const int64_t tiles = (width + kTileRows - 1) / kTileRows;
+  alignas(64) float gate[kItemTiles][kTileTokens * kTileRows];
+  alignas(64) float up[kItemTiles][kTileTokens * kTileRows];
+  for (int first = group.begin; first < group.end; first += kTileTokens) {
+    const int count = std::min(kTileTokens, group.end - first);
+    const Vectors vectors = inputs.vectors().from(first);
+    for (int64_t i = 0; i < tiles; ++i) {
+      layer.gate.multiply(primitives, group.expert, first_tile + i, vectors, count, gate[i]);
+      layer.up.multiply(primitives, group.expert, first_tile + i, vectors, count, up[i]);
+    }
+    for (int t = 0; t < count; ++t) {
+      float activated[kGroupColumns];
+      for (int64_t c = 0; c < width; ++c) {
+        const int64_t at = t * kTileRows + c % kTileRows;
+        activated[c] = silu(gate[c / kTileRows][at]) * up[c / kTileRows][at];
+      }
+      const int position = first + t;
+      if (layer.down.packed()) {
+        primitives.quantize(activated, kGroupColumns, column / kGroupColumns, hidden_codes.slot(position));
+      } else {
+        std::copy_n(activated, width, hidden.data() + position * padded + column);
       }
     }
-  });
+  }
 }
 
 void ExpertEngine::Impl::down(const Layer& layer, const Output& output) {
   for (std::vector<float>& part : parts) {
     ensure_size(part, static_cast<size_t>(route.n_positions()) * kTileRows);
   }
-  pool.parallel_for(tiles_of(dims.hidden), [&](int64_t tile, int worker) {
+  pool.parallel_for(layer.down.tiles(), [&](int64_t tile, int worker) {
     down_tile(layer, output, tile, parts[static_cast<size_t>(worker)]);
   });
 }
@@ -143,11 +183,10 @@ void ExpertEngine::Impl::down(const Layer& layer, const Output& output) {
 // A work item owns some columns of y: all experts' products for them, then each token's weighted sum.
 void ExpertEngine::Impl::down_tile(const Layer& layer, const Output& output, int64_t tile,
                                    std::vector<float>& part) {
-  const int rows = tile_rows(dims.hidden, tile);
+  const int rows = layer.down.tile_rows(tile);
   for (const Route::Group& group : route.groups()) {
-    multiply_rows(primitives, layer.down, first_row(group.expert, dims.hidden, tile), rows,
-                  &hidden_at[static_cast<size_t>(group.begin)], group.end - group.begin,
-                  &part[static_cast<size_t>(group.begin) * kTileRows], kTileRows);
+    layer.down.multiply(primitives, group.expert, tile, hiddens.vectors().from(group.begin),
+                        group.end - group.begin, &part[static_cast<size_t>(group.begin) * kTileRows]);
   }
   for (int token = 0; token < output.n_tokens; ++token) {
     float sums[kTileRows] = {};
@@ -177,15 +216,11 @@ void ExpertEngine::add_layer(int layer, const LayerWeights& weights) {
                       std::to_string(weights.first_expert + static_cast<int64_t>(weights.n_experts)) +
                       ") are not within [0, " + std::to_string(dims.n_experts) + ")");
   }
-  const int64_t up_rows = static_cast<int64_t>(weights.n_experts) * dims.intermediate;
-  const int64_t down_rows = static_cast<int64_t>(weights.n_experts) * dims.hidden;
-  RowMatrix gate = view_rows(weights.gate, up_rows, dims.hidden, "gate");
-  RowMatrix up = view_rows(weights.up, up_rows, dims.hidden, "up");
-  RowMatrix down = view_rows(weights.down, down_rows, dims.intermediate, "down");
-  gate.rows = up.rows = dims.intermediate;
-  down.rows = dims.hidden;
+  const Layer view{Weights(weights.gate, weights.n_experts, dims.intermediate, dims.hidden, "gate"),
+                   Weights(weights.up, weights.n_experts, dims.intermediate, dims.hidden, "up"),
+                   Weights(weights.down, weights.n_experts, dims.hidden, dims.intermediate, "down"),
+                   weights.first_expert, weights.n_experts};
   const std::lock_guard<std::mutex> lock(impl_->callers);
-  const Layer view{gate, up, down, weights.first_expert, weights.n_experts};
   if (!impl_->layers.emplace(layer, view).second) {
     throw KernelError("layer: " + std::to_string(layer) + " is there already");
   }
@@ -203,7 +238,7 @@ Status ExpertEngine::forward(int layer, int n_tokens, const void* x, const int32
   const Status status =
       impl.route.set(ids, n_tokens, dims.top_k, dims.n_experts, view.first_expert, view.n_experts);
   if (status != Status::ok) return status;
-  impl.x.set(impl.pool, x, dtype, n_tokens, dims.hidden);
+  impl.prepare(view, x, dtype, n_tokens);
   impl.gate_and_up(view);
   impl.down(view, {y, dtype, n_tokens, weights});
   impl.bytes_read += impl.route.groups().size() * view.expert_bytes();

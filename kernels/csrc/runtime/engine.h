@@ -20,7 +20,8 @@ struct EngineDims {
   int max_tokens;  // of one call
 };
 
-// Weights of one layer of this shard: experts [first_expert, first_expert + n_experts), one after another.
+// Weights of one layer of this shard, each matrix in the file's layout or packed: experts [first_expert,
+// first_expert + n_experts), one after another.
 struct LayerWeights {
   Matrix gate;  // n_experts × [intermediate, hidden]
   Matrix up;    // n_experts × [intermediate, hidden]
@@ -30,7 +31,8 @@ struct LayerWeights {
 };
 
 // Results do not depend on the number of threads nor on the other tokens of a call: every dot product has one
-// fixed order of operations, and a token's experts are summed in the order of its ids.
+// fixed order of operations, and a token's experts are summed in the order of its ids. Packed matrices read
+// int8 activations with a scale per 16 columns, others f32.
 class ExpertEngine {
  public:
   // The pool and the primitives must outlive the engine. Throws KernelError on dimensions < 1.

@@ -1,4 +1,4 @@
-// A quantised matrix as it lies in a model file.
+// A quantised matrix as it lies in a model file, or packed.
 #pragma once
 
 #include <cstddef>
@@ -8,11 +8,12 @@
 
 namespace trimaran {
 
-// `size` bytes at `data`: rows of whole blocks, one after another. Not owned.
+// `size` bytes at `data`: rows of whole blocks, one after another, or stripes of packed/format.h. Not owned.
 struct Matrix {
   GgmlType type;
   const uint8_t* data;
   size_t size;
+  bool packed = false;
 };
 
 }  // namespace trimaran

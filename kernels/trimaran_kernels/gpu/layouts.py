@@ -76,11 +76,3 @@ LAYOUTS: dict[GGMLType, Layout] = {
 
 IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """Values of IQ4_NL's and IQ4_XS's codes."""
-
-
-def plane_bytes(type_: GGMLType, n_weights: int) -> int:
-    """Bytes that weights of a native type take as planes: 4.625 bits each for Q4_K, 4.5 in the file."""
-    layout = LAYOUTS[type_]
-    codes = n_weights if layout.bits == 8 else n_weights * layout.bits // 8
-    groups = n_weights // layout.group * (layout.sub_scales + layout.mins)
-    return codes + groups + n_weights // layout.block * 2 * (1 + layout.mins)

@@ -30,6 +30,11 @@ class QuantMatrix:
         """From the file's bytes, uint8, already on the device; the type must be one of `LAYOUTS`."""
         return cls(type_, shape, pack(type_, raw, shape))
 
+    def to(self, device: torch.device) -> QuantMatrix:
+        """The same matrix elsewhere."""
+        moved = {id(plane): plane.to(device) for plane in self.planes}
+        return QuantMatrix(self.type, self.shape, Planes(*(moved[id(plane)] for plane in self.planes)))
+
     @property
     def layout(self) -> Layout:
         """How kernels read it."""
@@ -42,6 +47,6 @@ class QuantMatrix:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of device memory that it takes."""
-        distinct = {plane.data_ptr(): plane.nbytes for plane in self.planes}
+        """Bytes of device memory that it takes, without the small table of levels."""
+        distinct = {plane.data_ptr(): plane.nbytes for plane in self.planes[:-1]}
         return sum(distinct.values())

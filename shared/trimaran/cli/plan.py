@@ -99,6 +99,9 @@ def _summary(plan: Plan) -> list[str]:
     lines = [""]
     if plan.skipped:
         lines.append(f"skipped: {format_bytes(plan.skipped)} of the file (multi-token prediction)")
+    if plan.re_encoded:
+        types = ", ".join(plan.re_encoded)
+        lines.append(f"on the GPU: {types} matrices become Q8_0, whose weights differ a little")
     lines.append(f"cache: {format_bytes(plan.kv_per_token * 1000)} per 1,000 tokens")
     if plan.context < plan.wanted_context:
         lines.append(f"context: {plan.context} of the model's {plan.wanted_context} tokens fit")
