@@ -13,7 +13,7 @@ from trimaran_kernels.hop import CallGate
 
 from trimaran_experts.loader import ExpertLayer
 from trimaran_experts.placement import Placement
-from trimaran_experts.self_check import EXACT_TOLERANCE, INT8_TOLERANCE, check_engine
+from trimaran_experts.self_check import check_engine
 from trimaran_experts.weights import StoredLayer, Weights
 
 _log = Log(__name__)
@@ -50,11 +50,10 @@ def build_engine(
         KernelError: even the last kernel of the table is refused.
     """
     _log.info("kernels", chosen=explain_isa(isa))
-    tolerance = INT8_TOLERANCE if weights.is_packed else EXACT_TOLERANCE
     while True:
         engine = _assemble(pool, spec, placement, weights.layers, isa)
         try:
-            deviation = check_engine(engine, layers, placement.first_expert, tolerance=tolerance)
+            deviation = check_engine(engine, layers, placement.first_expert)
         except KernelError as error:
             next_isa = _next_after(engine.isa)
             if next_isa is None:
@@ -79,6 +78,6 @@ def _assemble(
     moe = spec.moe
     engine = ExpertEngine(pool, spec.hidden_size, placement.n_columns, moe.n_experts, moe.top_k, isa=isa)
     for layer in layers:
-        gate, up, down = ((m.type, m.data, m.packed) for m in (layer.gate, layer.up, layer.down))
+        gate, up, down = ((matrix.type, matrix.data) for matrix in (layer.gate, layer.up, layer.down))
         engine.add_layer(layer.layer, gate, up, down, placement.first_expert, placement.n_experts)
     return engine

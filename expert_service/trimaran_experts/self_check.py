@@ -13,24 +13,18 @@ from trimaran_kernels import ExpertEngine
 
 from trimaran_experts.loader import ExpertLayer, ExpertMatrix
 
-EXACT_TOLERANCE = 1e-3
-INT8_TOLERANCE = 3e-2
-"""Largest deviation allowed, relative to the largest value of the result, with float32 or int8 activations.
-
-A wrong kernel is off by far more: the rounding of one activation to int8 is 0.4 % of the largest in its group.
-"""
+TOLERANCE = 1e-3
+"""Largest deviation allowed, relative to the largest value of the result."""
 
 _N_TOKENS = 3
 _N_EXPERTS = 2  # distinct ones: dequantising an expert of a large model takes a second
 
 
-def check_engine(
-    engine: ExpertEngine, layers: Sequence[ExpertLayer], first_expert: int, *, tolerance: float
-) -> float:
+def check_engine(engine: ExpertEngine, layers: Sequence[ExpertLayer], first_expert: int) -> float:
     """Compute a few random tokens of one layer both ways; the relative deviation.
 
     Raises:
-        KernelError: the engine fails, or deviates by more than `tolerance`.
+        KernelError: the engine fails, or deviates by more than `TOLERANCE`.
     """
     random = np.random.default_rng(0)
     layer = layers[len(layers) // 2]
@@ -45,7 +39,7 @@ def check_engine(
         raise KernelError(f"self-check of layer {layer.layer}: the kernel answered status {status}")
     expected = reference(layer, x, local, weights)
     deviation = float(np.abs(y - expected).max() / max(np.abs(expected).max(), 1e-30))
-    if not deviation <= tolerance:
+    if not deviation <= TOLERANCE:
         raise KernelError(
             f"self-check of layer {layer.layer}: the {engine.isa} kernel deviates by {deviation:.2g}"
         )

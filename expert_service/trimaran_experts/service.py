@@ -20,6 +20,8 @@ from trimaran.wire import (
     ExpertStats,
     ExpertStatsRequest,
     ExpertsToEngine,
+    ExpertTrace,
+    ExpertTraceRequest,
     Heartbeat,
     Hello,
     Loading,
@@ -27,6 +29,7 @@ from trimaran.wire import (
     Refused,
     Status,
     Submit,
+    TraceSpan,
 )
 
 from trimaran_experts.call_runner import CallRunner, FinishedCall, guarded
@@ -108,6 +111,14 @@ class ExpertService:
             expert_tokens=own_tokens(routed, self._placement.experts),
         )
 
+    def _trace(self, since_ns: int) -> ExpertTrace:
+        calls = self._engine.gate.calls_since(since_ns) if self._engine else []
+        spans = [
+            TraceSpan("compute", "experts", start_ns, end_ns, layer, tokens)
+            for layer, tokens, start_ns, end_ns in calls
+        ]
+        return ExpertTrace(shard=self._placement.shard, spans=spans)
+
     def _begin_serving(self, engine: ShardEngine) -> None:
         self._engine = engine
         for peer in list(self._clients.by_peer):
@@ -136,6 +147,8 @@ class ExpertService:
             self._greet(peer, message)
         elif isinstance(message, ExpertStatsRequest):
             self._send(peer, self.stats())
+        elif isinstance(message, ExpertTraceRequest):
+            self._send(peer, self._trace(message.since_ns))
         elif peer not in self._clients.by_peer and not isinstance(message, Drain):
             self._server.send(peer, Refused(reason=UNKNOWN_CLIENT))
         elif isinstance(message, Submit):

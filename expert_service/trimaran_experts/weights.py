@@ -54,11 +54,6 @@ class Weights:
     layers: tuple[StoredLayer, ...]
     segment: Segment | None = None
 
-    @property
-    def is_packed(self) -> bool:
-        """Whether any matrix is packed, and so multiplied with int8 activations."""
-        return any(m.packed for layer in self.layers for m in (layer.gate, layer.up, layer.down))
-
 
 @dataclass(frozen=True)
 class Packing:

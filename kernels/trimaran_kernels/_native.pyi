@@ -255,6 +255,10 @@ class CallGate:
     def stop_recording(self) -> None:
         """Write no more calls."""
 
+    def calls_since(self, start_ns: int) -> list[tuple[int, int, int, int]]:
+        """Layer, tokens, start and end of the last few thousand calls that ended since; times of
+        `time.monotonic_ns`."""
+
     def expert_tokens(self) -> dict[int, list[int]]:
         """By layer, how many tokens of successful calls were routed to each expert, all shards' included."""
 

@@ -71,6 +71,15 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_step_tokens: Annotated[
         int, Meta(ge=1, le=65536, description="token budget of one step; longer prompts are cut in chunks")
     ] = 512
+    micro_batches: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=4,
+            description="parts of a step, computed in turns so that attention and experts overlap; "
+            "2 pays when they sit on different hardware",
+        ),
+    ] = 1
     threads: Annotated[
         Annotated[int, Meta(ge=1)] | None, Meta(description="CPU threads; none: the cores it may use")
     ] = None

@@ -74,7 +74,7 @@ class Crowd:
 
 def busy_call() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Long enough for many calls to queue up behind it: cut in pieces, it is one turn all the same."""
-    return make_call(300_000, 99)
+    return make_call(60_000, 99)
 
 
 def alone(engine: ExpertEngine, layer: int, call: tuple[np.ndarray, ...]) -> np.ndarray:
@@ -89,6 +89,10 @@ def crowded(engine: ExpertEngine, calls: list[tuple[int, tuple[Any, ...]]]) -> t
     crowd = Crowd(gate)
     busy = busy_call()
     crowd.call(-1, LAYERS[0], busy)
+    deadline = time.monotonic() + 20
+    while gate.counters()["engine_calls"] == 0:  # its first piece is done: it is in the engine
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
     for number, (layer, call) in enumerate(calls):
         crowd.call(number, layer, call)
     assert gate.counters()["merged_calls"] == 0, "the busy call ended too early"

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 from trimaran.spec import ModelSpec
+from trimaran.timeline import Tracer
 
 from trimaran_attn.kv_cache import LatentCache
 from trimaran_attn.model.batch import Batch, Segment
@@ -37,12 +38,14 @@ class Step:
         batch: the tokens.
         cos, sin: [T, rope / 2] of their positions.
         cache: where their latents go.
+        tracer: records what the layers do, if it is asked to.
     """
 
     batch: Batch
     cos: Tensor
     sin: Tensor
     cache: LatentCache
+    tracer: Tracer
 
 
 class Attention(Protocol):

@@ -187,6 +187,14 @@ std::shared_ptr<Recorder> record(CallGate& gate, const std::string& path, uint64
   return recorder;
 }
 
+nb::list calls_since(const CallGate& gate, int64_t start_ns) {
+  nb::list calls;
+  for (const hop::CallSpan& span : gate.log().since(start_ns)) {
+    calls.append(nb::make_tuple(span.layer, span.n_tokens, span.start_ns, span.end_ns));
+  }
+  return calls;
+}
+
 void stop_worker(ArenaWorker& worker) {
   const nb::gil_scoped_release unlocked;
   worker.stop();
@@ -222,6 +230,7 @@ void bind_hop(nanobind::module_& m) {
       .def("latencies", &latencies_of)
       .def("record", &record, nb::arg("path"), nb::arg("max_bytes"), nb::arg("fingerprint"))
       .def("stop_recording", [](CallGate& gate) { gate.record(nullptr); })
+      .def("calls_since", &calls_since, nb::arg("start_ns"))
       .def("expert_tokens", &CallGate::expert_tokens);
   nb::class_<ArenaWorker>(m, "ArenaWorker")
       .def(nb::init<const Arena&, CallGate&, int>(), nb::arg("arena"), nb::arg("gate"), nb::arg("cpu"),

@@ -28,6 +28,8 @@ bool finite_vectors(const void* x, size_t n, DType dtype) {
   return dtype == DType::f32 ? all_finite<uint32_t>(x, n, 0x7F800000u) : all_finite<uint16_t>(x, n, 0x7F80u);
 }
 
+int64_t nanoseconds(Clock::duration duration) { return std::chrono::nanoseconds(duration).count(); }
+
 int32_t code(Status status) { return static_cast<int32_t>(status); }
 
 }  // namespace
@@ -221,10 +223,12 @@ int32_t CallGate::forward(const Call& call, const int32_t* ids, const float* wei
   const auto start = Clock::now();
   const Status status =
       engine_.forward(call.layer, static_cast<int>(call.n_tokens), call.x, ids, weights, call.y, call.dtype);
-  const auto duration = std::chrono::nanoseconds(Clock::now() - start);
+  const auto end = Clock::now();
   engine_calls_.fetch_add(1);
-  busy_ns_.fetch_add(static_cast<uint64_t>(duration.count()));
-  stats_.count_latency(call.layer, duration);
+  busy_ns_.fetch_add(static_cast<uint64_t>(nanoseconds(end - start)));
+  stats_.count_latency(call.layer, end - start);
+  log_.add({call.layer, call.n_tokens, nanoseconds(start.time_since_epoch()),
+            nanoseconds(end.time_since_epoch())});
   return code(status);
 }
 

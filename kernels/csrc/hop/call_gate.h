@@ -12,6 +12,7 @@
 
 #include "hop/arena.h"
 #include "hop/call.h"
+#include "hop/call_log.h"
 #include "hop/call_stats.h"
 #include "hop/recorder.h"
 #include "runtime/engine.h"
@@ -57,6 +58,7 @@ class CallGate {
 
   const EngineDims& dims() const { return engine_.dims(); }
   GateCounters counters() const;
+  const CallLog& log() const { return log_; }
   // By layer, how many tokens of successful calls the router gave to each expert; whole layers, all shards'
   // experts included.
   std::map<int32_t, std::vector<uint64_t>> expert_tokens() const { return stats_.expert_tokens(); }
@@ -102,6 +104,7 @@ class CallGate {
   std::vector<std::unique_ptr<Ticket>> spare_;
   std::shared_ptr<Recorder> recorder_;
   CallStats stats_;
+  CallLog log_;
   std::atomic<uint64_t> calls_{0};
   std::atomic<uint64_t> failures_{0};
   std::atomic<uint64_t> tokens_{0};
