@@ -259,9 +259,7 @@ const EngineDims& ExpertEngine::dims() const { return impl_->dims; }
 
 const char* ExpertEngine::isa() const { return impl_->primitives.name; }
 
-bool ExpertEngine::has_layer(int layer) const {
-  return impl_->find(layer) != nullptr;
-}
+bool ExpertEngine::has_layer(int layer) const { return impl_->find(layer) != nullptr; }
 
 uint64_t ExpertEngine::bytes_read() const { return impl_->bytes_read; }
 
