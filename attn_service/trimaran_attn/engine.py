@@ -56,6 +56,9 @@ class Engine:
         clock: seconds, monotonic.
         constraints: for requests with grammars; without it they are refused.
         tracer: records the parts of each step when it is asked to.
+
+    Attributes:
+        is_held: the last step had nothing to compute, as all requests wait for their grammars.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Engine:
         self._clock = clock
         self._constraints = constraints
         self._tracer = tracer or Tracer()
+        self.is_held = False
         self._samplers: dict[str, Sampler] = {}
         # What a step found out before it raised must not be lost.
         self._events: list[Event] = []
@@ -147,7 +151,9 @@ class Engine:
         if self._constraints is not None:
             self._refuse(self._constraints.refused())
         with self._tracer.span("schedule"):
-            plan = self.scheduler.schedule(self._clock())
+            held = () if self._constraints is None else self._constraints.compiling
+            plan = self.scheduler.schedule(self._clock(), held)
+        self.is_held = not plan.chunks
         if plan.chunks:
             with self._tracer.span("forward", tokens=plan.n_tokens):
                 output = self._runner.run(plan)
@@ -209,11 +215,10 @@ class Engine:
                 self._events.append(self.fail(key, "internal", NOT_FINITE))
 
     def _draw(self, plan: StepPlan, logits: Tensor) -> dict[str, NextToken]:
-        """Tokens by request id; none for a request that fails here, nor while its grammar is not ready."""
+        """Tokens by request id; none for a request that fails here."""
         rows = self._finite_rows(plan, logits)
         masked: dict[str, Tensor] = {}
         if self._constraints is not None:
-            rows = {key: row for key, row in rows.items() if self._constraints.is_ready(key)}
             masked, failed = self._constraints.constrain(rows)
             self._refuse(failed)
             rows = {key: row for key, row in rows.items() if key not in failed}

@@ -34,6 +34,7 @@ from trimaran.wire import (
 
 from trimaran_experts.call_runner import CallRunner, FinishedCall, guarded
 from trimaran_experts.clients import Clients, ModelFacts
+from trimaran_experts.compute_times import compute_times
 from trimaran_experts.engine import ShardEngine
 from trimaran_experts.loading import LoadingThread
 from trimaran_experts.placement import Placement
@@ -98,6 +99,7 @@ class ExpertService:
                 "expert_bytes_read_total": float(counters.get("bytes_read", 0)),
                 "expert_compute_seconds_total": counters.get("busy_ns", 0) / 1e9,
                 "expert_malformed_messages_total": float(self._malformed),
+                **compute_times(counters),
             },
             gauges={
                 "expert_queue_depth": float(counters.get("waiting", 0) + self._runner.waiting),

@@ -240,10 +240,14 @@ class CallGate:
 
     def counters(self) -> dict[str, int]:
         """calls, failures, tokens, engine_calls, merged_calls, busy_ns, bytes_read since the start, and calls
-        now waiting."""
+        now waiting.
+
+        ``busy_le_5000`` … ``busy_le_inf``: engine calls that took so many nanoseconds at most, and more than
+        the bound before.
+        """
 
     def latencies(self) -> dict[int, list[int]]:
-        """By layer, engine calls by duration: bucket i counts those of less than 2^i µs, but not 2^(i-1)."""
+        """By layer, engine calls by duration: counts in the order of the ``busy_le`` counters."""
 
     def record(self, path: str, max_bytes: int, fingerprint: str) -> Recorder:
         """Write the calls from now on to a fresh file of this user alone, up to its size.
@@ -282,3 +286,160 @@ class ArenaWorker:
 
     def stop(self) -> None:
         """`request_stop`, then wait for the thread. Releases the GIL."""
+
+# --- attention ----------------------------------------------------------------------------------------------
+
+def latent_entry_bytes(kind: str, latent: int, rope: int) -> int:
+    """Bytes of one token's entry in the cache of a layer.
+
+    Kinds: f32, bf16: latent + rope values. fp8 (E4M3), int8: a byte for each value of the latent, a float32
+    scale for each 128 of them, and the rotated key as bf16.
+
+    Raises:
+        KernelError: an unknown kind, or a dimension that no model has.
+    """
+
+class LatentPages:
+    """One layer of the latent cache, written and read in place.
+
+    Args:
+        raw: uint8 [pages × page_tokens × latent_entry_bytes], writable; kept alive.
+        kind: f32, bf16, fp8 or int8, see `latent_entry_bytes`.
+        latent, rope: values of an entry; rope is even.
+        page_tokens: entries of a page.
+
+    Raises:
+        KernelError: an array of wrong dtype, size or layout, or an unknown kind.
+    """
+
+    def __init__(self, raw: Any, kind: str, latent: int, rope: int, page_tokens: int) -> None: ...
+    @property
+    def n_pages(self) -> int: ...
+
+def store_latents(
+    pool: ThreadPool,
+    pages: LatentPages,
+    kv: Any,
+    weight: Any,
+    eps: float,
+    cos: Any,
+    sin: Any,
+    slots: Any,
+) -> None:
+    """Normalise latents, rotate keys and store both in the cache.
+
+    kv: float32 [n, latent + rope], as projected; weight: float32 [latent] and eps, of the RMS norm; cos, sin:
+    float32 [n, rope / 2]; slots: int32 [n], page × page_tokens + offset. Releases the GIL.
+
+    Raises:
+        KernelError: an array of wrong dtype, shape or layout, or a slot that is not there.
+    """
+
+class LatentMaps:
+    """Wkv_b of a layer, packed: a copy of k_b [heads, nope, latent] and v_b [heads, latent, value], float32.
+
+    Args:
+        half: keep them as binary16, rounded to nearest: half the bytes, a relative error of 2^-12 at most for
+            magnitudes from 2^-14 to 65504.
+
+    Raises:
+        KernelError: arrays of wrong dtype, layout, or shapes that do not fit each other.
+    """
+
+    def __init__(self, k_b: Any, v_b: Any, half: bool) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class Mla:
+    """Multi-head latent attention over paged latents: scratch memory and threads that all layers share.
+
+    Args:
+        pool: threads to compute on; kept alive.
+        heads, nope, rope, latent, value: dimensions.
+        scale: on the scores.
+        isa: best instruction set to use, see `detect_isa`.
+
+    Raises:
+        KernelError: a dimension below 1, an odd rope, or an unknown instruction set.
+    """
+
+    def __init__(
+        self,
+        pool: ThreadPool,
+        heads: int,
+        nope: int,
+        rope: int,
+        latent: int,
+        value: int,
+        scale: float,
+        isa: str = "auto",
+    ) -> None: ...
+    def attend(
+        self,
+        maps: LatentMaps,
+        q: Any,
+        cos: Any,
+        sin: Any,
+        pages: LatentPages,
+        segments: Any,
+        page_table: Any,
+        out: Any,
+    ) -> None:
+        """Causal attention of n new tokens, of several requests, whose entries are in the cache already.
+
+        q: float32 [n, heads × (nope + rope)], not rotated; cos, sin: float32 [n, rope / 2]; out: float32
+        [n, heads × value], of which the segments' rows are written. segments: int32 [s, 5], each with its
+        first row, length, position of the first token in its request, first index in page_table, and whether
+        to absorb (1) or to expand (0); page_table: int32, the requests' pages. Releases the GIL.
+
+        A row depends on its query, on the entries it sees and on the form, to the bit: not on threads, on
+        the batch, or on how a prompt is cut into chunks.
+
+        Raises:
+            KernelError: an array of wrong dtype, shape or layout, rows or pages that are not there.
+        """
+
+class GateRule:
+    """How experts are chosen (GGUF `expert_*` keys).
+
+    Args:
+        softmax: scores are a softmax of the logits; else sigmoids.
+        n_groups, n_groups_used: experts are chosen from the best groups only; 1 and 1: no groups.
+        group_best: a group's score is the sum of its so many best.
+        normalise: weights are divided by their sum, then multiplied by weights_scale.
+
+    Raises:
+        KernelError: numbers that contradict each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_experts: int,
+        top_k: int,
+        softmax: bool,
+        n_groups: int,
+        n_groups_used: int,
+        group_best: int,
+        normalise: bool,
+        weights_scale: float,
+    ) -> None: ...
+
+def route_tokens(
+    pool: ThreadPool, rule: GateRule, logits: Any, bias: Any | None, ids: Any, weights: Any
+) -> None:
+    """Choose experts from logits: float32 [n, experts].
+
+    ids: int32, weights: float32, both [n, top_k], written; bias: float32 [experts], added to
+    the scores for the choice only. Best first; of equals, the lower id.
+
+    Raises:
+        KernelError: an array of wrong dtype, shape or layout.
+    """
+
+def rms_norm(pool: ThreadPool, x: Any, weight: Any, eps: float, out: Any) -> None:
+    """out = x / sqrt(mean(x²) + eps) × weight, for rows of x: float32 [n, width]; out may be x.
+
+    Raises:
+        KernelError: an array of wrong dtype, shape or layout.
+    """

@@ -309,6 +309,9 @@ class Done(Message, frozen=True, tag="done"):
 class ExpertStats(Message, frozen=True, tag="stats"):
     """Counters of one expert service since it started.
 
+    A histogram is among the counters as Prometheus writes it: ``name_bucket{le="0.001"}``, each bucket with
+    all below it, and ``name_sum``.
+
     expert_tokens: by layer, how many tokens were routed to each expert; 0 for other shards' experts.
     """
 

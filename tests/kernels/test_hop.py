@@ -239,6 +239,13 @@ def test_the_gate_counts(arena: Arena, client: HopArena, engine: ExpertEngine) -
     assert (counters["calls"], counters["failures"], counters["tokens"], counters["waiting"]) == (2, 1, 5, 0)
     assert counters["busy_ns"] > 0
     assert counters["bytes_read"] > 0
+    by_time = {name: count for name, count in counters.items() if name.startswith("busy_le_")}
+    assert sum(by_time.values()) == 1, "the call that got to the engine"
+    bounds = [float(name.removeprefix("busy_le_")) for name in by_time]
+    assert bounds == sorted(bounds)
+    its_bound = bounds[list(by_time.values()).index(1)]
+    assert counters["busy_ns"] <= its_bound
+    assert counters["busy_ns"] > max((bound for bound in bounds if bound < its_bound), default=0)
 
 
 def test_the_gate_takes_arrays_of_any_length(engine: ExpertEngine) -> None:

@@ -12,7 +12,7 @@ from trimaran.spec import ModelSpec
 from trimaran.timeline import Tracer
 
 from trimaran_attn.kv_cache import LatentCache
-from trimaran_attn.model.attention import Attention, Step
+from trimaran_attn.model.attention import Attention
 from trimaran_attn.model.batch import Batch, Output, split_batch
 from trimaran_attn.model.embedding import Embedding
 from trimaran_attn.model.kinds import ATTENTION, EMBEDDING, HEAD, MLP, MOE, NORM
@@ -21,6 +21,7 @@ from trimaran_attn.model.mlp import FeedForward, Pending
 from trimaran_attn.model.norm import RMSNorm
 from trimaran_attn.model.rope import Rope
 from trimaran_attn.model.scoring import score
+from trimaran_attn.model.step import Step
 from trimaran_attn.registry import Registry
 
 

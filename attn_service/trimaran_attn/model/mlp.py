@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from trimaran_attn.model.attention import Step
 from trimaran_attn.model.linear import Linear, swiglu
+from trimaran_attn.model.step import Step
 
 Pending = Callable[[], Tensor]
 """Waits for [T, hidden]; to be called once."""

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from trimaran_attn.experts import Experts
-from trimaran_attn.model.attention import Step
 from trimaran_attn.model.gate import Gate
 from trimaran_attn.model.kinds import EXPERTS, GATE, LINEAR
 from trimaran_attn.model.kinds import MLP as MLP_KIND
 from trimaran_attn.model.mlp import MLP, FeedForward, Pending
+from trimaran_attn.model.step import Step
 from trimaran_attn.registry import Site
 
 

@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <string>
 
 #include "api/arrays.h"
 #include "api/module.h"
@@ -169,6 +170,10 @@ nb::dict counters_of(const CallGate& gate) {
   result["engine_calls"] = counters.engine_calls;
   result["merged_calls"] = counters.merged_calls;
   result["busy_ns"] = counters.busy_ns;
+  for (size_t i = 0; i < hop::kBusyBounds.size(); ++i) {
+    result[("busy_le_" + std::to_string(hop::kBusyBounds[i])).c_str()] = counters.busy_counts[i];
+  }
+  result["busy_le_inf"] = counters.busy_counts.back();
   result["bytes_read"] = counters.bytes_read;
   result["waiting"] = counters.waiting;
   return result;

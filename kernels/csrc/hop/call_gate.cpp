@@ -225,16 +225,16 @@ int32_t CallGate::forward(const Call& call, const int32_t* ids, const float* wei
       engine_.forward(call.layer, static_cast<int>(call.n_tokens), call.x, ids, weights, call.y, call.dtype);
   const auto end = Clock::now();
   engine_calls_.fetch_add(1);
-  busy_ns_.fetch_add(static_cast<uint64_t>(nanoseconds(end - start)));
-  stats_.count_latency(call.layer, end - start);
+  busy_ns_.fetch_add(nanoseconds(end - start));
+  stats_.count_latency(call.layer, nanoseconds(end - start));
   log_.add({call.layer, call.n_tokens, nanoseconds(start.time_since_epoch()),
             nanoseconds(end.time_since_epoch())});
   return code(status);
 }
 
 GateCounters CallGate::counters() const {
-  return {calls_.load(),        failures_.load(), tokens_.load(),       engine_calls_.load(),
-          merged_calls_.load(), busy_ns_.load(),  engine_.bytes_read(), waiting_.load()};
+  return {calls_.load(),   failures_.load(), tokens_.load(),       engine_calls_.load(), merged_calls_.load(),
+          busy_ns_.load(), stats_.total(),   engine_.bytes_read(), waiting_.load()};
 }
 
 }  // namespace trimaran::hop

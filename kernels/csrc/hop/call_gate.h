@@ -32,6 +32,7 @@ struct GateCounters {
   uint64_t engine_calls;  // fewer than `calls` where calls were merged, more where long ones were cut
   uint64_t merged_calls;  // calls that shared an engine call with others
   uint64_t busy_ns;       // time spent in the engine
+  Latencies busy_counts;  // engine calls by the time they took
   uint64_t bytes_read;    // expert weights that the engine read
   uint32_t waiting;       // calls inside or before the engine right now
 };

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <array>
-#include <chrono>
 #include <cstdint>
 #include <map>
 #include <mutex>
@@ -10,20 +9,25 @@
 
 namespace trimaran::hop {
 
-// Bucket i counts engine calls of less than 2^i microseconds that bucket i - 1 does not; the last one counts
-// the rest, too.
-constexpr int kLatencyBuckets = 26;
-using Latencies = std::array<uint64_t, kLatencyBuckets>;
+// Upper bounds of the buckets that engine calls are sorted into by the time they took, in nanoseconds; one
+// more bucket is for longer calls.
+constexpr std::array<uint64_t, 17> kBusyBounds = {
+    5'000,      10'000,      20'000,      50'000,        100'000,      200'000,
+    500'000,    1'000'000,   2'000'000,   5'000'000,     10'000'000,   20'000'000,
+    50'000'000, 100'000'000, 500'000'000, 1'000'000'000, 5'000'000'000};
+using Latencies = std::array<uint64_t, kBusyBounds.size() + 1>;
 
 class CallStats {
  public:
   // Counts the router's choices of one call. `n_experts` are those of the whole model.
   void count_routes(int32_t layer, const std::vector<int32_t>& ids, int n_experts);
-  void count_latency(int32_t layer, std::chrono::nanoseconds duration);
+  void count_latency(int32_t layer, uint64_t nanoseconds);
 
   // Layers that were never called are absent.
   std::map<int32_t, std::vector<uint64_t>> expert_tokens() const;
   std::map<int32_t, Latencies> latencies() const;
+  // Summed over the layers.
+  Latencies total() const;
 
  private:
   mutable std::mutex mutex_;
