@@ -17,6 +17,7 @@ from trimaran_attn.model.mla import MlaForm
 from trimaran_attn.model.moe import build_mlp, build_moe
 from trimaran_attn.model.native_attention import make_native
 from trimaran_attn.model.norm import build_norm
+from trimaran_attn.model.packed_linear import build_packed
 from trimaran_attn.registry import Registry, Site
 
 FORMS: tuple[MlaForm, ...] = ("auto", "naive", "absorbed")
@@ -38,7 +39,8 @@ def register_modules(
         registry: to be filled.
         experts: gives each layer its way to the routed experts.
         pool: threads of the quantised matrices.
-        linears: default of the matrices, "quantised" (CPU), "gpu" (quantised too) or "dense".
+        linears: default of the matrices: "packed" (CPU, int8 activations), "quantised" (CPU, float32
+            activations), "gpu" (quantised too) or "dense".
         mla: default of the attention.
         native: whether modules in float32 on the CPU use the kernels for everything, or torch, the reference,
             for all but quantised matrices.
@@ -50,6 +52,7 @@ def register_modules(
     registry.register(NORM, "rms", partial(build_norm, pool=threads))
     for kind in (LINEAR, HEAD):
         registry.register(kind, "quantised", _quantised(pool), default=linears == "quantised")
+        registry.register(kind, "packed", partial(build_packed, pool=pool), default=linears == "packed")
         registry.register(kind, "dense", build_dense, default=linears == "dense")
         registry.register(kind, "gpu", _build_on_gpu, default=linears == "gpu")
     for form in FORMS:
