@@ -1,6 +1,7 @@
 #include <cstdlib>
 
 #include "avx2/avx2.h"
+#include "avx512/avx512.h"
 #include "generic/generic.h"
 #include "isa/isa.h"
 #include "runtime/status.h"
@@ -28,11 +29,25 @@ std::string missing_for_avx2(const CpuFeatures& f) {
   if (!f.f16c) missing += " f16c";
   return missing;
 }
+
+std::string missing_for_avx512(const CpuFeatures& f) {
+  std::string missing = missing_for_avx2(f);
+  if (!f.avx512f) missing += " avx512f";
+  if (!f.avx512bw) missing += " avx512bw";
+  if (!f.avx512vl) missing += " avx512vl";
+  return missing;
+}
+
+std::string missing_for_vnni(const CpuFeatures& f) {
+  return missing_for_avx512(f) + (f.avx512_vnni ? "" : " avx512_vnni");
+}
 #endif
 
 // In the order of kOrder.
 constexpr Implementation kImplementations[] = {
 #if defined(__x86_64__)
+    {"avx512_vnni", avx512::vnni_primitives, missing_for_vnni},
+    {"avx512", avx512::primitives, missing_for_avx512},
     {"avx2", avx2::primitives, missing_for_avx2},
 #endif
     {"generic", generic::primitives, nothing},
