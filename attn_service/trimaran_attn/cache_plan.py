@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from trimaran.config import AttnConfig
 from trimaran.errors import ConfigError, PlanError
+from trimaran.kv_format import KvFormat
 from trimaran.plan import Plan
 from trimaran.spec import ModelSpec
 from trimaran.units import format_bytes, parse_bytes
@@ -28,13 +28,13 @@ class CachePlan:
     context_length: int
 
 
-def plan_cache(spec: ModelSpec, config: AttnConfig, dtype: torch.dtype, plan: Plan) -> CachePlan:
+def plan_cache(spec: ModelSpec, config: AttnConfig, kind: KvFormat, plan: Plan) -> CachePlan:
     """Size the cache.
 
     Args:
         spec: the model.
         config: `context_length`, `kv_memory`, `max_running`.
-        dtype: element type of the cache.
+        kind: how the cache stores entries.
         plan: where everything else goes.
 
     Raises:
@@ -46,7 +46,7 @@ def plan_cache(spec: ModelSpec, config: AttnConfig, dtype: torch.dtype, plan: Pl
             f"attn.context_length is {config.context_length}, the model was made for {spec.context_length}",
             remedy="lower it, or leave it out",
         )
-    size = page_bytes(spec, dtype)
+    size = page_bytes(spec, kind)
     budget = _auto_bytes(plan) if config.kv_memory == "auto" else parse_bytes(config.kv_memory)
     context_pages = pages_for(plan.context, PAGE_SIZE)
     n_pages = min(budget // size, context_pages * config.max_running)

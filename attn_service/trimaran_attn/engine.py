@@ -12,6 +12,7 @@ import msgspec
 from torch import Tensor
 from trimaran.errors import OverloadedError, RequestError
 from trimaran.telemetry import Log
+from trimaran.timeline import Tracer
 from trimaran.wire import EngineStats, Generate, LarkGrammar, RequestFailed, TokenBatch, TokenLogprob
 
 from trimaran_attn.grammar.constraints import Constraints
@@ -54,6 +55,10 @@ class Engine:
         meter: takes the histograms' samples.
         clock: seconds, monotonic.
         constraints: for requests with grammars; without it they are refused.
+        tracer: records the parts of each step when it is asked to.
+
+    Attributes:
+        is_held: the last step had nothing to compute, as all requests wait for their grammars.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         *,
         constraints: Constraints | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.meter = meter or Meter()
@@ -72,6 +78,8 @@ class Engine:
         self._vocab_size = vocab_size
         self._clock = clock
         self._constraints = constraints
+        self._tracer = tracer or Tracer()
+        self.is_held = False
         self._samplers: dict[str, Sampler] = {}
         # What a step found out before it raised must not be lost.
         self._events: list[Event] = []
@@ -132,16 +140,26 @@ class Engine:
             PeerError: the experts did not answer; the requests are still there. What was to be heard until
                 then is returned by the next step or `fail_all`.
         """
+        if self.has_work:
+            with self._tracer.step():
+                self._step()
+        return self._take_events()
+
+    def _step(self) -> None:
         for late in self.scheduler.expire(self._clock()):
             self._events.append(self._last_words(late, self._clock()))
         if self._constraints is not None:
             self._refuse(self._constraints.refused())
-        plan = self.scheduler.schedule(self._clock())
+        with self._tracer.span("schedule"):
+            held = () if self._constraints is None else self._constraints.compiling
+            plan = self.scheduler.schedule(self._clock(), held)
+        self.is_held = not plan.chunks
         if plan.chunks:
-            output = self._runner.run(plan)
-            self._tell_scores(output.prompt_logprobs)
-            self._complete(plan, self._draw(plan, output.logits))
-        return self._take_events()
+            with self._tracer.span("forward", tokens=plan.n_tokens):
+                output = self._runner.run(plan)
+            with self._tracer.span("sample", tokens=len(output.logits)):
+                self._tell_scores(output.prompt_logprobs)
+                self._complete(plan, self._draw(plan, output.logits))
 
     def stats(self) -> EngineStats:
         """Counters, gauges, and the histogram samples since the last call."""
@@ -197,11 +215,10 @@ class Engine:
                 self._events.append(self.fail(key, "internal", NOT_FINITE))
 
     def _draw(self, plan: StepPlan, logits: Tensor) -> dict[str, NextToken]:
-        """Tokens by request id; none for a request that fails here, nor while its grammar is not ready."""
+        """Tokens by request id; none for a request that fails here."""
         rows = self._finite_rows(plan, logits)
         masked: dict[str, Tensor] = {}
         if self._constraints is not None:
-            rows = {key: row for key, row in rows.items() if self._constraints.is_ready(key)}
             masked, failed = self._constraints.constrain(rows)
             self._refuse(failed)
             rows = {key: row for key, row in rows.items() if key not in failed}

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import trimaran_kernels
 from torch import Tensor
+from trimaran.kv_format import KvFormat, entry_bytes
 from trimaran.spec import ModelSpec
+
+from trimaran_attn import kv_codes
 
 PAGE_SIZE = 64
 """Tokens per page."""
@@ -18,36 +22,50 @@ class LatentCache:
     Args:
         spec: dimensions.
         n_pages: pages, of `PAGE_SIZE` tokens each.
-        device, dtype: where the cache lies and how it is stored; readers get float32 on a CPU.
+        device: where the cache lies.
+        kind: how entries are stored.
     """
 
-    def __init__(self, spec: ModelSpec, n_pages: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, spec: ModelSpec, n_pages: int, device: torch.device, kind: KvFormat) -> None:
         self.n_pages = n_pages
+        self._spec = spec
+        self._kind = kind
         # Memory of a CPU is only taken when a page is first written.
-        self._entries = torch.empty(
-            spec.n_layers, n_pages, PAGE_SIZE, entry_width(spec), device=device, dtype=dtype
-        )
+        shape = (spec.n_layers, n_pages, PAGE_SIZE, entry_bytes(spec, kind))
+        self._raw = torch.empty(shape, device=device, dtype=torch.uint8)
+        self._native: dict[int, trimaran_kernels.LatentPages] = {}
 
     def write(self, layer: int, slots: Tensor, entries: Tensor) -> None:
-        """Store entries [T, width] at `slots` [T] (page × page size + offset) of a layer."""
-        self._entries[layer].flatten(0, 1).index_copy_(0, slots, entries.to(self._entries.dtype))
+        """Store entries [T, latent + rope] at `slots` [T] (page × page size + offset) of a layer."""
+        raw = kv_codes.encode(entries, self._spec, self._kind)
+        self._raw[layer].flatten(0, 1).index_copy_(0, slots, raw)
 
     def read(self, layer: int, pages: Sequence[int], n_tokens: int) -> Tensor:
-        """The first entries of a request, [n_tokens, width]; a view if its pages are consecutive."""
-        layer_pages = self._entries[layer]
+        """The first entries of a request, [n_tokens, latent + rope], float32 or bfloat16, for the reference.
+
+        A view if its pages are consecutive and nothing is to be decoded.
+        """
+        layer_pages = self._raw[layer]
         first, last = pages[0], pages[0] + len(pages)
         if list(pages) == list(range(first, last)):
             chosen = layer_pages[first:last]
         else:
             chosen = layer_pages[torch.tensor(pages, device=layer_pages.device)]
-        return chosen.flatten(0, 1)[:n_tokens]
+        return kv_codes.decode(chosen.flatten(0, 1)[:n_tokens], self._spec, self._kind)
+
+    def native(self, layer: int) -> trimaran_kernels.LatentPages:
+        """A layer of a cache in CPU memory, for the kernels: they read and write it in place."""
+        if layer not in self._native:
+            self._native[layer] = trimaran_kernels.LatentPages(
+                self._raw[layer].flatten().numpy(),
+                self._kind,
+                self._spec.kv_lora_rank,
+                self._spec.qk_rope_head_dim,
+                PAGE_SIZE,
+            )
+        return self._native[layer]
 
 
-def entry_width(spec: ModelSpec) -> int:
-    """Values per token and layer: the latent and the rotated key."""
-    return spec.kv_lora_rank + spec.qk_rope_head_dim
-
-
-def page_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
+def page_bytes(spec: ModelSpec, kind: KvFormat) -> int:
     """Bytes of one page over all layers."""
-    return spec.n_layers * PAGE_SIZE * entry_width(spec) * dtype.itemsize
+    return spec.n_layers * PAGE_SIZE * entry_bytes(spec, kind)

@@ -9,11 +9,13 @@ import torch
 from trimaran.config import Config
 from trimaran.fingerprint import fingerprint
 from trimaran.gguf import GGUFFile
+from trimaran.kv_format import choose_format
 from trimaran.machine import read_machine
 from trimaran.model_path import resolve_model
 from trimaran.plan import check_plan, make_plan
 from trimaran.spec import ModelSpec, read_spec
 from trimaran.telemetry import Log
+from trimaran.timeline import Tracer
 
 from trimaran_attn.cache_plan import plan_cache
 from trimaran_attn.device import cap_memory, choose_device, compute_dtype, explained_memory, start_threads
@@ -24,7 +26,7 @@ from trimaran_attn.grammar.constraints import Constraints
 from trimaran_attn.grammar.vocabulary import read_token_table
 from trimaran_attn.kv_cache import PAGE_SIZE, LatentCache
 from trimaran_attn.metrics import Meter
-from trimaran_attn.model.deepseek2 import build_model
+from trimaran_attn.model.deepseek2 import ForwardOptions, build_model
 from trimaran_attn.model.modules import register_modules
 from trimaran_attn.pages import PageAllocator
 from trimaran_attn.registry import Registry, Rule, Site
@@ -67,6 +69,7 @@ def load_engine(
     *,
     rules: tuple[Rule, ...] = (),
     progress: Callable[[float], None] = lambda _: None,
+    tracer: Tracer | None = None,
 ) -> Engine:
     """Read the weights and size the cache.
 
@@ -77,6 +80,7 @@ def load_engine(
         meter: takes the histograms' samples.
         rules: choose other implementations, devices or types for modules.
         progress: told the share that is done, 0 to 1.
+        tracer: records timelines.
 
     Raises:
         ConfigError: a context longer than the model's, or a rule that names an unknown implementation.
@@ -92,13 +96,26 @@ def load_engine(
     if plan.re_encoded:
         _log.warning("held as the nearest Q8_0 weights on the GPU", types=" ".join(plan.re_encoded))
     dtype = compute_dtype(device)
-    cache_plan = plan_cache(spec, attn, dtype, plan)
+    exact = config.precision == "exact" and device.type == "cpu"
+    kind = choose_format(attn.kv_dtype, exact=exact)
+    cache_plan = plan_cache(spec, attn, kind, plan)
     registry = Registry(spec, Weights(model.file), device, dtype, rules)
     linears = "quantised" if device.type == "cpu" else "gpu"
-    register_modules(registry, experts=experts, pool=start_threads(attn), linears=linears, mla=attn.mla)
+    pool = start_threads(attn)
+    register_modules(
+        registry,
+        experts=experts,
+        pool=pool,
+        linears=linears,
+        mla=attn.mla,
+        native=True,
+        exact_maps=exact,
+    )
     with explained_memory("loading the model"):
-        network = build_model(spec, registry, device, progress)
-        cache = LatentCache(spec, cache_plan.n_pages, device, dtype)
+        network = build_model(
+            spec, registry, device, progress, ForwardOptions(attn.micro_batches, tracer or Tracer())
+        )
+        cache = LatentCache(spec, cache_plan.n_pages, device, kind)
     limits = Limits(
         context_length=cache_plan.context_length,
         max_running=attn.max_running,
@@ -111,4 +128,4 @@ def load_engine(
     table = read_token_table(model.file.metadata)
     constraints = None if table is None else Constraints(GrammarCompiler(table))
     runner = Runner(network, cache, device)
-    return Engine(scheduler, runner, spec.vocab_size, meter, constraints=constraints)
+    return Engine(scheduler, runner, spec.vocab_size, meter, constraints=constraints, tracer=tracer)

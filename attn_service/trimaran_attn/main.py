@@ -12,6 +12,7 @@ from trimaran.config import Config, ExpertsConfig
 from trimaran.lifecycle import Stop
 from trimaran.run_dir import attn_endpoint, default_run_dir, open_run_dir
 from trimaran.telemetry import Log
+from trimaran.timeline import Tracer
 from trimaran.wire import GatewayToEngine
 
 from trimaran_attn.engine import Engine
@@ -42,11 +43,12 @@ def serve(config: Config, stop: Stop) -> None:
         link = ExpertsClient(experts, facts_of(model), run_dir.path, max_tokens=tokens)
         stack.enter_context(closing(link))
         dtype = torch.bfloat16 if experts.dtype == "bf16" else torch.float32
-        load = _loader(config, model, link, dtype)
+        tracer = Tracer()
+        load = _loader(config, model, link, dtype, tracer)
         worker = EngineWorker(load, link, model.fingerprint, config.attn.max_waiting)
         max_open = config.attn.max_running + config.attn.max_waiting
         _log.info("loading", model=model.spec.name, endpoint=server.endpoint)
-        AttnService(server, worker, link, max_open).run(stop)
+        AttnService(server, worker, link, max_open, tracer).run(stop)
 
 
 def hop_config(config: ExpertsConfig, device: torch.device) -> ExpertsConfig:
@@ -69,7 +71,7 @@ def facts_of(model: OpenModel) -> ModelFacts:
 
 
 def _loader(
-    config: Config, model: OpenModel, link: ExpertsLink, dtype: torch.dtype
+    config: Config, model: OpenModel, link: ExpertsLink, dtype: torch.dtype, tracer: Tracer
 ) -> Callable[[Progress], Engine]:
     def load(on_progress: Progress) -> Engine:
         meter = Meter()
@@ -80,6 +82,7 @@ def _loader(
             lambda _: experts,
             meter,
             progress=lambda share: on_progress("reading weights", share / 2),
+            tracer=tracer,
         )
         link.connect(lambda detail, share: _say_waiting(on_progress, detail, share))
         limits = engine.scheduler.limits

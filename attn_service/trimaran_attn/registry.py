@@ -72,6 +72,11 @@ class Site:
         """The layer that the module is in."""
         return layer_of(self.path)
 
+    @property
+    def runs_native(self) -> bool:
+        """Whether the native kernels can serve the module: they compute in float32 on the CPU."""
+        return self.device.type == "cpu" and self.dtype == torch.float32
+
     def child(self, name: str, kind: Kind[T], shape: Shape = ()) -> T:
         """Build the module `name` below this one."""
         return self.registry.build(f"{self.path}.{name}", kind, shape)

@@ -143,15 +143,20 @@ class Scheduler:
             self._finish(request, "deadline")
         return late
 
-    def schedule(self, now: float) -> StepPlan:
-        """Plan the next step: streams, chunks of running prompts, then waiting requests, each by rank."""
+    def schedule(self, now: float, held: Collection[str] = ()) -> StepPlan:
+        """Plan the next step: streams, chunks of running prompts, then waiting requests, each by rank.
+
+        Args:
+            now: seconds of the engine's clock.
+            held: requests whose first token cannot be drawn yet: the last token of their prompt waits.
+        """
         chunks = self._schedule_streams()
         budget = self.limits.max_step_tokens - len(chunks)
         for request in self.running:
             if budget and not request.is_decoding:
-                budget -= self._schedule_prompt(chunks, request, budget)
+                budget -= self._schedule_prompt(chunks, request, budget, held)
         while budget and (admitted := self._admit_next(chunks, now)) is not None:
-            budget -= self._schedule_prompt(chunks, admitted, budget)
+            budget -= self._schedule_prompt(chunks, admitted, budget, held)
         return StepPlan(tuple(chunks))
 
     def complete(
@@ -161,8 +166,7 @@ class Scheduler:
 
         Args:
             plan: the step.
-            drawn: tokens by request id, of requests whose chunk samples. Who got none, as its grammar is not
-                ready, computes its last token again in the next step.
+            drawn: tokens by request id, of all requests whose chunk samples and that did not fail meanwhile.
             now: when the step ended.
             complete: requests whose output needs no more tokens, whatever was drawn.
         """
@@ -170,13 +174,13 @@ class Scheduler:
             request = chunk.request
             if request.state is State.FINISHED:
                 continue
-            token = drawn.get(request.request_id)
-            is_deferred = chunk.samples and token is None
-            request.n_computed += chunk.length - is_deferred
             request.n_scored = max(request.n_scored, chunk.scored.stop)
+            samples = chunk.samples
+            request.n_computed += chunk.length
             self._prefixes.register(request, chunk.start)
-            if token is not None:
-                self._append(request, token, now, request.request_id in complete)
+            if samples:
+                key = request.request_id
+                self._append(request, drawn[key], now, key in complete)
 
     def _check(self, request: Request) -> None:
         n_prompt, context = len(request.prompt_ids), self.limits.context_length
@@ -202,9 +206,12 @@ class Scheduler:
                 chunks.append(Chunk(request, request.n_computed, 1))
         return chunks
 
-    def _schedule_prompt(self, chunks: list[Chunk], request: Request, budget: int) -> int:
-        length = min(request.n_pending, budget)
-        chunks.append(Chunk(request, request.n_computed, length))
+    def _schedule_prompt(
+        self, chunks: list[Chunk], request: Request, budget: int, held: Collection[str]
+    ) -> int:
+        length = min(request.n_pending - (request.request_id in held), budget)
+        if length:
+            chunks.append(Chunk(request, request.n_computed, length))
         return length
 
     def _grow(self, request: Request) -> bool:

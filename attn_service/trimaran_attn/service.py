@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from trimaran.channel import Malformed, Received, Server
 from trimaran.lifecycle import Stop
 from trimaran.telemetry import Log
+from trimaran.timeline import Tracer
 from trimaran.wire import (
     Abort,
     EngineStats,
@@ -21,14 +22,17 @@ from trimaran.wire import (
     EngineStatus,
     EngineStatusRequest,
     EngineToGateway,
+    EngineTrace,
     GatewayToEngine,
     Generate,
     RequestFailed,
+    StartTrace,
     TokenBatch,
+    TraceRequest,
 )
 
 from trimaran_attn.experts_link import ExpertsLink
-from trimaran_attn.worker import AbortCommand, EngineWorker, received
+from trimaran_attn.worker import AbortCommand, EngineWorker, Output, received
 
 AttnServer = Server[GatewayToEngine, EngineToGateway]
 
@@ -54,13 +58,22 @@ class AttnService:
         worker: runs the engine; started and stopped here.
         link: whose statistics are passed on.
         max_open: requests that may be open at once, waiting or running.
+        tracer: the engine's; its spans are given to who asks.
     """
 
-    def __init__(self, server: AttnServer, worker: EngineWorker, link: ExpertsLink, max_open: int) -> None:
+    def __init__(
+        self,
+        server: AttnServer,
+        worker: EngineWorker,
+        link: ExpertsLink,
+        max_open: int,
+        tracer: Tracer | None = None,
+    ) -> None:
         self._server = server
         self._worker = worker
         self._link = link
         self._max_open = max_open
+        self._tracer = tracer or Tracer()
         self._routes: dict[str, Route] = {}
         self._keys: dict[Route, str] = {}
         self._aborted: set[str] = set()
@@ -107,6 +120,11 @@ class AttnService:
                 self._send(peer, self._worker.status)
             case EngineStatsRequest():
                 self._send(peer, self._stats())
+            case StartTrace():
+                self._tracer.start(message.steps)
+            case TraceRequest():
+                spans = self._tracer.stop() if message.take else []
+                self._send(peer, EngineTrace(active=self._tracer.active, spans=spans))
 
     def _generate(self, peer: bytes, message: Generate) -> None:
         route, status = Route(peer, message.request_id), self._worker.status
@@ -129,7 +147,13 @@ class AttnService:
         self._worker.put(received(replace(message, request_id=key)))
 
     def _publish(self) -> None:
-        for output in self._worker.outbox.take_all():
+        outputs = self._worker.outbox.take_all()
+        if outputs:
+            with self._tracer.span("answer", tokens=len(outputs)):
+                self._carry(outputs)
+
+    def _carry(self, outputs: list[Output]) -> None:
+        for output in outputs:
             if isinstance(output, EngineStatus):
                 for peer in tuple(self._peers):
                     self._send(peer, output)

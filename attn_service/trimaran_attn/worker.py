@@ -18,6 +18,9 @@ from trimaran_attn.engine import Engine, Event
 from trimaran_attn.experts_link import ExpertsLink
 from trimaran_attn.mailbox import Mailbox
 
+HELD_S = 0.01
+"""How often an engine whose requests all wait for their grammars looks whether one is ready."""
+
 LOOK_S = 0.5
 """How often an idle engine looks whether its experts are still there."""
 
@@ -142,8 +145,10 @@ class EngineWorker:
 
     def _take_commands(self, engine: Engine) -> bool:
         """Everything in the inbox; sleeps if there is nothing else to do. False: the end."""
+        busy = engine.has_work and not engine.is_held
         try:
-            command = self._inbox.get(timeout=None if engine.has_work else LOOK_S, block=not engine.has_work)
+            pause_s = HELD_S if engine.has_work else LOOK_S
+            command = self._inbox.get(timeout=None if busy else pause_s, block=not busy)
             while self._obey(engine, command):
                 command = self._inbox.get_nowait()
         except Empty:

@@ -20,6 +20,8 @@ from trimaran.wire import (
     ExpertStats,
     ExpertStatsRequest,
     ExpertsToEngine,
+    ExpertTrace,
+    ExpertTraceRequest,
     Heartbeat,
     Hello,
     Loading,
@@ -27,10 +29,12 @@ from trimaran.wire import (
     Refused,
     Status,
     Submit,
+    TraceSpan,
 )
 
 from trimaran_experts.call_runner import CallRunner, FinishedCall, guarded
 from trimaran_experts.clients import Clients, ModelFacts
+from trimaran_experts.compute_times import compute_times
 from trimaran_experts.engine import ShardEngine
 from trimaran_experts.loading import LoadingThread
 from trimaran_experts.placement import Placement
@@ -95,6 +99,7 @@ class ExpertService:
                 "expert_bytes_read_total": float(counters.get("bytes_read", 0)),
                 "expert_compute_seconds_total": counters.get("busy_ns", 0) / 1e9,
                 "expert_malformed_messages_total": float(self._malformed),
+                **compute_times(counters),
             },
             gauges={
                 "expert_queue_depth": float(counters.get("waiting", 0) + self._runner.waiting),
@@ -107,6 +112,14 @@ class ExpertService:
             },
             expert_tokens=own_tokens(routed, self._placement.experts),
         )
+
+    def _trace(self, since_ns: int) -> ExpertTrace:
+        calls = self._engine.gate.calls_since(since_ns) if self._engine else []
+        spans = [
+            TraceSpan("compute", "experts", start_ns, end_ns, layer, tokens)
+            for layer, tokens, start_ns, end_ns in calls
+        ]
+        return ExpertTrace(shard=self._placement.shard, spans=spans)
 
     def _begin_serving(self, engine: ShardEngine) -> None:
         self._engine = engine
@@ -136,6 +149,8 @@ class ExpertService:
             self._greet(peer, message)
         elif isinstance(message, ExpertStatsRequest):
             self._send(peer, self.stats())
+        elif isinstance(message, ExpertTraceRequest):
+            self._send(peer, self._trace(message.since_ns))
         elif peer not in self._clients.by_peer and not isinstance(message, Drain):
             self._server.send(peer, Refused(reason=UNKNOWN_CLIENT))
         elif isinstance(message, Submit):

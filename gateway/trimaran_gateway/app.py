@@ -28,6 +28,8 @@ def create_app(gateway: Gateway) -> FastAPI:
         title="Trimaran",
         description="DeepSeek models over the OpenAI, Ollama and Anthropic protocols.",
         redirect_slashes=False,
+        docs_url=None,  # FastAPI's pages load scripts from other hosts: ours is in routes.page
+        redoc_url=None,
     )
     app.state.gateway = gateway
     for router in ROUTERS:

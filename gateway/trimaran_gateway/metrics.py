@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Collection, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 from trimaran.wire import EngineStats, EngineStatus
 
-from trimaran_gateway.metric_help import help_of
+from trimaran_gateway.engine.collector import PREFIX, EngineCollector
 from trimaran_gateway.output.events import FinishReason, TokenUsage
 
-_PREFIX = "trimaran_"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-_MICROSECONDS = (5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.5, 1, 5)
 _TOKENS = tuple(float(1 << power) for power in range(18))
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -41,23 +35,23 @@ class GatewayMetrics:
             "request_generation_tokens", "Answer length in tokens", _TOKENS
         )
         self.success = Counter(
-            f"{_PREFIX}request_success", "Answered requests", ["finished_reason"], registry=self.registry
+            f"{PREFIX}request_success", "Answered requests", ["finished_reason"], registry=self.registry
         )
         self.aborted = Counter(
-            f"{_PREFIX}requests_aborted",
+            f"{PREFIX}requests_aborted",
             "Requests that ended without an answer: the client left, or an error",
             registry=self.registry,
         )
         self.http = Counter(
-            f"{_PREFIX}http_requests", "HTTP answers", ["path", "status"], registry=self.registry
+            f"{PREFIX}http_requests", "HTTP answers", ["path", "status"], registry=self.registry
         )
         self.in_flight = Gauge(
-            f"{_PREFIX}gateway_requests_in_flight", "Generations under way", registry=self.registry
+            f"{PREFIX}gateway_requests_in_flight", "Generations under way", registry=self.registry
         )
         self.engine_up = Gauge(
-            f"{_PREFIX}engine_up", "1 while the engine takes requests", registry=self.registry
+            f"{PREFIX}engine_up", "1 while the engine takes requests", registry=self.registry
         )
-        own = {family.name.removeprefix(_PREFIX) for family in self.registry.collect()}
+        own = {family.name.removeprefix(PREFIX) for family in self.registry.collect()}
         self._engine = EngineCollector(frozenset(own))
         self.registry.register(self._engine)
 
@@ -76,7 +70,7 @@ class GatewayMetrics:
         return generate_latest(self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
-        return Histogram(f"{_PREFIX}{name}", text, buckets=buckets, registry=self.registry)
+        return Histogram(f"{PREFIX}{name}", text, buckets=buckets, registry=self.registry)
 
 
 class RequestTimer:
@@ -133,82 +127,3 @@ class RequestTimer:
         self._metrics.in_flight.dec()
         if not self._is_finished:
             self._metrics.aborted.inc()
-
-
-class EngineCollector(Collector):
-    """Exports the engine's last `EngineStats`; its observations are added up into histograms here.
-
-    A counter's name may carry labels, as in ``name_total{reason="stop"}``. What the gateway measures itself,
-    from the client's side, is left out.
-
-    Args:
-        own: names that the gateway exports itself, without the prefix and `_total`.
-    """
-
-    def __init__(self, own: frozenset[str]) -> None:
-        self._own = own
-        self._stats: EngineStats | None = None
-        self._histograms: dict[str, Histogram] = {}
-
-    def take(self, stats: EngineStats) -> None:
-        """Replace the counters and gauges, add the observations."""
-        self._stats = stats
-        for name, values in stats.observations.items():
-            if name in self._own:
-                continue
-            if name not in self._histograms:
-                self._histograms[name] = Histogram(
-                    f"{_PREFIX}{name}", help_of(name), buckets=_MICROSECONDS, registry=None
-                )
-            for value in values:
-                self._histograms[name].observe(value)
-
-    def collect(self) -> Iterable[Metric]:
-        """Prometheus' metric families."""
-        if self._stats is None:
-            return
-        by_shard = {name for values in self._stats.experts.values() for name in values}
-        families = _Families(self._own | {name.removesuffix("_total") for name in by_shard})
-        for name, value in self._stats.counters.items():
-            families.add(name, value, is_counter=True)
-        for name, value in self._stats.gauges.items():
-            families.add(name, value, is_counter=False)
-        yield from families
-        for shard_name in sorted(by_shard):
-            family = _Families(self._own)
-            for shard, values in self._stats.experts.items():
-                if shard_name in values:
-                    family.add(
-                        f'{shard_name}{{shard="{shard}"}}',
-                        values[shard_name],
-                        is_counter=shard_name.endswith("_total"),
-                    )
-            yield from family
-        for histogram in self._histograms.values():
-            yield from histogram.collect()
-
-
-class _Families:
-    """Metric families from names with labels."""
-
-    def __init__(self, skipped: Collection[str]) -> None:
-        self._skipped = skipped
-        self._families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
-
-    def add(self, full_name: str, value: float, *, is_counter: bool) -> None:
-        """Add a sample."""
-        name, _, label_text = full_name.partition("{")
-        name = name.removesuffix("_total") if is_counter else name
-        if name in self._skipped:
-            return
-        labels = dict(_LABEL.findall(label_text))
-        if name not in self._families:
-            kind = CounterMetricFamily if is_counter else GaugeMetricFamily
-            self._families[name] = kind(f"{_PREFIX}{name}", help_of(name), labels=list(labels))
-        self._families[name].add_metric(list(labels.values()), value)
-
-    def __iter__(self) -> Iterator[Metric]:
-        return iter(self._families.values())
-
-
-_LABEL = re.compile(r'(\w+)="([^"]*)"')

@@ -16,7 +16,7 @@ from trimaran_gateway.json_depth import is_deeper
 from trimaran_gateway.limits import ClientLimits, address_of
 from trimaran_gateway.web.assets import PREFIX as PAGE_PREFIX
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/", "/docs", "/openapi.json"})
 """Answered without a key and while draining; so are the page's files, which ask for a key themselves."""
 
 MAX_HEADERS = 128

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from trimaran_kernels._native import (
     ExpertEngine,
+    GateRule,
+    LatentMaps,
+    LatentPages,
+    Mla,
     ThreadPool,
     built_isas,
     cpu_features,
@@ -14,12 +18,19 @@ from trimaran_kernels._native import (
     pack,
     packed_bytes,
     read_memory,
+    rms_norm,
+    route_tokens,
+    store_latents,
     supported_types,
 )
 from trimaran_kernels.topology import usable_cpus
 
 __all__ = [
     "ExpertEngine",
+    "GateRule",
+    "LatentMaps",
+    "LatentPages",
+    "Mla",
     "ThreadPool",
     "built_isas",
     "cpu_features",
@@ -30,6 +41,9 @@ __all__ = [
     "pack",
     "packed_bytes",
     "read_memory",
+    "rms_norm",
+    "route_tokens",
+    "store_latents",
     "supported_types",
     "usable_cpus",
 ]

@@ -51,8 +51,8 @@ def packed_bytes(ggml_type: int, rows: int, columns: int) -> int | None:
 def pack(pool: ThreadPool, ggml_type: int, raw: Any, rows: int, columns: int, out: Any) -> None:
     """Rearrange a matrix of the file into the packed layout, bit for bit (kernels/csrc/packed/format.h).
 
-    raw: uint8, `rows` × `columns` weights as `ggml_type`; out: uint8, of `packed_bytes` elements, written. Each
-    matrix of a stack is packed by itself. Releases the GIL.
+    raw: uint8, `rows` × `columns` weights as `ggml_type`; out: uint8, of `packed_bytes` elements, written.
+    Each matrix of a stack is packed by itself. Releases the GIL.
 
     Raises:
         KernelError: no packed layout, or an array of wrong dtype, length or layout.
@@ -63,8 +63,8 @@ def linear(
 ) -> None:
     """out = x · Wᵀ with float32 activations, or int8 ones if W is packed.
 
-    W has out.shape[1] rows of x.shape[1] weights, quantised in `raw` (uint8) as `ggml_type`. If W is packed, each
-    16 columns of x are rounded to int8 with one scale; the rest of the arithmetic is exact up to float32.
+    W has out.shape[1] rows of x.shape[1] weights, quantised in `raw` (uint8) as `ggml_type`. If W is packed,
+    each 16 columns of x are rounded to int8 with one scale; the rest is exact up to float32 rounding.
     x: float32 [n, in]; out: float32 [n, out], written. n and out may be 0. Releases the GIL. A row of `out`
     depends on its row of x only, to the bit, whatever the number of threads.
 
@@ -116,9 +116,10 @@ class ExpertEngine:
     ) -> None:
         """Take a layer's experts [first_expert, first_expert + n_experts).
 
-        Each matrix is (GGUF type, uint8 array[, packed]). The arrays hold the experts one after another: gate and up [intermediate, hidden], down
-        [hidden, intermediate] each, as they lie in the file or each packed by `pack`. They are kept alive and
-        read in place, never copied. Packed matrices compute with int8 activations, others with float32 ones.
+        Each matrix is (GGUF type, uint8 array[, packed]). The arrays hold the experts one after another, gate
+        and up [intermediate, hidden], down [hidden, intermediate] each: as they lie in the file, or each
+        packed by `pack`. They are kept alive and read in place, never copied. Packed matrices compute with
+        int8 activations, others with float32 ones.
 
         Raises:
             KernelError: an unsupported type, rows that blocks do not divide, too few bytes, a bad range, or a
@@ -207,7 +208,15 @@ class CallGate:
         """
 
     def counters(self) -> dict[str, int]:
-        """calls, failures, tokens, busy_ns, bytes_read since the start, and calls now waiting."""
+        """calls, failures, tokens, busy_ns, bytes_read since the start, and calls now waiting.
+
+        ``busy_le_5000`` … ``busy_le_inf``: calls that took so many nanoseconds at most, and more than the
+        bound before.
+        """
+
+    def calls_since(self, start_ns: int) -> list[tuple[int, int, int, int]]:
+        """Layer, tokens, start and end of the last few thousand calls that ended since; times of
+        `time.monotonic_ns`."""
 
     def expert_tokens(self) -> dict[int, list[int]]:
         """By layer, how many tokens of successful calls were routed to each expert, all shards' included."""
@@ -232,3 +241,160 @@ class ArenaWorker:
 
     def stop(self) -> None:
         """`request_stop`, then wait for the thread. Releases the GIL."""
+
+# --- attention ----------------------------------------------------------------------------------------------
+
+def latent_entry_bytes(kind: str, latent: int, rope: int) -> int:
+    """Bytes of one token's entry in the cache of a layer.
+
+    Kinds: f32, bf16: latent + rope values. fp8 (E4M3), int8: a byte for each value of the latent, a float32
+    scale for each 128 of them, and the rotated key as bf16.
+
+    Raises:
+        KernelError: an unknown kind, or a dimension that no model has.
+    """
+
+class LatentPages:
+    """One layer of the latent cache, written and read in place.
+
+    Args:
+        raw: uint8 [pages × page_tokens × latent_entry_bytes], writable; kept alive.
+        kind: f32, bf16, fp8 or int8, see `latent_entry_bytes`.
+        latent, rope: values of an entry; rope is even.
+        page_tokens: entries of a page.
+
+    Raises:
+        KernelError: an array of wrong dtype, size or layout, or an unknown kind.
+    """
+
+    def __init__(self, raw: Any, kind: str, latent: int, rope: int, page_tokens: int) -> None: ...
+    @property
+    def n_pages(self) -> int: ...
+
+def store_latents(
+    pool: ThreadPool,
+    pages: LatentPages,
+    kv: Any,
+    weight: Any,
+    eps: float,
+    cos: Any,
+    sin: Any,
+    slots: Any,
+) -> None:
+    """Normalise latents, rotate keys and store both in the cache.
+
+    kv: float32 [n, latent + rope], as projected; weight: float32 [latent] and eps, of the RMS norm; cos, sin:
+    float32 [n, rope / 2]; slots: int32 [n], page × page_tokens + offset. Releases the GIL.
+
+    Raises:
+        KernelError: an array of wrong dtype, shape or layout, or a slot that is not there.
+    """
+
+class LatentMaps:
+    """Wkv_b of a layer, packed: a copy of k_b [heads, nope, latent] and v_b [heads, latent, value], float32.
+
+    Args:
+        half: keep them as binary16, rounded to nearest: half the bytes, a relative error of 2^-12 at most for
+            magnitudes from 2^-14 to 65504.
+
+    Raises:
+        KernelError: arrays of wrong dtype, layout, or shapes that do not fit each other.
+    """
+
+    def __init__(self, k_b: Any, v_b: Any, half: bool) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class Mla:
+    """Multi-head latent attention over paged latents: scratch memory and threads that all layers share.
+
+    Args:
+        pool: threads to compute on; kept alive.
+        heads, nope, rope, latent, value: dimensions.
+        scale: on the scores.
+        isa: best instruction set to use, see `detect_isa`.
+
+    Raises:
+        KernelError: a dimension below 1, an odd rope, or an unknown instruction set.
+    """
+
+    def __init__(
+        self,
+        pool: ThreadPool,
+        heads: int,
+        nope: int,
+        rope: int,
+        latent: int,
+        value: int,
+        scale: float,
+        isa: str = "auto",
+    ) -> None: ...
+    def attend(
+        self,
+        maps: LatentMaps,
+        q: Any,
+        cos: Any,
+        sin: Any,
+        pages: LatentPages,
+        segments: Any,
+        page_table: Any,
+        out: Any,
+    ) -> None:
+        """Causal attention of n new tokens, of several requests, whose entries are in the cache already.
+
+        q: float32 [n, heads × (nope + rope)], not rotated; cos, sin: float32 [n, rope / 2]; out: float32
+        [n, heads × value], of which the segments' rows are written. segments: int32 [s, 5], each with its
+        first row, length, position of the first token in its request, first index in page_table, and whether
+        to absorb (1) or to expand (0); page_table: int32, the requests' pages. Releases the GIL.
+
+        A row depends on its query, on the entries it sees and on the form, to the bit: not on threads, on
+        the batch, or on how a prompt is cut into chunks.
+
+        Raises:
+            KernelError: an array of wrong dtype, shape or layout, rows or pages that are not there.
+        """
+
+class GateRule:
+    """How experts are chosen (GGUF `expert_*` keys).
+
+    Args:
+        softmax: scores are a softmax of the logits; else sigmoids.
+        n_groups, n_groups_used: experts are chosen from the best groups only; 1 and 1: no groups.
+        group_best: a group's score is the sum of its so many best.
+        normalise: weights are divided by their sum, then multiplied by weights_scale.
+
+    Raises:
+        KernelError: numbers that contradict each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_experts: int,
+        top_k: int,
+        softmax: bool,
+        n_groups: int,
+        n_groups_used: int,
+        group_best: int,
+        normalise: bool,
+        weights_scale: float,
+    ) -> None: ...
+
+def route_tokens(
+    pool: ThreadPool, rule: GateRule, logits: Any, bias: Any | None, ids: Any, weights: Any
+) -> None:
+    """Choose experts from logits: float32 [n, experts].
+
+    ids: int32, weights: float32, both [n, top_k], written; bias: float32 [experts], added to
+    the scores for the choice only. Best first; of equals, the lower id.
+
+    Raises:
+        KernelError: an array of wrong dtype, shape or layout.
+    """
+
+def rms_norm(pool: ThreadPool, x: Any, weight: Any, eps: float, out: Any) -> None:
+    """out = x / sqrt(mean(x²) + eps) × weight, for rows of x: float32 [n, width]; out may be x.
+
+    Raises:
+        KernelError: an array of wrong dtype, shape or layout.
+    """

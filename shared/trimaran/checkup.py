@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ PACKAGES = {  # what must be importable, by extra
     "gateway": ("fastapi", "uvicorn", "jinja2", "tokenizers", "prometheus_client"),
     "attn": ("torch", "llguidance"),
 }
+NATIVE = "trimaran_kernels"
 _TORCH_PROBE = """
 import json, torch
 print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda,
@@ -36,22 +37,32 @@ print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda,
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. `missing` means that Trimaran cannot run so; `remedy` says what to do."""
+    """One line of the report.
+
+    Attributes:
+        verdict: "missing" means that Trimaran cannot run so.
+        remedy: what to do.
+        is_absent: it is not installed, which is in order where no service needs it.
+    """
 
     subject: str
     verdict: Verdict
     detail: str
     remedy: str = ""
+    is_absent: bool = False
 
 
 def examine(machine: Machine, *, probe_timeout_s: float = 60.0) -> list[Finding]:
     """Every check, in the order in which a person would ask."""
+    packages, kernels, torch = list(_packages()), _kernels(), _torch(machine, probe_timeout_s)
     return [
         *_platform(machine),
         *_memory(machine),
-        *_packages(),
-        _kernels(),
-        *_gpu(machine, probe_timeout_s),
+        *packages,
+        kernels,
+        *_gpu(machine),
+        torch,
+        _roles([*packages, kernels, torch]),
         _demo(),
     ]
 
@@ -107,22 +118,44 @@ def _packages() -> Iterator[Finding]:
         name = f"packages of {extra}" if extra else "packages"
         if missing:
             package = f"trimaran[{extra}]" if extra else "trimaran"
-            yield Finding(name, "missing", f"without {', '.join(missing)}", f"pip install '{package}'")
+            verdict: Verdict = "note" if extra else "missing"  # a machine may have one service alone
+            detail, remedy = f"without {', '.join(missing)}", f"pip install '{package}'"
+            yield Finding(name, verdict, detail, remedy, is_absent=True)
         else:
             yield Finding(name, "ok", ", ".join(modules))
 
 
+def _roles(findings: Sequence[Finding]) -> Finding:
+    """Which services this installation can run, by the findings about what they need."""
+    absent = {finding.subject for finding in findings if finding.verdict == "missing" or finding.is_absent}
+    needs = {
+        "gateway": {"packages", "packages of gateway"},
+        "experts": {"packages", "kernels"},
+        "attn": {"packages", "packages of attn", "kernels", "torch"},
+    }
+    able = [role for role, subjects in needs.items() if not subjects & absent]
+    if len(able) == len(needs):
+        return Finding("services", "ok", f"can run all: {', '.join(able)}")
+    if not able:
+        return Finding("services", "missing", "none can run here", "pip install 'trimaran[all]'")
+    lacking = [role for role in needs if role not in able]
+    remedy = f"for {' and '.join(lacking)} mend what is marked above, or run them elsewhere"
+    return Finding("services", "note", f"can run {' and '.join(able)}", remedy)
+
+
 def _kernels() -> Finding:
     """The native module is asked, not imported by name: the common core does not depend on it."""
+    if importlib.util.find_spec(NATIVE) is None:
+        return Finding("kernels", "note", "not installed", "pip install trimaran", is_absent=True)
     try:
-        kernels: Any = importlib.import_module("trimaran_kernels")
+        kernels: Any = importlib.import_module(NATIVE)
         detail = kernels.detect_isa()
     except (ImportError, AttributeError, OSError) as error:
         return Finding("kernels", "missing", str(error), "build them: make native, or pip install .")
     return Finding("kernels", "ok", f"native module with {detail}")
 
 
-def _gpu(machine: Machine, timeout_s: float) -> Iterator[Finding]:
+def _gpu(machine: Machine) -> Iterator[Finding]:
     if not machine.gpus:
         why = "nvidia-smi lists none" if shutil.which("nvidia-smi") else "no nvidia-smi"
         yield Finding("GPU", "note", f"none ({why})", "attention will run on the CPU, which is slow")
@@ -133,11 +166,12 @@ def _gpu(machine: Machine, timeout_s: float) -> Iterator[Finding]:
             f"cuda:{number} {gpu.name}, {format_bytes(gpu.memory)}, {format_bytes(gpu.memory_free)} free,"
             f" compute capability {gpu.capability}, driver {gpu.driver}",
         )
-    yield _torch(machine, timeout_s)
 
 
 def _torch(machine: Machine, timeout_s: float) -> Finding:
     """In a process of its own: a broken CUDA installation can crash or hang it."""
+    if importlib.util.find_spec("torch") is None:
+        return Finding("torch", "note", "not installed", "pip install 'trimaran[attn]'", is_absent=True)
     try:
         result = subprocess.run(
             [sys.executable, "-P", "-c", _TORCH_PROBE],

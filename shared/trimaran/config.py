@@ -10,6 +10,9 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
+from trimaran.kv_format import KvChoice
+
+Precision = Literal["int8", "exact"]
 Notifier = Literal["doorbell", "zmq", "tcp"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 _DAY_S = 86400.0  # no wait is longer
@@ -61,6 +64,14 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         str,
         Meta(pattern=_MEMORY, description="memory of the KV cache, e.g. 4GiB; auto: from the machine"),
     ] = "auto"
+    kv_dtype: Annotated[
+        KvChoice,
+        Meta(
+            description="element type of the KV cache; auto: bf16, or f32 on a CPU with precision exact."
+            " fp8 and int8 have a scale for each 128"
+            " values of a latent, and take 57 % of its memory"
+        ),
+    ] = "auto"
     prefix_cache: Annotated[
         bool, Meta(description="reuse the KV cache of what prompts have in common with earlier requests")
     ] = True
@@ -71,6 +82,15 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_step_tokens: Annotated[
         int, Meta(ge=1, le=65536, description="token budget of one step; longer prompts are cut in chunks")
     ] = 512
+    micro_batches: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=4,
+            description="parts of a step, computed in turns so that attention and experts overlap; "
+            "2 pays when they sit on different hardware",
+        ),
+    ] = 1
     threads: Annotated[
         Annotated[int, Meta(ge=1)] | None, Meta(description="CPU threads; none: the cores it may use")
     ] = None
@@ -156,6 +176,13 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model: Annotated[
         str, Meta(description="GGUF file, first of its split files, or `demo` for the bundled model")
     ] = "demo"
+    precision: Annotated[
+        Precision,
+        Meta(
+            description="activations of matrices on the CPU: int8 with a scale per 16 values is fast, off by"
+            " about 0.5 % a matrix; exact: float32. Weights are the file's own in both"
+        ),
+    ] = "int8"
     model_name: Annotated[str | None, Meta(description="name that clients use; none: from the file")] = None
     run_dir: Annotated[
         str | None, Meta(description="private directory of sockets and arenas; none: a fresh one")

@@ -19,8 +19,9 @@ from typing import Literal
 
 from trimaran.config import Config
 from trimaran.errors import PlanError
-from trimaran.gguf import TensorInfo
+from trimaran.gguf import GGMLType, TensorInfo
 from trimaran.gpu_weights import gpu_bytes, is_re_encoded
+from trimaran.kv_format import choose_format, entry_bytes
 from trimaran.machine import Machine
 from trimaran.spec import ModelSpec
 from trimaran.units import format_bytes, parse_bytes
@@ -36,6 +37,12 @@ RAM_RESERVE = 1 << 30
 
 _SCORE_BYTES = 3 * (4 << 23)
 """Attention scores of one block of queries: raw, masked and normalised float32, 2^23 of each."""
+
+_PASS_ROWS = 16384
+_PART_BYTES = 256 << 20
+_ONE_PART = 128
+"""Rows of (token, head) that the CPU's attention computes in one pass, the most bytes that the parts of long
+contexts hand over, and the tokens of the smallest part."""
 
 _PARTS = (
     ("embeddings", r"^token_embd\."),
@@ -156,7 +163,8 @@ def make_plan(
         spec: the model's dimensions.
         tensors: its tensor directory, by name.
         machine: what is there; `memory.limit` and `gpus` count.
-        config: `attn.device`, `gpu_memory`, `context_length`, `kv_memory`, `max_step_tokens`, `max_running`.
+        config: `attn.device`, `gpu_memory`, `context_length`, `kv_memory`, `kv_dtype`, `max_step_tokens`,
+            `max_running`.
         bandwidth: for the prediction of speed.
 
     Raises:
@@ -164,14 +172,15 @@ def make_plan(
     """
     gpu_memory = _gpu_memory(machine, config)
     on_gpu = gpu_memory is not None
-    items, skipped = _items(spec, tensors, on_gpu=on_gpu)
+    items, skipped = _items(spec, tensors, on_gpu=on_gpu, exact=config.precision == "exact")
     wanted = config.attn.context_length or spec.context_length
-    kv_per_token = spec.n_layers * (spec.kv_lora_rank + spec.qk_rope_head_dim) * (2 if on_gpu else 4)
+    exact = config.precision == "exact" and not on_gpu
+    kv_per_token = spec.n_layers * entry_bytes(spec, choose_format(config.attn.kv_dtype, exact=exact))
     fixed = _fixed_bytes(items, "GPU") + GPU_RESERVE if on_gpu else _fixed_bytes(items, "RAM") + RAM_RESERVE
     available = gpu_memory if gpu_memory is not None else machine.memory.limit
-    context = _context(spec, config, wanted, kv_per_token, available - fixed)
+    context = _context(spec, config, wanted, kv_per_token, available - fixed, on_gpu=on_gpu)
     kv_bytes = _kv_bytes(config, context, kv_per_token)
-    workspace = _workspace(spec, config, context, element=2 if on_gpu else 4)
+    workspace = _workspace(spec, config, context, on_gpu=on_gpu)
     attention = kv_bytes + workspace
     ram_needed = _fixed_bytes(items, "RAM") + RAM_RESERVE + (0 if on_gpu else attention)
     return Plan(
@@ -234,7 +243,7 @@ def _device_name(machine: Machine, config: Config) -> str:
 
 
 def _items(
-    spec: ModelSpec, tensors: Mapping[str, TensorInfo], *, on_gpu: bool
+    spec: ModelSpec, tensors: Mapping[str, TensorInfo], *, on_gpu: bool, exact: bool
 ) -> tuple[tuple[Item, ...], int]:
     groups: dict[str, list[TensorInfo]] = {part: [] for part, _ in _PARTS}
     skipped = 0
@@ -244,7 +253,7 @@ def _items(
             skipped += info.nbytes
         else:
             groups[part].append(info)
-    items = [_item(part, infos, on_gpu=on_gpu) for part, infos in groups.items() if infos]
+    items = [_item(part, infos, on_gpu=on_gpu, exact=exact) for part, infos in groups.items() if infos]
     return tuple(items), skipped
 
 
@@ -255,17 +264,21 @@ def _part(spec: ModelSpec, name: str) -> str | None:
     return next((part for part, pattern in _PARTS if re.match(pattern, name)), None)
 
 
-def _item(part: str, infos: list[TensorInfo], *, on_gpu: bool) -> Item:
+def _item(part: str, infos: list[TensorInfo], *, on_gpu: bool, exact: bool) -> Item:
     file_bytes = sum(info.nbytes for info in infos)
-    elements = sum(prod(info.shape) for info in infos)
     place: Place = "GPU" if on_gpu and part not in {"embeddings", "routed experts"} else "RAM"
     if place == "GPU":
         nbytes = sum(_gpu_bytes(part, info) for info in infos)
     elif part == "latent maps":
-        nbytes = 4 * elements
+        nbytes = sum(_map_bytes(info, exact=exact) for info in infos)
     else:
         nbytes = file_bytes
     return Item(part, place, _types(infos), file_bytes, nbytes)
+
+
+def _map_bytes(info: TensorInfo, *, exact: bool) -> int:
+    """On a CPU: float32 stays so, everything else becomes binary16 unless nothing shall be rounded."""
+    return prod(info.shape) * (4 if exact or info.type == GGMLType.F32 else 2)
 
 
 def _gpu_bytes(part: str, info: TensorInfo) -> int:
@@ -294,15 +307,17 @@ def _fixed_bytes(items: tuple[Item, ...], place: Place) -> int:
     return sum(item.nbytes for item in items if item.place == place)
 
 
-def _context(spec: ModelSpec, config: Config, wanted: int, kv_per_token: int, room: int) -> int:
+def _context(
+    spec: ModelSpec, config: Config, wanted: int, kv_per_token: int, room: int, *, on_gpu: bool
+) -> int:
     """Tokens to plan for: those asked for, or, when nobody asked, as many of the model's as fit."""
     if config.attn.context_length is not None:
         return wanted
     least = min(wanted, SMALLEST_CONTEXT)
     context = wanted
-    element = kv_per_token // (spec.n_layers * (spec.kv_lora_rank + spec.qk_rope_head_dim))
     while context > least:
-        if _kv_bytes(config, context, kv_per_token) + _workspace(spec, config, context, element) <= room:
+        workspace = _workspace(spec, config, context, on_gpu=on_gpu)
+        if _kv_bytes(config, context, kv_per_token) + workspace <= room:
             return context
         context = max(least, context // 2)
     return context
@@ -315,16 +330,32 @@ def _kv_bytes(config: Config, context: int, kv_per_token: int) -> int:
     return needed if config.attn.kv_memory == "auto" else max(needed, parse_bytes(config.attn.kv_memory))
 
 
-def _workspace(spec: ModelSpec, config: Config, context: int, element: int) -> int:
-    """Tensors that live during a step: activations, scores, logits, and keys and values when expanded."""
+def _workspace(spec: ModelSpec, config: Config, context: int, *, on_gpu: bool) -> int:
+    """Tensors that live during a step: activations, logits, and what attention needs besides."""
+    element = 2 if on_gpu else 4
     heads = spec.n_heads * (2 * spec.qk_nope_head_dim + 2 * spec.qk_rope_head_dim + spec.v_head_dim)
     widest = max(spec.dense_intermediate_size, spec.moe.n_shared * spec.moe.intermediate_size)
     activations = config.attn.max_step_tokens * (4 * spec.hidden_size + heads + 3 * widest) * element
     logits = config.attn.max_running * spec.vocab_size * 4 * 2
-    expanded = 0
-    if config.attn.mla != "absorbed":
-        expanded = spec.n_heads * context * (spec.qk_nope_head_dim + spec.v_head_dim) * element
-    return activations + logits + _SCORE_BYTES + expanded
+    return activations + logits + (_gpu_scratch if on_gpu else _cpu_scratch)(spec, config, context)
+
+
+def _gpu_scratch(spec: ModelSpec, config: Config, context: int) -> int:
+    """Scores, and keys and values when expanded."""
+    if config.attn.mla == "absorbed":
+        return _SCORE_BYTES
+    return _SCORE_BYTES + 2 * spec.n_heads * context * (spec.qk_nope_head_dim + spec.v_head_dim)
+
+
+def _cpu_scratch(spec: ModelSpec, config: Config, context: int) -> int:
+    """Absorbed queries and mixed latents of a pass, and its parts (kernels/csrc/attention/absorbed.cpp).
+
+    No scores, keys or values of a whole context exist at any time.
+    """
+    width = spec.kv_lora_rank + spec.qk_rope_head_dim
+    rows = min(_PASS_ROWS, config.attn.max_step_tokens * spec.n_heads)
+    parts = min(_PART_BYTES, 4 * spec.kv_lora_rank * spec.n_heads * 100 * config.attn.max_running)
+    return 4 * rows * (width + spec.kv_lora_rank) + (parts if context > _ONE_PART else 0)
 
 
 def _speed(spec: ModelSpec, items: tuple[Item, ...], bandwidth: Bandwidth) -> Speed:

@@ -99,7 +99,19 @@ class EngineStatsRequest(Message, frozen=True, tag="stats?"):
     """Ask for an `EngineStats`."""
 
 
-GatewayToEngine = Generate | Abort | EngineStatusRequest | EngineStatsRequest
+class StartTrace(Message, frozen=True, tag="trace+"):
+    """Record a timeline from now on, of `steps` engine steps or until it is taken. Not answered."""
+
+    steps: int | None = None
+
+
+class TraceRequest(Message, frozen=True, tag="trace?"):
+    """Ask for an `EngineTrace`. With `take` the recording ends and its spans are sent, once."""
+
+    take: bool = False
+
+
+GatewayToEngine = Generate | Abort | EngineStatusRequest | EngineStatsRequest | StartTrace | TraceRequest
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -182,7 +194,25 @@ class EngineStats(Message, frozen=True, tag="stats"):
     expert_tokens: dict[int, list[int]] = {}
 
 
-EngineToGateway = TokenBatch | RequestFailed | EngineStatus | EngineStats
+class TraceSpan(msgspec.Struct, frozen=True, array_like=True):
+    """What a thread did, in nanoseconds of the host's monotonic clock; `layer` is -1 outside of layers."""
+
+    thread: str
+    name: str
+    start_ns: int
+    end_ns: int
+    layer: int = -1
+    tokens: int = 0
+
+
+class EngineTrace(Message, frozen=True, tag="trace"):
+    """Whether a timeline is being recorded, and its spans if they were taken."""
+
+    active: bool
+    spans: list[TraceSpan] = []
+
+
+EngineToGateway = TokenBatch | RequestFailed | EngineStatus | EngineStats | EngineTrace
 
 
 # --- attention service ↔ expert service ---------------------------------------------------------------------
@@ -230,7 +260,13 @@ class ExpertStatsRequest(Message, frozen=True, tag="stats?"):
     """Ask for an `ExpertStats`."""
 
 
-EngineToExperts = Hello | Submit | Drain | Heartbeat | ExpertStatsRequest
+class ExpertTraceRequest(Message, frozen=True, tag="trace?"):
+    """Ask for an `ExpertTrace` of the calls that ended at `since_ns` (monotonic clock) or later."""
+
+    since_ns: int
+
+
+EngineToExperts = Hello | Submit | Drain | Heartbeat | ExpertStatsRequest | ExpertTraceRequest
 
 
 class Loading(Message, frozen=True, tag="loading"):
@@ -273,6 +309,9 @@ class Done(Message, frozen=True, tag="done"):
 class ExpertStats(Message, frozen=True, tag="stats"):
     """Counters of one expert service since it started.
 
+    A histogram is among the counters as Prometheus writes it: ``name_bucket{le="0.001"}``, each bucket with
+    all below it, and ``name_sum``.
+
     expert_tokens: by layer, how many tokens were routed to each expert; 0 for other shards' experts.
     """
 
@@ -282,7 +321,14 @@ class ExpertStats(Message, frozen=True, tag="stats"):
     expert_tokens: dict[int, list[int]] = {}
 
 
-ExpertsToEngine = Loading | Ready | Refused | Done | Heartbeat | ExpertStats
+class ExpertTrace(Message, frozen=True, tag="trace"):
+    """When a shard computed its latest calls, whoever asked for them: some thousands are kept."""
+
+    shard: str
+    spans: list[TraceSpan] = []
+
+
+ExpertsToEngine = Loading | Ready | Refused | Done | Heartbeat | ExpertStats | ExpertTrace
 
 
 class Status:

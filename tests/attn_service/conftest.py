@@ -13,13 +13,14 @@ import trimaran_kernels
 from transformers import PreTrainedModel
 from transformers_reference import reference_model
 from trimaran.gguf import GGUFFile
+from trimaran.kv_format import KvFormat
 from trimaran.spec import ModelSpec, read_spec
 from trimaran_attn.engine import Engine
 from trimaran_attn.experts import build_local_experts
 from trimaran_attn.grammar.constraints import Constraints
 from trimaran_attn.kv_cache import PAGE_SIZE, LatentCache
-from trimaran_attn.model.attention import MlaForm
 from trimaran_attn.model.deepseek2 import Deepseek2, build_model
+from trimaran_attn.model.mla import MlaForm
 from trimaran_attn.model.modules import register_modules
 from trimaran_attn.pages import PageAllocator
 from trimaran_attn.registry import Registry
@@ -79,12 +80,22 @@ def lab_of(
     *,
     linears: str = "quantised",
     mla: MlaForm = "auto",
-    cache_dtype: torch.dtype = torch.float32,
+    kv: KvFormat = "f32",
     dtype: torch.dtype = torch.float32,
+    native: bool = True,
+    exact_maps: bool = True,
 ) -> Lab:
     file = GGUFFile.open(path)
     spec = read_spec(file)
     registry = Registry(spec, Weights(file), CPU, dtype)
     pool = trimaran_kernels.ThreadPool(trimaran_kernels.usable_cpus(1))
-    register_modules(registry, experts=build_local_experts, pool=pool, linears=linears, mla=mla)
-    return Lab(spec, build_model(spec, registry, CPU), LatentCache(spec, N_PAGES, CPU, cache_dtype))
+    register_modules(
+        registry,
+        experts=build_local_experts,
+        pool=pool,
+        linears=linears,
+        mla=mla,
+        native=native,
+        exact_maps=exact_maps,
+    )
+    return Lab(spec, build_model(spec, registry, CPU), LatentCache(spec, N_PAGES, CPU, kv))

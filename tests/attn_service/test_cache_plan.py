@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from msgspec.structs import replace as with_options
 from trimaran.config import AttnConfig, Config
 from trimaran.errors import ConfigError, PlanError
@@ -17,7 +16,7 @@ from trimaran_attn.cache_plan import CachePlan, plan_cache
 from trimaran_attn.kv_cache import page_bytes
 
 SPEC = random_spec("v3")
-PAGE = page_bytes(SPEC, torch.float32)
+PAGE = page_bytes(SPEC, "bf16")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def size(file: GGUFFile, spare_pages: int | None = None, **options: object) -> C
     plan: Plan = make_plan(spec, file.tensors, machine, Config(attn=config))
     if spare_pages is not None:
         plan = replace(plan, ram=replace(plan.ram, available=plan.ram.needed + 4 * spare_pages * PAGE))
-    return plan_cache(spec, config, torch.float32, plan)
+    return plan_cache(spec, config, "bf16", plan)
 
 
 def test_auto_takes_a_context_and_a_share_of_the_rest(file: GGUFFile) -> None:
@@ -50,8 +49,8 @@ def test_a_given_memory_bounds_the_context(file: GGUFFile) -> None:
 def test_what_cannot_be_is_refused_with_the_numbers(file: GGUFFile) -> None:
     with pytest.raises(ConfigError, match=r"context_length is 4096, the model was made for 2048"):
         size(file, context_length=4096)
-    with pytest.raises(PlanError, match=r"attn\.kv_memory \(512KiB\).*1024 tokens need"):
-        size(file, kv_memory="512KiB", context_length=1024)
+    with pytest.raises(PlanError, match=r"attn\.kv_memory \(256KiB\).*1024 tokens need"):
+        size(file, kv_memory="256KiB", context_length=1024)
     with pytest.raises(PlanError, match="64 tokens need"):
         size(file, kv_memory="100")
 

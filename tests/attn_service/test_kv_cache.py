@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import torch
 from trimaran.synth import random_spec
-from trimaran_attn.kv_cache import PAGE_SIZE, LatentCache, entry_width, page_bytes
+from trimaran_attn.kv_cache import PAGE_SIZE, LatentCache, page_bytes
 
 SPEC = random_spec("v3")
+WIDTH = SPEC.kv_lora_rank + SPEC.qk_rope_head_dim
 CPU = torch.device("cpu")
 
 
@@ -13,12 +14,12 @@ def slots(pages: list[int], n: int) -> torch.Tensor:
 
 
 def test_what_is_written_is_read_whatever_the_order_of_pages() -> None:
-    cache = LatentCache(SPEC, 8, CPU, torch.float32)
+    cache = LatentCache(SPEC, 8, CPU, "f32")
     n = 2 * PAGE_SIZE + 5
     written = {}
     for pages in ([3, 4, 5], [7, 0, 2]):
         for layer in range(SPEC.n_layers):
-            entries = torch.randn(n, entry_width(SPEC))
+            entries = torch.randn(n, WIDTH)
             cache.write(layer, slots(pages, n), entries)
             written[tuple(pages), layer] = entries
     for (pages_, layer), entries in written.items():
@@ -26,11 +27,13 @@ def test_what_is_written_is_read_whatever_the_order_of_pages() -> None:
 
 
 def test_consecutive_pages_are_read_without_a_copy() -> None:
-    cache = LatentCache(SPEC, 8, CPU, torch.float32)
+    cache = LatentCache(SPEC, 8, CPU, "f32")
     view = cache.read(0, [2, 3], PAGE_SIZE + 1)
-    cache.write(0, slots([2, 3], 1), torch.full((1, entry_width(SPEC)), 7.0))
+    cache.write(0, slots([2, 3], 1), torch.full((1, WIDTH), 7.0))
     assert view[0, 0] == 7.0
 
 
 def test_bytes_of_a_page() -> None:
-    assert page_bytes(SPEC, torch.bfloat16) == SPEC.n_layers * PAGE_SIZE * (64 + 16) * 2
+    assert page_bytes(SPEC, "bf16") == SPEC.n_layers * PAGE_SIZE * (64 + 16) * 2
+    codes, scales, keys = 64, 4, 16 * 2
+    assert page_bytes(SPEC, "int8") == SPEC.n_layers * PAGE_SIZE * (codes + scales + keys)

@@ -146,7 +146,7 @@ def test_bfloat16_throughout_as_on_a_gpu_stays_close(
 ) -> None:
     """Median error over positions: where a gate's near tie flips, a token takes other experts."""
     request, bf16 = make_request("r", model.prompt(9), [0, 1, 2]), torch.bfloat16
-    lab = build_lab(model.path, mla=mla, linears="dense", dtype=bf16, cache_dtype=bf16)
+    lab = build_lab(model.path, mla=mla, linears="dense", dtype=bf16, kv="bf16")
     exact = model.run((request, 0, LENGTH))
     rounded = model.run((request, 0, LENGTH), lab=lab)
     errors = (exact - rounded).norm(dim=-1) / exact.norm(dim=-1)
@@ -155,7 +155,39 @@ def test_bfloat16_throughout_as_on_a_gpu_stays_close(
 
 def test_a_bfloat16_cache_costs_little(model: Model, build_lab: Callable[..., Any]) -> None:
     request = make_request("r", model.prompt(8), [0, 1, 2])
-    lab = build_lab(model.path, cache_dtype=torch.bfloat16)
+    lab = build_lab(model.path, kv="bf16")
     exact = model.run((request, 0, LENGTH))
     rounded = model.run((request, 0, LENGTH), lab=lab)
     assert 0 < float((exact - rounded).norm() / exact.norm()) < 0.05
+
+
+@pytest.mark.parametrize("kv", ["fp8", "int8"])
+def test_an_8_bit_cache_costs_what_is_stated(model: Model, build_lab: Callable[..., Any], kv: str) -> None:
+    """Median error over positions, as above."""
+    request = make_request("r", model.prompt(8), [0, 1, 2])
+    exact = model.run((request, 0, LENGTH))
+    rounded = model.run((request, 0, LENGTH), lab=build_lab(model.path, kv=kv))
+    errors = (exact - rounded).norm(dim=-1) / exact.norm(dim=-1)
+    assert 0 < float(errors.median()) < (0.05 if kv == "fp8" else 0.02)
+
+
+def test_maps_in_16_bits_cost_next_to_nothing(model: Model, build_lab: Callable[..., Any]) -> None:
+    request = make_request("r", model.prompt(8), [0, 1, 2])
+    exact = model.run((request, 0, LENGTH))
+    rounded = model.run((request, 0, LENGTH), lab=build_lab(model.path, exact_maps=False))
+    errors = (exact - rounded).norm(dim=-1) / exact.norm(dim=-1)
+    assert float(errors.median()) < 2e-3
+
+
+@pytest.mark.parametrize("mla", ["naive", "absorbed", "auto"])
+def test_the_kernels_follow_the_torch_reference(
+    model: Model, build_lab: Callable[..., Any], mla: str
+) -> None:
+    ids = model.prompt(11)
+    labs = [build_lab(model.path, mla=mla, native=native) for native in (True, False)]
+    requests = [make_request("r", ids, pages) for pages in ([5, 6, 2], [1, 2, 3])]
+    results = []
+    for lab, request in zip(labs, requests, strict=True):
+        model.run((request, 0, 100), lab=lab)
+        results.append(model.run((request, 100, 50), lab=lab))
+    assert_close(results[0], results[1])

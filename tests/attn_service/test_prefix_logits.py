@@ -25,7 +25,7 @@ class WatchedRunner(Runner):
     """Remembers the logits that each request was drawn from."""
 
     def __init__(self, lab: Any, n_pages: int) -> None:
-        super().__init__(lab.model, LatentCache(lab.spec, n_pages, CPU, torch.float32), CPU)
+        super().__init__(lab.model, LatentCache(lab.spec, n_pages, CPU, "f32"), CPU)
         self.logits: dict[str, list[Tensor]] = {}
 
     def run(self, plan: StepPlan) -> StepOutput:

@@ -251,15 +251,18 @@ def test_books_balance_and_everybody_is_answered(
             assert request.finish_reason in {"abort", "deadline"}
 
 
-def test_who_gets_no_token_computes_its_last_one_again() -> None:
+def test_the_last_token_of_a_held_prompt_waits() -> None:
     scheduler = make_scheduler()
-    request = make_request("a", n_prompt=8)
-    scheduler.add(request)
-    for expected in (8, 1, 1):
-        plan = scheduler.schedule(0.0)
-        assert lengths(plan) == {"a": expected}
-        scheduler.complete(plan, {}, 0.0)
-        assert (request.n_computed, request.output_ids) == (7, [])
+    held = make_request("held", n_prompt=8)
+    short = make_request("short", n_prompt=1, first=20)
+    other = make_request("other", n_prompt=4, first=40, max_tokens=9)
+    for request in (held, short, other):
+        scheduler.add(request)
+    for expected in ({"held": 7, "other": 1}, {"other": 3}, {"other": 1}):
+        plan = scheduler.schedule(0.0, {"held", "short"})
+        assert lengths(plan) == expected
+        scheduler.complete(plan, {"other": 1}, 0.0)
         check_books(scheduler)
-    run_step(scheduler)
-    assert (request.n_computed, request.output_ids) == (8, [1])
+    assert (held.n_computed, held.output_ids, short.output_ids) == (7, [], [])
+    assert lengths(run_step(scheduler)) == {"held": 1, "short": 1, "other": 1}
+    assert (held.output_ids, short.output_ids) == ([1], [1])

@@ -33,7 +33,8 @@ def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def server(model_path: Path) -> Iterator[RunningServer]:
-    with running_server("--model", str(model_path), "--device", "cpu", "--no-greeting") as server:
+    options = ("--model", str(model_path), "--device", "cpu", "--no-greeting")
+    with running_server(*options, environ={"TRIMARAN_PRECISION": "exact"}) as server:
         yield server
 
 

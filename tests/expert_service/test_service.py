@@ -185,6 +185,11 @@ def test_statistics(model, start_experts, make_client: MakeClient, wait_until) -
     assert stats["expert_failures_total"] == 0
     assert stats["expert_bytes_read_total"] > 0
     assert stats["expert_compute_seconds_total"] > 0
+    assert stats["expert_layer_compute_seconds_sum"] == stats["expert_compute_seconds_total"]
+    assert stats['expert_layer_compute_seconds_bucket{le="+Inf"}'] == 1
+    x, ids, weights = batch
+    assert stats['transport_bytes_total{direction="to_experts"}'] == x.nbytes + ids.nbytes + weights.nbytes
+    assert stats['transport_bytes_total{direction="from_experts"}'] == x.nbytes
     assert (stats["expert_clients"], stats["expert_queue_depth"], stats["expert_threads"]) == (1, 0, 1)
     assert stats["expert_load_progress"] == 1
 

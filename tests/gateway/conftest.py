@@ -288,7 +288,18 @@ STATS = EngineStats(
         "attention_wait_on_experts_seconds": [0.001, 0.002],
         "time_to_first_token_seconds": [1000.0],
     },
-    experts={"0": {"expert_tokens_total": 11, "expert_queue_depth": 2}},
+    experts={
+        shard: {
+            "expert_tokens_total": 11,
+            "expert_queue_depth": 2,
+            'transport_bytes_total{direction="to_experts"}': 100,
+            'transport_bytes_total{direction="from_experts"}': 200,
+            'expert_layer_compute_seconds_bucket{le="0.001"}': 3,
+            'expert_layer_compute_seconds_bucket{le="+Inf"}': 4,
+            "expert_layer_compute_seconds_sum": 0.5,
+        }
+        for shard in ("0", "1")
+    },
 )
 
 

@@ -18,6 +18,7 @@ from trimaran.wire import EngineStats, EngineStatus
 from trimaran_gateway.routes.page import page_router
 from trimaran_gateway.web.assets import load_assets
 from trimaran_gateway.web.live import LiveReader, Model, histograms
+from trimaran_gateway.web.reference import reference_page
 
 STATIC = files("trimaran_gateway") / "web" / "static"
 
@@ -60,11 +61,11 @@ def ask(path: str, method: str = "GET", engine: FakeEngine | None = None, **head
 # --- files --------------------------------------------------------------------------------------------------
 
 
-def test_the_page_names_every_file_under_its_digest() -> None:
+def test_the_pages_name_every_file_under_their_digest() -> None:
     assets = load_assets()
-    text = assets.index.content.decode()
-    assert "{{" not in text
-    named = set(re.findall(rf'(?:src|href)="{assets.base}([^"]+)"', text))
+    index, reference = assets.index.content.decode(), assets.reference.content.decode()
+    assert "{{" not in index
+    named = set(re.findall(rf'(?:src|href)="{assets.base}([^"]+)"', index + reference))
     assert named == set(assets.files), "every module is preloaded, and nothing that does not exist"
 
 
@@ -143,6 +144,7 @@ def test_a_folder_without_the_page_is_refused(tmp_path: Path) -> None:
 
 def test_any_change_gives_another_base(tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text('<script src="{{assets}}app.js"></script>')
+    (tmp_path / "reference.html").write_text('<link href="{{assets}}style.css">{{content}}')
     (tmp_path / "app.js").write_text("1")
     (tmp_path / "notes.txt").write_text("not served")
     before = load_assets(tmp_path)
@@ -216,6 +218,16 @@ def test_a_report_grows_old(monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine.asked == 2
 
 
+def test_histograms_of_all_shards_are_one() -> None:
+    registry = CollectorRegistry()
+    calls = Histogram("trimaran_call_seconds", "…", ["shard"], buckets=(0.1, 1.0), registry=registry)
+    for shard, value in (("0", 0.05), ("1", 0.5), ("1", 2.0)):
+        calls.labels(shard).observe(value)
+    call = histograms(registry)["call_seconds"]
+    assert (call.count, call.sum) == (3, pytest.approx(2.55))
+    assert (call.le, call.counts) == ([0.1, 1.0], [1, 2])
+
+
 def test_histograms_are_cumulative_and_empty_ones_absent() -> None:
     registry = CollectorRegistry()
     Histogram("trimaran_empty_seconds", "…", registry=registry)
@@ -253,6 +265,37 @@ def test_the_page_is_open_and_its_figures_need_the_key(locked: Any) -> None:
     assert report["model"]["architecture"] == "deepseek2"
     assert report["counters"]["prompt_tokens_total"] == 7
     assert report["histograms"]["attention_wait_on_experts_seconds"]["count"] >= 2
+
+
+def test_the_reference_is_whole_and_brings_all_it_needs(locked: Any) -> None:
+    page = httpx.get(f"{locked.url}/docs")
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
+    assert "{{" not in page.text
+    hosts = re.findall(r"https?://[\w.]+", page.text)
+    assert not hosts, "nothing comes from elsewhere"
+    document = httpx.get(f"{locked.url}/openapi.json").json()
+    for path, methods in document["paths"].items():
+        for method in methods:
+            assert f'<code class="method">{method.upper()}</code> <code>{path}</code>' in page.text
+    for name, schema in document["components"]["schemas"].items():
+        assert f'id="object-{name}"' in page.text
+        for field in (*schema.get("properties", {}), *schema.get("x-refused", {})):
+            assert f"<code>{field}</code>" in page.text, (name, field)
+    targets = set(re.findall(r'href="#([^"]+)"', page.text))
+    assert targets <= set(re.findall(r'id="([^"]+)"', page.text))
+    assert httpx.get(f"{locked.url}/redoc", headers={"x-api-key": "secret"}).status_code == 404
+
+
+def test_the_reference_quotes_what_it_is_given() -> None:
+    schema = {"properties": {"<b>": {"type": "string", "pattern": "<i>", "default": "</td>"}}}
+    document = {
+        "info": {"title": "<Title>", "version": "1"},
+        "paths": {},
+        "components": {"schemas": {"Odd": schema}},
+    }
+    page = reference_page(b"{{title}}{{content}}", document).decode()
+    assert not {"<b>", "<i>", "<Title>"} & set(re.findall(r"<[^>]+>", page))
+    assert page.count("</td>") == page.count("<td>")
 
 
 def test_the_page_is_no_part_of_the_api(locked: Any) -> None:

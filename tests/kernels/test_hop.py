@@ -239,6 +239,13 @@ def test_the_gate_counts(arena: Arena, client: HopArena, engine: ExpertEngine) -
     assert (counters["calls"], counters["failures"], counters["tokens"], counters["waiting"]) == (2, 1, 5, 0)
     assert counters["busy_ns"] > 0
     assert counters["bytes_read"] > 0
+    by_time = {name: count for name, count in counters.items() if name.startswith("busy_le_")}
+    assert sum(by_time.values()) == 1, "the call that got to the engine"
+    bounds = [float(name.removeprefix("busy_le_")) for name in by_time]
+    assert bounds == sorted(bounds)
+    its_bound = bounds[list(by_time.values()).index(1)]
+    assert counters["busy_ns"] <= its_bound
+    assert counters["busy_ns"] > max((bound for bound in bounds if bound < its_bound), default=0)
 
 
 def test_the_gate_takes_arrays_of_any_length(engine: ExpertEngine) -> None:
@@ -403,3 +410,17 @@ def test_an_arena_of_another_model_is_refused(tmp_path: Path, engine: ExpertEngi
         pytest.raises(KernelError, match="not the model's"),
     ):
         ArenaWorker(HopArena(str(arena.path)), CallGate(engine), -1)
+
+
+def test_the_gate_remembers_when_calls_were_computed(engine: ExpertEngine) -> None:
+    gate = CallGate(engine)
+    x = np.zeros((2, HIDDEN), np.float32)
+    ids, weights = np.zeros((2, TOP_K), np.int32), np.zeros((2, TOP_K), np.float32)
+    start = time.monotonic_ns()
+    assert gate.run(LAYER, x, ids, weights, np.empty_like(x)) == Status.OK
+    between = time.monotonic_ns()
+    assert gate.run(LAYER, x[:1], ids[:1], weights[:1], np.empty_like(x[:1])) == Status.OK
+    (first, second), end = gate.calls_since(start), time.monotonic_ns()
+    assert (first[:2], second[:2]) == ((LAYER, 2), (LAYER, 1))
+    assert start <= first[2] <= first[3] <= between <= second[2] <= second[3] <= end
+    assert gate.calls_since(between) == [second]

@@ -122,8 +122,8 @@ def test_on_a_cpu_everything_is_in_ram() -> None:
     plan = plan_v3(machine(1024 * GIB), attn__context_length=4096)
     assert plan.gpu is None
     assert {item.place for item in plan.items} == {"RAM"}
-    assert plan.kv_per_token == 61 * 576 * 4
-    assert part(plan, "latent maps")[1] == 4 * 61 * 512 * 128 * 256
+    assert plan.kv_per_token == 61 * 576 * 2
+    assert part(plan, "latent maps")[1] == 2 * 61 * 512 * 128 * 256
 
 
 def test_a_missing_gpu_and_limits() -> None:

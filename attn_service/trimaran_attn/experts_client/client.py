@@ -60,6 +60,21 @@ class Ticket:
     flights: deque[tuple[ShardLink, Flight]] = field(default_factory=deque)
 
 
+@dataclass
+class Traffic:
+    """Bytes of tensors that went to a shard and came back."""
+
+    sent: int = 0
+    received: int = 0
+
+    def counters(self) -> dict[str, float]:
+        """By the names of the exported metrics."""
+        return {
+            'transport_bytes_total{direction="to_experts"}': float(self.sent),
+            'transport_bytes_total{direction="from_experts"}': float(self.received),
+        }
+
+
 class ExpertsClient:
     """Every shard of the expert service. Use it from one thread.
 
@@ -94,6 +109,7 @@ class ExpertsClient:
         if config.notifier != "tcp":
             _try_arenas(self._dims, arena_directory(self._run_dir), len(endpoints))
         self._links = [ShardLink(endpoint, facts, options) for endpoint in endpoints]
+        self._traffic = {link: Traffic() for link in self._links}
         self._stopped = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="experts-keeper", daemon=True)
 
@@ -167,11 +183,16 @@ class ExpertsClient:
         return [link.status() for link in self._links]
 
     def stats(self) -> dict[str, dict[str, float]]:
-        """The shards' counters and gauges by shard name, at most about a second old."""
-        known = ((link.stats, link.state is LinkState.READY) for link in self._links)
+        """The shards' counters and gauges by shard name, at most about a second old; ours about them too."""
+        known = ((link, link.stats) for link in self._links)
         return {
-            stats.shard: {**stats.counters, **stats.gauges, "expert_service_up": float(is_up)}
-            for stats, is_up in known
+            stats.shard: {
+                **stats.counters,
+                **stats.gauges,
+                **self._traffic[link].counters(),
+                "expert_service_up": float(link.state is LinkState.READY),
+            }
+            for link, stats in known
             if stats is not None
         }
 
@@ -254,6 +275,7 @@ class ExpertsClient:
             part = ticket.batch.part(start, start + step)
             for link in self._links:
                 ticket.flights.append((link, link.submit(part, start)))
+                self._traffic[link].sent += part.nbytes
             ticket.sent, ticket.started = start + len(part), True
 
     def _collect(self, ticket: Ticket) -> None:
@@ -266,6 +288,7 @@ class ExpertsClient:
         if reply.status == Status.OK and reply.y is not None:
             y = reply.y if reply.y.dtype == np.float32 else from_bf16(reply.y.astype(np.uint16, copy=False))
             ticket.y[flight.start : flight.stop] += y
+            self._traffic[link].received += reply.y.nbytes
         link.release(flight)
         if reply.status == Status.SHUTTING_DOWN:
             link.lose("is shutting down")

@@ -37,6 +37,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.x)
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensors."""
+        return self.x.nbytes + self.ids.nbytes + self.weights.nbytes
+
     def part(self, start: int, stop: int) -> Batch:
         """Tokens [start, stop)."""
         rows = slice(start, stop)

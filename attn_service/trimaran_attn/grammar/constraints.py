@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,8 +18,20 @@ from trimaran.wire import LarkGrammar
 
 from trimaran_attn.grammar.compiler import GrammarCompiler, bad_grammar
 
+COMPILE_TIMEOUT_S = 60.0
+"""A grammar that compiles for longer, its wait for others included, fails its request."""
+
+MASK_FAILED = "grammar: its next tokens could not be found, see the attention service's log"
 COMPILER_FAILED = "grammar: it could not be compiled, see the attention service's log"
 _log = Log(__name__)
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """A grammar that is being compiled, and since when it should be there."""
+
+    future: Future[LLMatcher]
+    overdue_at: float
 
 
 class Constraints:
@@ -28,11 +42,13 @@ class Constraints:
 
     Args:
         compiler: for the model's vocabulary.
+        clock: seconds, monotonic.
     """
 
-    def __init__(self, compiler: GrammarCompiler) -> None:
+    def __init__(self, compiler: GrammarCompiler, clock: Callable[[], float] = time.monotonic) -> None:
         self._compiler = compiler
-        self._compiling: dict[str, Future[LLMatcher]] = {}
+        self._clock = clock
+        self._compiling: dict[str, Compilation] = {}
         self._matchers: dict[str, LLMatcher] = {}
 
     @property
@@ -50,24 +66,34 @@ class Constraints:
 
     def add(self, request_id: str, grammar: LarkGrammar) -> None:
         """Constrain a request by a grammar that was checked; it compiles in the background."""
-        self._compiling[request_id] = self._compiler.start(grammar)
+        overdue_at = self._clock() + COMPILE_TIMEOUT_S
+        self._compiling[request_id] = Compilation(self._compiler.start(grammar), overdue_at)
 
     def remove(self, request_id: str) -> None:
         """Forget a request; one without a grammar is not known here."""
         compiling = self._compiling.pop(request_id, None)
         if compiling is not None:
-            compiling.cancel()
+            compiling.future.cancel()
         self._matchers.pop(request_id, None)
 
     def refused(self) -> dict[str, RequestError]:
         """Requests whose grammar turned out to be bad, without waiting for those that still compile."""
-        done = {key: future for key, future in self._compiling.items() if future.done()}
-        return {key: error for key in done if (error := self._settle(key)) is not None}
+        errors = {key: error for key in self._done() if (error := self._settle(key)) is not None}
+        now = self._clock()
+        overdue = {key: c.future for key, c in self._compiling.items() if c.overdue_at <= now}
+        for key, future in overdue.items():
+            self.remove(key)
+            self._compiler.give_up(future)
+            errors[key] = bad_grammar(f"it did not compile within {COMPILE_TIMEOUT_S:.0f} s")
+        return errors
 
-    def is_ready(self, request_id: str) -> bool:
-        """Whether a token may be drawn: there is no grammar, or it does not compile any more."""
-        future = self._compiling.get(request_id)
-        return future is None or future.done()
+    def _done(self) -> list[str]:
+        return [key for key, compiling in self._compiling.items() if compiling.future.done()]
+
+    @property
+    def compiling(self) -> Collection[str]:
+        """Requests that no token may be drawn for yet."""
+        return [key for key, compiling in self._compiling.items() if not compiling.future.done()]
 
     def constrain(self, rows: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, RequestError]]:
         """The logits of constrained requests with all that their grammars forbid at -inf.
@@ -82,10 +108,11 @@ class Constraints:
         ids = [key for key in rows if key in self._matchers]
         if not ids:
             return {}, failed
-        allowed = self._allowed(ids, next(iter(rows.values())).shape[-1])
+        allowed, broken = self._allowed(ids, next(iter(rows.values())).shape[-1])
         masked = torch.stack([rows[key] for key in ids]).masked_fill_(~allowed, -torch.inf)
         usable = allowed.any(-1).tolist()
         failed |= {key: self._failure(key) for key, some in zip(ids, usable, strict=True) if not some}
+        failed |= broken
         return {key: row for key, row in zip(ids, masked, strict=True) if key not in failed}, failed
 
     def take(self, request_id: str, token: int) -> bool:
@@ -103,11 +130,11 @@ class Constraints:
 
     def _settle(self, request_id: str) -> RequestError | None:
         """Take a request's compiled grammar over, if it has one; what went wrong instead, if anything did."""
-        future = self._compiling.pop(request_id, None)
-        if future is None:
+        compiling = self._compiling.pop(request_id, None)
+        if compiling is None:
             return None
         try:
-            self._matchers[request_id] = future.result()
+            self._matchers[request_id] = compiling.future.result()
         except RequestError as error:
             return error
         except Exception:
@@ -116,17 +143,22 @@ class Constraints:
             return RequestError(COMPILER_FAILED, code="internal", param="grammar")
         return None
 
-    def _allowed(self, ids: Sequence[str], vocab_size: int) -> Tensor:
-        """[len(ids), vocab_size] bool; a matcher that fails allows nothing."""
+    def _allowed(self, ids: Sequence[str], vocab_size: int) -> tuple[Tensor, dict[str, RequestError]]:
+        """[len(ids), vocab_size] bool, and whose matcher broke; one that fails or breaks allows nothing."""
         words = allocate_token_bitmask(len(ids), len(self._compiler.table.tokens))
+        broken = {}
         for row, key in enumerate(ids):
-            fill_next_token_bitmask(self._matchers[key], words, row)
-            if self._matchers[key].is_error():  # llguidance then allows the end, which would cut the output
-                words[row] = 0
+            try:
+                fill_next_token_bitmask(self._matchers[key], words, row)
+            except Exception:
+                _log.exception("grammar failed", request=key)
+                broken[key] = RequestError(MASK_FAILED, code="internal", param="grammar")
+            if key in broken or self._matchers[key].is_error():
+                words[row] = 0  # llguidance allows the end after an error, which would cut the output
         bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")[:, :vocab_size]
         allowed = torch.zeros(len(ids), vocab_size, dtype=torch.bool)
         allowed[:, : bits.shape[1]] = torch.from_numpy(bits).bool()
-        return allowed
+        return allowed, broken
 
     def _failure(self, request_id: str) -> RequestError:
         problem = self._matchers[request_id].get_error()

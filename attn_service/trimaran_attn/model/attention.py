@@ -1,48 +1,36 @@
-"""Multi-head latent attention over the paged cache: projections here, the arithmetic in `mla`."""
+"""Multi-head latent attention over the paged cache: projections here, the arithmetic in `mla`.
+
+This is the reference, and what runs wherever `native_attention` does not.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
-from typing import Literal, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
+from trimaran.gguf import GGMLType
 from trimaran.spec import ModelSpec
 
-from trimaran_attn.kv_cache import LatentCache
-from trimaran_attn.model.batch import Batch, Segment
+from trimaran_attn.model.batch import Segment
 from trimaran_attn.model.kinds import LINEAR, NORM
 from trimaran_attn.model.linear import Linear
 from trimaran_attn.model.mla import (
     LatentMaps,
+    MlaForm,
     absorb,
-    absorbing_is_cheaper,
+    absorbs,
     attend_expanded,
     attend_latents,
     unabsorb,
 )
+from trimaran_attn.model.native_attention import NativeLatentAttention, NativeMla, pack_maps
 from trimaran_attn.model.norm import RMSNorm
+from trimaran_attn.model.query import Query, build_query
 from trimaran_attn.model.rope import rotate, softmax_scale
+from trimaran_attn.model.step import Step
 from trimaran_attn.registry import Site
-
-MlaForm = Literal["auto", "naive", "absorbed"]
-
-
-@dataclass(frozen=True)
-class Step:
-    """What all layers of one forward pass share.
-
-    Attributes:
-        batch: the tokens.
-        cos, sin: [T, rope / 2] of their positions.
-        cache: where their latents go.
-    """
-
-    batch: Batch
-    cos: Tensor
-    sin: Tensor
-    cache: LatentCache
 
 
 class Attention(Protocol):
@@ -51,27 +39,6 @@ class Attention(Protocol):
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         """x: [T, hidden] → [T, hidden]; the step's latents are in the cache afterwards."""
         ...
-
-
-class Query(Protocol):
-    """Hidden vectors to the queries of all heads."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: [T, hidden] → [T, heads × (nope + rope)]."""
-        ...
-
-
-class LoraQuery:
-    """Wqb·rms(Wqa·x): V2, V3."""
-
-    def __init__(self, down: Linear, norm: RMSNorm, up: Linear) -> None:
-        self._down = down
-        self._norm = norm
-        self._up = up
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: [T, hidden] → [T, heads × (nope + rope)]."""
-        return self._up(self._norm(self._down(x)))
 
 
 class LatentAttention:
@@ -131,10 +98,7 @@ class LatentAttention:
         step.cache.write(self._layer, step.batch.slots, torch.cat((self._kv_norm(latent), k_rope), -1))
 
     def _absorbs(self, segment: Segment) -> bool:
-        if self._form != "auto":
-            return self._form == "absorbed"
-        rope = self._spec.qk_rope_head_dim
-        return absorbing_is_cheaper(segment.length, segment.n_visible, self._maps, rope)
+        return absorbs(self._form, self._spec, segment.length, segment.position)
 
     def _entries(self, segment: Segment, step: Step, dtype: torch.dtype) -> Tensor:
         return step.cache.read(self._layer, segment.pages, segment.n_visible).to(dtype)
@@ -161,53 +125,69 @@ class LatentAttention:
         values[rows] = unabsorb(torch.cat(mixed), self._maps)
 
 
-def build_attention(site: Site, form: MlaForm = "auto") -> LatentAttention:
-    """One layer's attention with its projections."""
+def build_attention(
+    site: Site, form: MlaForm = "auto", native: Callable[[ModelSpec], NativeMla] | None = None
+) -> Attention:
+    """One layer's attention with its projections.
+
+    Args:
+        site: where.
+        form: which arithmetic.
+        native: gives the kernels for a model's dimensions; they serve layers in float32 on the CPU.
+    """
     spec = site.spec
     width = spec.kv_lora_rank + spec.qk_rope_head_dim
+    query = build_query(site)
+    kv_a = site.child("kv_a_proj_with_mqa", LINEAR, (width, spec.hidden_size))
+    kv_norm = site.child("kv_a_layernorm", NORM, (spec.kv_lora_rank,))
+    output = site.child("o_proj", LINEAR, (spec.hidden_size, spec.n_heads * spec.v_head_dim))
+    maps, exact = _latent_maps(site)
+    if native is not None and site.runs_native:
+        shared = native(spec)
+        return NativeLatentAttention(
+            spec=spec,
+            layer=site.layer,
+            query=query,
+            kv_a=kv_a,
+            kv_norm=kv_norm,
+            maps=pack_maps(maps, exact=exact or shared.exact_maps),
+            output=output,
+            form=form,
+            native=shared,
+        )
     return LatentAttention(
         spec=spec,
         layer=site.layer,
-        query=_build_query(site),
-        kv_a=site.child("kv_a_proj_with_mqa", LINEAR, (width, spec.hidden_size)),
-        kv_norm=site.child("kv_a_layernorm", NORM, (spec.kv_lora_rank,)),
-        maps=_latent_maps(site),
-        output=site.child("o_proj", LINEAR, (spec.hidden_size, spec.n_heads * spec.v_head_dim)),
+        query=query,
+        kv_a=kv_a,
+        kv_norm=kv_norm,
+        maps=maps,
+        output=output,
         form=form,
     )
 
 
-def attention_builder(form: MlaForm) -> partial[LatentAttention]:
-    """`build_attention` for one form of the arithmetic."""
-    return partial(build_attention, form=form)
-
-
-def _build_query(site: Site) -> Query:
-    spec = site.spec
-    width = spec.n_heads * (spec.qk_nope_head_dim + spec.qk_rope_head_dim)
-    if spec.q_lora_rank is None:
-        return site.child("q_proj", LINEAR, (width, spec.hidden_size))
-    return LoraQuery(
-        site.child("q_a_proj", LINEAR, (spec.q_lora_rank, spec.hidden_size)),
-        site.child("q_a_layernorm", NORM, (spec.q_lora_rank,)),
-        site.child("q_b_proj", LINEAR, (width, spec.q_lora_rank)),
-    )
-
-
-def _latent_maps(site: Site) -> LatentMaps:
+def _latent_maps(site: Site) -> tuple[LatentMaps, bool]:
     """Wkv_b from either layout of the file: one `attn_kv_b`, or `attn_k_b` (transposed) and `attn_v_b`.
 
     It is expanded: absorbing multiplies by the transposed matrix of what one of the two layouts stores, which
     quantised rows do not allow. That is heads × (nope + v) × latent values a layer: 8 MiB in V2-Lite and
-    64 MiB in V3 as float32, half of it as bfloat16.
+    64 MiB in V3 as float32, half of it in 16 bits.
+
+    Returns:
+        The maps, and whether the file holds them in float32.
     """
     spec = site.spec
     heads, rank, nope, v = spec.n_heads, spec.kv_lora_rank, spec.qk_nope_head_dim, spec.v_head_dim
     if site.weights.has(f"{site.path}.kv_b_proj"):
-        both = site.weights.dense(f"{site.path}.kv_b_proj", (heads * (nope + v), rank))
-        k_b, v_b = torch.split(both.view(heads, nope + v, rank), [nope, v], 1)
+        tensors = [site.weights.quantised(f"{site.path}.kv_b_proj", (heads * (nope + v), rank))]
+        k_b, v_b = torch.split(tensors[0].dequantize().view(heads, nope + v, rank), [nope, v], 1)
     else:
-        k_b = site.weights.dense(f"{site.path}.k_b_proj", (heads, rank, nope)).transpose(1, 2)
-        v_b = site.weights.dense(f"{site.path}.v_b_proj", (heads, v, rank))
+        tensors = [
+            site.weights.quantised(f"{site.path}.k_b_proj", (heads, rank, nope)),
+            site.weights.quantised(f"{site.path}.v_b_proj", (heads, v, rank)),
+        ]
+        k_b, v_b = tensors[0].dequantize().transpose(1, 2), tensors[1].dequantize()
     k_b, v_b = k_b.to(site.device, site.dtype), v_b.transpose(1, 2).to(site.device, site.dtype)
-    return LatentMaps(k_b.contiguous(), v_b.contiguous())
+    exact = all(tensor.type == GGMLType.F32 for tensor in tensors)
+    return LatentMaps(k_b.contiguous(), v_b.contiguous()), exact

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -66,3 +67,33 @@ class Output:
 
     logits: Tensor
     scores: tuple[Scores, ...] = ()
+
+
+def split_batch(batch: Batch, count: int) -> tuple[Batch, ...]:
+    """Cut a batch into at most `count` parts of about equal size, in order; a segment may be cut in two.
+
+    Only what the layers need is split: `sampled_rows` and `scored` are empty.
+    """
+    n_tokens = len(batch.token_ids)
+    count = min(count, n_tokens)
+    if count <= 1:
+        return (batch,)
+    borders = [n_tokens * part // count for part in range(count + 1)]
+    return tuple(_part(batch, start, stop) for start, stop in pairwise(borders))
+
+
+def _part(batch: Batch, start: int, stop: int) -> Batch:
+    segments = []
+    for segment in batch.segments:
+        first, last = max(segment.rows.start, start), min(segment.rows.stop, stop)
+        if first < last:
+            position = segment.position + first - segment.rows.start
+            segments.append(Segment(slice(first - start, last - start), position, segment.pages))
+    rows = slice(start, stop)
+    return Batch(
+        batch.token_ids[rows],
+        batch.positions[rows],
+        batch.slots[rows],
+        tuple(segments),
+        batch.sampled_rows[:0],
+    )

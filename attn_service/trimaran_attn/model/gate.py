@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+import trimaran_kernels
 from torch import Tensor
 from torch.nn.functional import linear
+from trimaran.gguf import GGMLType
 from trimaran.spec import MoeSpec
 
 from trimaran_attn.registry import Site
@@ -46,11 +48,58 @@ class Gate:
         return groups.masked_fill(dropped[..., None], -torch.inf).flatten(-2)
 
 
-def build_gate(site: Site) -> Gate:
-    """Weights are float32 in the file and stay so. Shape: [experts, hidden]."""
+class NativeGate(Gate):
+    """The same for float32 on the CPU: a product of the kernels', then one call for all of the rest.
+
+    Args:
+        spec, weight, bias: as of `Gate`.
+        pool: threads of the kernels.
+    """
+
+    def __init__(
+        self, spec: MoeSpec, weight: Tensor, bias: Tensor | None, pool: trimaran_kernels.ThreadPool
+    ) -> None:
+        super().__init__(spec, weight, bias)
+        self._pool = pool
+        self._raw = weight.flatten().view(torch.uint8).numpy()
+        self._native_bias = None if bias is None else bias.numpy()
+        self._n_experts, self._top_k = len(weight), spec.top_k
+        self._rule = trimaran_kernels.GateRule(
+            n_experts=len(weight),
+            top_k=spec.top_k,
+            softmax=spec.gate == "softmax",
+            n_groups=spec.n_groups,
+            n_groups_used=spec.n_groups_used if spec.n_groups > 1 else 1,
+            group_best=2 if spec.group_score == "top2" and spec.n_groups > 1 else 1,
+            normalise=spec.normalise_weights,
+            weights_scale=spec.weights_scale,
+        )
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x: [T, hidden] float32 → expert ids [T, top_k] int32, weights [T, top_k] float32."""
+        logits = torch.empty(len(x), self._n_experts)
+        ids = torch.empty(len(x), self._top_k, dtype=torch.int32)
+        weights = torch.empty(len(x), self._top_k)
+        values = x.contiguous().numpy()
+        trimaran_kernels.linear(self._pool, int(GGMLType.F32), self._raw, values, logits.numpy())
+        trimaran_kernels.route_tokens(
+            self._pool, self._rule, logits.numpy(), self._native_bias, ids.numpy(), weights.numpy()
+        )
+        return ids, weights
+
+
+def build_gate(site: Site, pool: trimaran_kernels.ThreadPool | None = None) -> Gate:
+    """Weights are float32 in the file and stay so. Shape: [experts, hidden].
+
+    Args:
+        site: where.
+        pool: threads of the native kernels; without them torch computes.
+    """
     weight = site.weights.dense(site.path, site.shape).to(site.device)
     bias = None
     bias_path = f"{site.path}.e_score_correction_bias"
     if site.weights.has(bias_path):
         bias = site.weights.dense(bias_path, site.shape[:1]).to(site.device)
+    if pool is not None and site.runs_native:
+        return NativeGate(site.spec.moe, weight, bias, pool)
     return Gate(site.spec.moe, weight, bias)

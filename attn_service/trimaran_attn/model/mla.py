@@ -6,15 +6,20 @@ naive      expand the L latents into keys and values of all heads: a cost per vi
 absorbed   push k_b into the query and v_b behind the softmax: nothing to expand, more per pair. All heads
            then share one key of latent + rope, and one value, the latent.
 
-Both give the same up to the order of float additions; `absorbing_is_cheaper` counts which costs less.
+Both give the same up to the order of float additions; `absorbs` counts which costs less. This is the
+reference; on a CPU the kernels of `native_attention` compute the same from the pages themselves.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+from trimaran.spec import ModelSpec
+
+MlaForm = Literal["auto", "naive", "absorbed"]
 
 # Scores of so many (head, query, key) triples exist at a time: 32 MiB of float32.
 MAX_SCORES = 1 << 23
@@ -102,12 +107,18 @@ def attend_expanded(
     return out
 
 
-def absorbing_is_cheaper(n: int, visible: int, maps: LatentMaps, rope: int) -> bool:
-    """Compares multiplications per head of the two forms, for n queries over `visible` tokens."""
-    _, nope, latent = maps.k_b.shape
-    v = maps.v_b.shape[-1]
-    absorbed = n * latent * (nope + v) + n * visible * (2 * latent + rope)
-    naive = visible * latent * (nope + v) + n * visible * (nope + rope + v)
+def absorbs(form: MlaForm, spec: ModelSpec, n: int, position: int) -> bool:
+    """Whether n queries, of which the first is at `position`, are computed in the absorbed form.
+
+    "auto" compares multiplications per head of the two forms.
+    """
+    if form != "auto":
+        return form == "absorbed"
+    latent, rope, v = spec.kv_lora_rank, spec.qk_rope_head_dim, spec.v_head_dim
+    pairs = n * position + n * (n + 1) // 2
+    mapping = latent * (spec.qk_nope_head_dim + v)
+    absorbed = n * mapping + pairs * (2 * latent + rope)
+    naive = (position + n) * mapping + pairs * (spec.qk_nope_head_dim + rope + v)
     return absorbed <= naive
 
 

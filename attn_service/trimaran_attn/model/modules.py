@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 
 import trimaran_kernels
 
 from trimaran_attn.experts import Experts
-from trimaran_attn.model.attention import MlaForm, attention_builder
+from trimaran_attn.model.attention import build_attention
 from trimaran_attn.model.embedding import build_embedding
 from trimaran_attn.model.gate import build_gate
 from trimaran_attn.model.kinds import ATTENTION, EMBEDDING, EXPERTS, GATE, HEAD, LINEAR, MLP, MOE, NORM
 from trimaran_attn.model.linear import DenseLinear, Linear, QuantLinear, matrix_path
+from trimaran_attn.model.mla import MlaForm
 from trimaran_attn.model.moe import build_mlp, build_moe
+from trimaran_attn.model.native_attention import make_native
 from trimaran_attn.model.norm import build_norm
 from trimaran_attn.registry import Registry, Site
 
@@ -26,6 +29,8 @@ def register_modules(
     pool: trimaran_kernels.ThreadPool,
     linears: str,
     mla: MlaForm,
+    native: bool,
+    exact_maps: bool = False,
 ) -> None:
     """Fill a registry.
 
@@ -35,18 +40,25 @@ def register_modules(
         pool: threads of the quantised matrices.
         linears: default of the matrices, "quantised" (CPU), "gpu" (quantised too) or "dense".
         mla: default of the attention.
+        native: whether modules in float32 on the CPU use the kernels for everything, or torch, the reference,
+            for all but quantised matrices.
+        exact_maps: whether the kernels keep Wkv_b in float32 instead of binary16.
     """
+    threads = pool if native else None
+    kernels = cache(partial(make_native, pool=pool, exact_maps=exact_maps)) if native else None
     registry.register(EMBEDDING, "quantised", build_embedding)
-    registry.register(NORM, "rms", build_norm)
+    registry.register(NORM, "rms", partial(build_norm, pool=threads))
     for kind in (LINEAR, HEAD):
         registry.register(kind, "quantised", _quantised(pool), default=linears == "quantised")
         registry.register(kind, "dense", build_dense, default=linears == "dense")
         registry.register(kind, "gpu", _build_on_gpu, default=linears == "gpu")
     for form in FORMS:
-        registry.register(ATTENTION, form, attention_builder(form), default=form == mla)
+        registry.register(
+            ATTENTION, form, partial(build_attention, form=form, native=kernels), default=form == mla
+        )
     registry.register(MLP, "swiglu", build_mlp)
     registry.register(MOE, "moe", build_moe)
-    registry.register(GATE, "topk", build_gate)
+    registry.register(GATE, "topk", partial(build_gate, pool=threads))
     registry.register(EXPERTS, "service", experts)
 
 

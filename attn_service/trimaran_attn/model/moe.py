@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from torch import Tensor
 
 from trimaran_attn.experts import Experts
 from trimaran_attn.model.gate import Gate
 from trimaran_attn.model.kinds import EXPERTS, GATE, LINEAR
 from trimaran_attn.model.kinds import MLP as MLP_KIND
-from trimaran_attn.model.mlp import MLP, FeedForward
+from trimaran_attn.model.mlp import MLP, FeedForward, Pending
+from trimaran_attn.model.step import Step
 from trimaran_attn.registry import Site
 
 
 class MoE:
-    """Sum of the routed experts' weighted outputs and the shared experts' output."""
+    """Sum of the routed experts' weighted outputs and the shared experts' output.
+
+    The shared ones are computed here while the routed ones are computed elsewhere.
+    """
 
     def __init__(self, layer: int, gate: Gate, experts: Experts, shared: FeedForward | None) -> None:
         self._layer = layer
@@ -21,12 +28,19 @@ class MoE:
         self._experts = experts
         self._shared = shared
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: [T, hidden] → [T, hidden]."""
-        ids, weights = self._gate(x)
-        ticket = self._experts.submit(self._layer, x, ids, weights)
-        shared = None if self._shared is None else self._shared(x)
-        routed = self._experts.wait(ticket).to(x.device, x.dtype)
+    def begin(self, x: Tensor, step: Step) -> Pending:
+        """Route x and submit it."""
+        with step.tracer.span("gate", self._layer):
+            ids, weights = self._gate(x)
+        with step.tracer.span("submit", self._layer):
+            ticket = self._experts.submit(self._layer, x, ids, weights)
+        return partial(self._finish, x, ticket, step)
+
+    def _finish(self, x: Tensor, ticket: Any, step: Step) -> Tensor:
+        with step.tracer.span("shared experts", self._layer):
+            shared = None if self._shared is None else self._shared.begin(x, step)()
+        with step.tracer.span("wait", self._layer):
+            routed = self._experts.wait(ticket).to(x.device, x.dtype)
         return routed if shared is None else routed + shared
 
 

@@ -1,4 +1,4 @@
-"""The page at `/`, its files, and the figures for its live panel."""
+"""The page at `/`, the API's reference at `/docs`, their files, and the figures for the live panel."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 
-from trimaran_gateway.web.assets import PREFIX, Asset, load_assets
+from trimaran_gateway.web.assets import PREFIX, Asset, load_assets, make_asset
 from trimaran_gateway.web.live import LiveReader
+from trimaran_gateway.web.reference import reference_page
 
 # The page runs only its own files: no inline script or style, no foreign host, no HTML made from strings.
 _SECURITY = {
@@ -24,13 +25,21 @@ _FOR_GOOD = "public, max-age=31536000, immutable"
 
 
 def page_router(live: LiveReader) -> APIRouter:
-    """The routes of the page; `/internal/live` needs a key like every other call, the page itself none."""
+    """The routes of the pages; these need no key, `/internal/live` does like every other call."""
     router = APIRouter(include_in_schema=False)
     assets = load_assets()
+    reference: list[Asset] = []  # made when it is first asked for, from the whole application
 
     @router.api_route("/", methods=["GET", "HEAD"])
     async def index(request: Request) -> Response:
         return _answer(request, assets.index, _ASK_AGAIN)
+
+    @router.api_route("/docs", methods=["GET", "HEAD"])
+    async def docs(request: Request) -> Response:
+        if not reference:
+            document = request.app.openapi()
+            reference.append(make_asset("docs.html", reference_page(assets.reference.content, document)))
+        return _answer(request, reference[0], _ASK_AGAIN)
 
     @router.api_route(PREFIX + "{digest}/{name}", methods=["GET", "HEAD"])
     async def file(request: Request, digest: str, name: str) -> Response:

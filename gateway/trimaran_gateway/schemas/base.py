@@ -20,6 +20,12 @@ LogitBias = dict[
 ]
 
 
+def _tell_refused(schema: dict[str, Any], model: type[Any]) -> None:
+    """What cannot be honoured, and why, belongs into the OpenAPI document too."""
+    if model.refused:
+        schema["x-refused"] = dict(model.refused)
+
+
 class Body(BaseModel):
     """A request body: unknown fields are accepted, numbers in strings are not.
 
@@ -27,7 +33,13 @@ class Body(BaseModel):
     null (or one of `harmless`) is a 400 that says why.
     """
 
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="allow",
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        json_schema_extra=_tell_refused,
+    )
     refused: ClassVar[Mapping[str, str]] = {}
     harmless: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 

@@ -1,7 +1,7 @@
-"""The page's files, read once from the package.
+"""The files of the chat page and of the API's reference, read once from the package.
 
 Files are served under a path that holds a digest of them all, so that browsers keep them for good, and an
-update is seen at once: only the page itself is asked for again, and it names the new path.
+update is seen at once: only the pages themselves are asked for again, and they name the new path.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from importlib.resources.abc import Traversable
 
 PREFIX = "/page/"
 _INDEX = "index.html"
+_REFERENCE = "reference.html"
 _PLACEHOLDER = b"{{assets}}"
 _MEDIA_TYPES = {
     "html": "text/html; charset=utf-8",
@@ -37,15 +38,17 @@ class Asset:
 
 @dataclass(frozen=True)
 class Assets:
-    """Everything that the page consists of.
+    """Everything that the pages consist of.
 
     Attributes:
-        index: the page, its links already pointing below `base`.
+        index: the chat page, its links already pointing below `base`.
+        reference: the frame of the API's reference, its links too.
         base: where the other files are served, e.g. ``/page/0123456789abcdef/``.
         files: the other files by name.
     """
 
     index: Asset
+    reference: Asset
     base: str
     files: dict[str, Asset]
 
@@ -62,18 +65,24 @@ def load_assets(folder: Traversable | None = None) -> Assets:
         for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
         if entry.is_file() and _suffix(entry.name) in _MEDIA_TYPES
     }
-    if _INDEX not in contents:
-        raise FileNotFoundError(f"the package lacks the page's files: no {folder / _INDEX}")
+    for page in (_INDEX, _REFERENCE):
+        if page not in contents:
+            raise FileNotFoundError(f"the package lacks the page's files: no {folder / page}")
     base = f"{PREFIX}{_digest(b''.join(name.encode() + content for name, content in contents.items()))}/"
-    index = contents.pop(_INDEX).replace(_PLACEHOLDER, base.encode())
+    index, reference = (
+        make_asset(page, contents.pop(page).replace(_PLACEHOLDER, base.encode()))
+        for page in (_INDEX, _REFERENCE)
+    )
     return Assets(
-        index=_asset(_INDEX, index),
+        index=index,
+        reference=reference,
         base=base,
-        files={name: _asset(name, content) for name, content in contents.items()},
+        files={name: make_asset(name, content) for name, content in contents.items()},
     )
 
 
-def _asset(name: str, content: bytes) -> Asset:
+def make_asset(name: str, content: bytes) -> Asset:
+    """An asset from its content; the name's suffix says what it is."""
     return Asset(content, _MEDIA_TYPES[_suffix(name)], f'"{_digest(content)}"')
 
 

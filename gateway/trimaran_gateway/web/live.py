@@ -7,7 +7,9 @@ absent, and the panel leaves it out.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from collections import defaultdict
 from typing import Protocol
 
 import msgspec
@@ -148,7 +150,7 @@ class LiveReader:
 
 
 def histograms(registry: CollectorRegistry) -> dict[str, Buckets]:
-    """Every histogram without labels that has samples, by its name without `trimaran_`."""
+    """Every histogram that has samples, those of all shards added up, by its name without `trimaran_`."""
     found = (_buckets(family) for family in registry.collect() if family.type == "histogram")
     return {name: buckets for name, buckets in found if buckets.count}
 
@@ -165,15 +167,14 @@ def _engine_state(status: EngineStatus | None) -> EngineState:
 
 
 def _buckets(family: Metric) -> tuple[str, Buckets]:
-    count = total = 0.0
-    le: list[float] = []
-    counts: list[float] = []
+    total = 0.0
+    counts: defaultdict[float, float] = defaultdict(float)
     for sample in family.samples:
-        if sample.name.endswith("_count"):
-            count = sample.value
-        elif sample.name.endswith("_sum"):
-            total = sample.value
-        elif sample.name.endswith("_bucket") and sample.labels["le"] != "+Inf":
-            le.append(float(sample.labels["le"]))
-            counts.append(sample.value)
-    return family.name.removeprefix(_PREFIX), Buckets(count=count, sum=total, le=le, counts=counts)
+        if sample.name.endswith("_sum"):
+            total += sample.value
+        elif sample.name.endswith("_bucket"):
+            counts[float(sample.labels["le"])] += sample.value
+    count = counts.pop(math.inf, 0.0)
+    le = sorted(counts)
+    buckets = Buckets(count=count, sum=total, le=le, counts=[counts[bound] for bound in le])
+    return family.name.removeprefix(_PREFIX), buckets

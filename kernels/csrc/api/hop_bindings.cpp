@@ -5,6 +5,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <string>
 
 #include "api/arrays.h"
 #include "api/module.h"
@@ -105,9 +106,21 @@ nb::dict counters_of(const CallGate& gate) {
   result["failures"] = counters.failures;
   result["tokens"] = counters.tokens;
   result["busy_ns"] = counters.busy_ns;
+  for (size_t i = 0; i < hop::kBusyBounds.size(); ++i) {
+    result[("busy_le_" + std::to_string(hop::kBusyBounds[i])).c_str()] = counters.busy_counts[i];
+  }
+  result["busy_le_inf"] = counters.busy_counts.back();
   result["bytes_read"] = counters.bytes_read;
   result["waiting"] = counters.waiting;
   return result;
+}
+
+nb::list calls_since(const CallGate& gate, int64_t start_ns) {
+  nb::list calls;
+  for (const hop::CallSpan& span : gate.log().since(start_ns)) {
+    calls.append(nb::make_tuple(span.layer, span.n_tokens, span.start_ns, span.end_ns));
+  }
+  return calls;
 }
 
 void stop_worker(ArenaWorker& worker) {
@@ -133,6 +146,7 @@ void bind_hop(nanobind::module_& m) {
       .def("run", &run_arrays, nb::arg("layer"), nb::arg("x"), nb::arg("ids"), nb::arg("weights"),
            nb::arg("y"))
       .def("counters", &counters_of)
+      .def("calls_since", &calls_since, nb::arg("start_ns"))
       .def("expert_tokens", &CallGate::expert_tokens);
   nb::class_<ArenaWorker>(m, "ArenaWorker")
       .def(nb::init<const Arena&, CallGate&, int>(), nb::arg("arena"), nb::arg("gate"), nb::arg("cpu"),

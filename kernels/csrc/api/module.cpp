@@ -3,5 +3,6 @@
 NB_MODULE(_native, module) {
   module.doc() = "Native kernels of Trimaran.";
   bind_core(module);
+  bind_attention(module);
   bind_hop(module);
 }

@@ -4,4 +4,5 @@
 #include <nanobind/nanobind.h>
 
 void bind_core(nanobind::module_& module);
+void bind_attention(nanobind::module_& module);
 void bind_hop(nanobind::module_& module);

@@ -2,6 +2,7 @@
 
 #if defined(__x86_64__)
 
+#include "avx2/attention.h"
 #include "avx2/decode.h"
 #include "avx2/packed.h"
 #include "avx2/panel.h"
@@ -11,7 +12,7 @@ namespace trimaran::avx2 {
 namespace {
 
 Primitives make() {
-  Primitives p{"avx2", {}, accumulate, quantize, {}};
+  Primitives p{"avx2", {}, accumulate, quantize, {}, &attention_primitives()};
   fill_scalar_decoders(p.decode);  // F32 keeps it: a copy
   fill_legacy_decoders(p.decode);
   fill_k_decoders(p.decode);

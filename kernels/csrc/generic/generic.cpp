@@ -1,5 +1,6 @@
 #include "generic/generic.h"
 
+#include "generic/attention.h"
 #include "generic/packed.h"
 #include "quant/decode_table.h"
 
@@ -20,7 +21,7 @@ void accumulate(const Panel& panel, float* acc) {
 }
 
 Primitives make() {
-  Primitives p{"generic", {}, accumulate, quantize, {}};
+  Primitives p{"generic", {}, accumulate, quantize, {}, &attention_primitives()};
   fill_scalar_decoders(p.decode);
   fill_dots(p.dot);
   return p;

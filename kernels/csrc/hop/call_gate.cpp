@@ -25,6 +25,8 @@ bool finite_vectors(const void* x, size_t n, DType dtype) {
   return dtype == DType::f32 ? all_finite<uint32_t>(x, n, 0x7F800000u) : all_finite<uint16_t>(x, n, 0x7F80u);
 }
 
+int64_t nanoseconds(Clock::duration duration) { return std::chrono::nanoseconds(duration).count(); }
+
 int32_t code(Status status) { return static_cast<int32_t>(status); }
 
 }  // namespace
@@ -69,7 +71,10 @@ int32_t CallGate::run_locked(const Call& call, uint32_t max_tokens) {
   }
   const auto start = Clock::now();
   const int32_t status = compute(call);
-  busy_ns_.fetch_add(std::chrono::nanoseconds(Clock::now() - start).count());
+  const auto end = Clock::now();
+  count_time(nanoseconds(end - start));
+  log_.add({call.layer, call.n_tokens, nanoseconds(start.time_since_epoch()),
+            nanoseconds(end.time_since_epoch())});
   if (status == 0) count_routes(call.layer);
   return status;
 }
@@ -91,6 +96,12 @@ int32_t CallGate::compute(const Call& call) {
   return code(Status::ok);
 }
 
+void CallGate::count_time(uint64_t nanoseconds) {
+  const auto bound = std::lower_bound(kBusyBounds.begin(), kBusyBounds.end(), nanoseconds);
+  busy_counts_[bound - kBusyBounds.begin()].fetch_add(1);
+  busy_ns_.fetch_add(nanoseconds);
+}
+
 void CallGate::count_routes(int32_t layer) {
   const std::lock_guard<std::mutex> lock(routes_mutex_);
   std::vector<uint64_t>& counts = routes_[layer];
@@ -104,8 +115,10 @@ std::map<int32_t, std::vector<uint64_t>> CallGate::expert_tokens() const {
 }
 
 GateCounters CallGate::counters() const {
-  return {calls_.load(),   failures_.load(),     tokens_.load(),
-          busy_ns_.load(), engine_.bytes_read(), waiting_.load()};
+  GateCounters counters{calls_.load(),        failures_.load(), tokens_.load(), busy_ns_.load(), {},
+                        engine_.bytes_read(), waiting_.load()};
+  std::copy(busy_counts_.begin(), busy_counts_.end(), counters.busy_counts.begin());
+  return counters;
 }
 
 }  // namespace trimaran::hop

@@ -47,12 +47,15 @@ using QuantizeFn = void (*)(const float* x, int64_t columns, int64_t first_group
 using DotFn = void (*)(const uint8_t* stripe, int64_t n_cells, const QuantizedVector* x, int tokens,
                        float* out);
 
+struct AttentionPrimitives;  // attention/primitives.h
+
 struct Primitives {
   const char* name;
   DecodeFn decode[kTypeSlots];  // by GgmlType; nullptr where there is no such type
   AccumulateFn accumulate;
   QuantizeFn quantize;
   DotFn dot[kTypeSlots];  // nullptr where there is no packed layout
+  const AttentionPrimitives* attention;
 
   DecodeFn decoder(GgmlType type) const { return decode[static_cast<int>(type)]; }
 };

@@ -40,6 +40,21 @@ inline float f16_to_float(uint16_t half) {
 
 inline float load_f16(const uint8_t* p) { return f16_to_float(load_u16(p)); }
 
+// Round to nearest even; NaN stays NaN (quiet), overflow becomes infinity.
+inline uint16_t float_to_f16(float value) {
+  const uint32_t bits = bits_from_float(value);
+  const auto sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
+  if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // from 65520 on
+  if (magnitude < 0x38800000u) {  // below 2^-14: a multiple of 2^-24, which adding 0.5 rounds to
+    const uint32_t sum = bits_from_float(float_from_bits(magnitude) + 0.5f);
+    return static_cast<uint16_t>(sign | (sum - 0x3f000000u));
+  }
+  const uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);
+  return static_cast<uint16_t>(sign | (rounded - 0x38000000u) >> 13);
+}
+
 inline float bf16_to_float(uint16_t value) { return float_from_bits(static_cast<uint32_t>(value) << 16); }
 
 // Round to nearest even; NaN stays NaN (quiet), overflow becomes infinity.

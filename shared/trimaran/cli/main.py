@@ -14,6 +14,7 @@ from trimaran.cli.doctor import doctor
 from trimaran.cli.plan import plan
 from trimaran.cli.serve import serve
 from trimaran.cli.single import attn, experts, gateway
+from trimaran.cli.trace import trace
 from trimaran.lifecycle import run_guarded
 
 
@@ -32,6 +33,7 @@ def make_app() -> typer.Typer:
     app.command()(chat)
     app.command()(plan)
     app.command()(doctor)
+    app.command()(trace)
     for single in (gateway, attn, experts):
         app.command(rich_help_panel="Single services")(single)
     app.command()(version)

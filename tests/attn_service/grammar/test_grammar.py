@@ -271,7 +271,9 @@ def test_a_compiler_that_breaks_fails_its_request_only(lab: Any, table: Any, ask
 
 
 def test_a_token_that_is_not_taken_fails_its_request_only(asker: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(Constraints, "_allowed", lambda _, ids, vocab: torch.ones(len(ids), vocab).bool())
+    monkeypatch.setattr(
+        Constraints, "_allowed", lambda _, ids, vocab: (torch.ones(len(ids), vocab).bool(), {})
+    )
     letter = asker.table.tokens.index(b"x")
     asker.submit("bad", 'start: "yes"', logit_bias={letter: 100.0})
     asker.submit("free", None, max_tokens=3, ignore_eos=True)

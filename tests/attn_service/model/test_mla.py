@@ -3,11 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from trimaran.synth import REAL_SPECS
 from trimaran_attn.model import mla
 from trimaran_attn.model.mla import (
     LatentMaps,
     absorb,
-    absorbing_is_cheaper,
+    absorbs,
     attend_expanded,
     attend_latents,
     unabsorb,
@@ -59,8 +60,15 @@ def test_both_forms_follow_the_definition_whatever_the_blocks(
 
 def test_decode_absorbs_and_a_long_prompt_expands() -> None:
     """DeepSeek-V3's sizes."""
-    maps = LatentMaps(torch.empty(1, 128, 512), torch.empty(1, 512, 128))
-    assert absorbing_is_cheaper(1, 2, maps, 64)
-    assert absorbing_is_cheaper(1, 100_000, maps, 64)
-    assert not absorbing_is_cheaper(2048, 2048, maps, 64)
-    assert absorbing_is_cheaper(16, 4096, maps, 64)
+    spec = REAL_SPECS["DeepSeek-V3"]
+    assert absorbs("auto", spec, 1, 1)
+    assert absorbs("auto", spec, 1, 100_000)
+    assert absorbs("auto", spec, 16, 4096)
+    assert not absorbs("auto", spec, 2048, 0)
+    assert not absorbs("auto", spec, 512, 4096)
+
+
+def test_a_form_that_is_asked_for_is_taken() -> None:
+    spec = REAL_SPECS["DeepSeek-V3"]
+    assert absorbs("absorbed", spec, 2048, 0)
+    assert not absorbs("naive", spec, 1, 100_000)

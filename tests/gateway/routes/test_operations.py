@@ -57,6 +57,12 @@ def test_metrics_carry_what_the_engine_reports(make_stack: Any) -> None:
         assert found["trimaran_num_requests_running", ()] == 1
         assert found["trimaran_expert_tokens_total", (("shard", "0"),)] == 11
         assert found["trimaran_expert_queue_depth", (("shard", "0"),)] == 2
+        to_experts = (("direction", "to_experts"), ("shard", "1"))
+        assert found["trimaran_transport_bytes_total", to_experts] == 100
+        compute = "trimaran_expert_layer_compute_seconds"
+        assert found[f"{compute}_bucket", (("le", "0.001"), ("shard", "1"))] == 3
+        assert found[f"{compute}_count", (("shard", "1"),)] == 4
+        assert found[f"{compute}_sum", (("shard", "1"),)] == 0.5
         assert found["trimaran_attention_wait_on_experts_seconds_count", ()] == 4
         assert found["trimaran_evictions_total", (("why", "idle"),)] == 4
         assert found["trimaran_request_failure_total", (("reason", "internal"),)] == 2

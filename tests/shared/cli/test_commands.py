@@ -18,7 +18,7 @@ from trimaran.machine import read_machine
 from trimaran.synth import write_random_model
 from typer.testing import CliRunner
 
-COMMANDS = ("serve", "chat", "plan", "doctor", "gateway", "attn", "experts", "version")
+COMMANDS = ("serve", "chat", "plan", "doctor", "trace", "gateway", "attn", "experts", "version")
 
 
 def run(*arguments: str, code: int = 0) -> str:

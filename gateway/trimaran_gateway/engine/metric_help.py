@@ -19,6 +19,8 @@ _HELP = {
     "expert_tokens": "Tokens computed, each layer counted",
     "expert_bytes_read": "Bytes of weights read",
     "expert_compute_seconds": "Time spent in layer calls",
+    "expert_layer_compute_seconds": "Time of a layer call",
+    "transport_bytes": "Bytes of tensors that went to the experts and came back",
     "expert_malformed_messages": "Messages that could not be read",
     "expert_queue_depth": "Layer calls that wait",
     "expert_clients": "Attention services that are connected",

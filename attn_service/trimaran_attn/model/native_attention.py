@@ -1,0 +1,124 @@
+"""Multi-head latent attention on the CPU: projections here, everything else in C++ over the cache's pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import trimaran_kernels
+from torch import Tensor
+from trimaran.spec import ModelSpec
+
+from trimaran_attn.model.batch import Segment
+from trimaran_attn.model.linear import Linear
+from trimaran_attn.model.mla import LatentMaps, MlaForm, absorbs
+from trimaran_attn.model.norm import RMSNorm
+from trimaran_attn.model.query import Query
+from trimaran_attn.model.rope import softmax_scale
+from trimaran_attn.model.step import Step
+
+LARGEST_HALF = torch.finfo(torch.float16).max
+
+
+@dataclass(frozen=True)
+class NativeMla:
+    """What the layers share.
+
+    Attributes:
+        pool: threads.
+        kernels: with their scratch memory.
+        exact_maps: whether Wkv_b stays in float32 whatever the file has.
+    """
+
+    pool: trimaran_kernels.ThreadPool
+    kernels: trimaran_kernels.Mla
+    exact_maps: bool
+
+
+def make_native(spec: ModelSpec, pool: trimaran_kernels.ThreadPool, *, exact_maps: bool = False) -> NativeMla:
+    """The kernels for a model's dimensions."""
+    nope, rope = spec.qk_nope_head_dim, spec.qk_rope_head_dim
+    scale = softmax_scale(spec.rope, nope + rope)
+    dims = (spec.n_heads, nope, rope, spec.kv_lora_rank, spec.v_head_dim)
+    return NativeMla(pool, trimaran_kernels.Mla(pool, *dims, scale), exact_maps)
+
+
+def pack_maps(maps: LatentMaps, *, exact: bool) -> trimaran_kernels.LatentMaps:
+    """Copy Wkv_b for the kernels.
+
+    Args:
+        maps: float32 on the CPU.
+        exact: keep float32. Otherwise, and if their magnitudes allow it, the copies are binary16: half the
+            bytes to read for each token, and a relative error of 2^-12.
+    """
+    largest = max(float(maps.k_b.abs().max()), float(maps.v_b.abs().max()))
+    half = not exact and largest < LARGEST_HALF
+    return trimaran_kernels.LatentMaps(maps.k_b.numpy(), maps.v_b.numpy(), half)
+
+
+class NativeLatentAttention:
+    """MLA of one layer.
+
+    Args:
+        spec: dimensions.
+        layer: which layer of the cache it uses.
+        query, kv_a, kv_norm, output: the projections.
+        maps: Wkv_b.
+        form: which arithmetic; "auto" takes the cheaper one for each request.
+        native: the kernels.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: ModelSpec,
+        layer: int,
+        query: Query,
+        kv_a: Linear,
+        kv_norm: RMSNorm,
+        maps: trimaran_kernels.LatentMaps,
+        output: Linear,
+        form: MlaForm,
+        native: NativeMla,
+    ) -> None:
+        self._spec = spec
+        self._layer = layer
+        self._query = query
+        self._kv_a = kv_a
+        self._norm_weight = kv_norm.weight.numpy()
+        self._eps = kv_norm.eps
+        self._maps = maps
+        self._output = output
+        self._form = form
+        self._native = native
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        """x: [T, hidden] float32 → [T, hidden]."""
+        pages = step.cache.native(self._layer)
+        ragged = step.ragged(self._form, self._absorbs)
+        kv = self._kv_a(x).contiguous().numpy()
+        trimaran_kernels.store_latents(
+            self._native.pool,
+            pages,
+            kv,
+            self._norm_weight,
+            self._eps,
+            ragged.cos,
+            ragged.sin,
+            ragged.slots,
+        )
+        values = torch.empty(len(x), self._spec.n_heads * self._spec.v_head_dim)
+        self._native.kernels.attend(
+            self._maps,
+            self._query(x).contiguous().numpy(),
+            ragged.cos,
+            ragged.sin,
+            pages,
+            ragged.segments,
+            ragged.page_table,
+            values.numpy(),
+        )
+        return self._output(values)
+
+    def _absorbs(self, segment: Segment) -> bool:
+        return absorbs(self._form, self._spec, segment.length, segment.position)

@@ -1,0 +1,246 @@
+// Python binding of attention over the latent cache, RMS norm and expert routing.
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+
+#include "api/arrays.h"
+#include "api/module.h"
+#include "attention/gate.h"
+#include "attention/maps.h"
+#include "attention/mla.h"
+#include "attention/norm.h"
+#include "isa/isa.h"
+
+namespace trimaran::api {
+namespace {
+
+const char* const kFormatNames[kEntryFormats] = {"f32", "bf16", "fp8", "int8"};
+
+// One layer's pages, checked once.
+struct LatentPages {
+  ArrayView raw;
+  CacheLayer layer;
+};
+
+const float* floats(const ArrayView& view) { return static_cast<const float*>(view.data); }
+const int32_t* ints(const ArrayView& view) { return static_cast<const int32_t*>(view.data); }
+
+EntryFormat format_of(const std::string& name) {
+  for (int i = 0; i < kEntryFormats; ++i) {
+    if (name == kFormatNames[i]) return static_cast<EntryFormat>(i);
+  }
+  throw KernelError("kind: \"" + name + "\" is none: use f32, bf16, fp8 or int8");
+}
+
+EntryShape entry_shape(const std::string& format, int latent, int rope) {
+  const EntryShape shape{format_of(format), latent, rope};
+  if (latent < 1 || latent > kLargestEntry) throw KernelError("latent: must be 1 to 4096");
+  if (rope < 2 || rope > kLargestEntry || rope % 2 != 0) throw KernelError("rope: must be even, 2 to 4096");
+  return shape;
+}
+
+void make_pages(LatentPages* self, nb::handle raw_object, const std::string& format, int latent, int rope,
+                int page_tokens) {
+  ArrayView raw = view_array(raw_object, "raw", {Element::u8}, 1, true);
+  const EntryShape shape = entry_shape(format, latent, rope);
+  if (page_tokens < 1) throw KernelError("page_tokens: must be at least 1");
+  if (reinterpret_cast<uintptr_t>(raw.data) % 4 != 0)
+    throw KernelError("raw: need an address that 4 divides");
+  const auto page_bytes = static_cast<int64_t>(shape.bytes()) * page_tokens;
+  if (raw.size() % page_bytes != 0) {
+    throw KernelError("raw: " + std::to_string(raw.size()) + " bytes are no whole number of pages of " +
+                      std::to_string(page_bytes));
+  }
+  const CacheLayer layer{static_cast<uint8_t*>(raw.data), shape, raw.size() / page_bytes, page_tokens};
+  new (self) LatentPages{std::move(raw), layer};
+}
+
+void make_maps(LatentMaps* self, nb::handle k_object, nb::handle v_object, bool half) {
+  const ArrayView k_b = view_array(k_object, "k_b", {Element::f32}, 3);
+  const ArrayView v_b = view_array(v_object, "v_b", {Element::f32}, 3);
+  check_length(v_b, "v_b", 0, k_b.shape[0]);
+  check_length(v_b, "v_b", 1, k_b.shape[2]);
+  if (k_b.size() == 0 || v_b.size() == 0) throw KernelError("k_b, v_b: need elements");
+  if (k_b.size() > INT32_MAX || v_b.size() > INT32_MAX) throw KernelError("k_b, v_b: too large");
+  const MlaDims dims{static_cast<int>(k_b.shape[0]), static_cast<int>(k_b.shape[1]), 0,
+                     static_cast<int>(k_b.shape[2]), static_cast<int>(v_b.shape[2]), 0};
+  new (self) LatentMaps(dims, floats(k_b), floats(v_b), half);
+}
+
+void make_mla(Mla* self, ThreadPool& pool, int heads, int nope, int rope, int latent, int value, float scale,
+              const std::string& isa) {
+  new (self) Mla(pool, *select_isa(isa).primitives->attention, {heads, nope, rope, latent, value, scale});
+}
+
+void check_angles(const ArrayView& cos, const ArrayView& sin, int64_t rows, int rope) {
+  check_length(cos, "cos", 0, rows);
+  check_length(cos, "cos", 1, rope / 2);
+  check_length(sin, "sin", 0, rows);
+  check_length(sin, "sin", 1, rope / 2);
+}
+
+void store(ThreadPool& pool, LatentPages& pages, nb::handle kv_object, nb::handle weight_object, float eps,
+           nb::handle cos_object, nb::handle sin_object, nb::handle slots_object) {
+  const CacheLayer& layer = pages.layer;
+  const ArrayView kv = view_array(kv_object, "kv", {Element::f32}, 2);
+  const ArrayView weight = view_array(weight_object, "weight", {Element::f32}, 1);
+  const ArrayView cos = view_array(cos_object, "cos", {Element::f32}, 2);
+  const ArrayView sin = view_array(sin_object, "sin", {Element::f32}, 2);
+  const ArrayView slots = view_array(slots_object, "slots", {Element::i32}, 1);
+  const int64_t n = kv.shape[0];
+  check_length(kv, "kv", 1, layer.shape.latent + layer.shape.rope);
+  check_length(weight, "weight", 0, layer.shape.latent);
+  check_length(slots, "slots", 0, n);
+  check_angles(cos, sin, n, layer.shape.rope);
+  for (int64_t i = 0; i < n; ++i) {
+    const int32_t slot = ints(slots)[i];
+    if (slot < 0 || slot >= layer.n_pages * layer.page_tokens) {
+      throw KernelError("slots: there is no slot " + std::to_string(slot));
+    }
+  }
+  const NewEntries entries{floats(kv), n, floats(weight), eps, floats(cos), floats(sin), ints(slots)};
+  const nb::gil_scoped_release unlocked;
+  store_entries(pool, entries, layer);
+}
+
+void check_dims(const Mla& mla, const LatentMaps& maps, const CacheLayer& layer) {
+  const MlaDims& d = mla.dims();
+  const bool fits = maps.heads() == d.heads && maps.absorb().depth() == d.nope &&
+                    maps.absorb().columns() == d.latent && maps.unabsorb().columns() == d.value;
+  if (!fits) throw KernelError("maps: made for other dimensions");
+  if (layer.shape.latent != d.latent || layer.shape.rope != d.rope) {
+    throw KernelError("pages: made for other dimensions");
+  }
+}
+
+// A row of `segments` as the kernels want it.
+Segment segment_at(const int32_t* row, const ArrayView& table, const CacheLayer& layer, int64_t n_rows) {
+  const int64_t first_row = row[0], length = row[1], position = row[2], first_page = row[3];
+  const auto refuse = [](const std::string& reason) { throw KernelError("segments: " + reason); };
+  if (first_row < 0 || length < 0 || first_row + length > n_rows) {
+    refuse("rows " + std::to_string(first_row) + " to " + std::to_string(first_row + length) + " of " +
+           std::to_string(n_rows));
+  }
+  const int64_t n_pages = (position + length + layer.page_tokens - 1) / layer.page_tokens;
+  if (position < 0 || first_page < 0 || first_page + n_pages > table.shape[0]) {
+    refuse("the page table is too short for position " + std::to_string(position));
+  }
+  const int32_t* pages = ints(table) + first_page;
+  for (int64_t i = 0; i < n_pages; ++i) {
+    if (pages[i] < 0 || pages[i] >= layer.n_pages) refuse("there is no page " + std::to_string(pages[i]));
+  }
+  return {first_row, length, position, pages, row[4] != 0};
+}
+
+void attend(Mla& mla, const LatentMaps& maps, nb::handle q_object, nb::handle cos_object,
+            nb::handle sin_object, LatentPages& pages, nb::handle segments_object, nb::handle table_object,
+            nb::handle out_object) {
+  const MlaDims& dims = mla.dims();
+  check_dims(mla, maps, pages.layer);
+  const ArrayView q = view_array(q_object, "q", {Element::f32}, 2);
+  const ArrayView cos = view_array(cos_object, "cos", {Element::f32}, 2);
+  const ArrayView sin = view_array(sin_object, "sin", {Element::f32}, 2);
+  const ArrayView rows = view_array(segments_object, "segments", {Element::i32}, 2);
+  const ArrayView table = view_array(table_object, "page_table", {Element::i32}, 1);
+  const ArrayView out = view_array(out_object, "out", {Element::f32}, 2, true);
+  check_length(q, "q", 1, static_cast<int64_t>(dims.heads) * dims.query_width());
+  check_length(out, "out", 0, q.shape[0]);
+  check_length(out, "out", 1, static_cast<int64_t>(dims.heads) * dims.value);
+  check_length(rows, "segments", 1, 5);
+  check_angles(cos, sin, q.shape[0], dims.rope);
+  std::vector<Segment> segments;
+  for (int64_t i = 0; i < rows.shape[0]; ++i) {
+    segments.push_back(segment_at(ints(rows) + 5 * i, table, pages.layer, q.shape[0]));
+  }
+  const Queries queries{floats(q), floats(cos), floats(sin)};
+  const nb::gil_scoped_release unlocked;
+  mla.attend(maps, queries, pages.layer, segments, static_cast<float*>(out.data));
+}
+
+void call_rms_norm(ThreadPool& pool, nb::handle x_object, nb::handle weight_object, float eps,
+                   nb::handle out_object) {
+  const ArrayView x = view_array(x_object, "x", {Element::f32}, 2);
+  const ArrayView weight = view_array(weight_object, "weight", {Element::f32}, 1);
+  const ArrayView out = view_array(out_object, "out", {Element::f32}, 2, true);
+  check_length(weight, "weight", 0, x.shape[1]);
+  check_length(out, "out", 0, x.shape[0]);
+  check_length(out, "out", 1, x.shape[1]);
+  const nb::gil_scoped_release unlocked;
+  rms_norm(pool, floats(x), floats(weight), eps, x.shape[0], x.shape[1], static_cast<float*>(out.data));
+}
+
+void make_gate(GateSpec* self, int n_experts, int top_k, bool softmax, int n_groups, int n_groups_used,
+               int group_best, bool normalise, float weights_scale) {
+  const GateSpec spec{n_experts,     top_k,      softmax,   n_groups,
+                      n_groups_used, group_best, normalise, weights_scale};
+  check_gate(spec);
+  new (self) GateSpec(spec);
+}
+
+void call_route_tokens(ThreadPool& pool, const GateSpec& spec, nb::handle logits_object,
+                       const std::optional<nb::object>& bias_object, nb::handle ids_object,
+                       nb::handle weights_object) {
+  const ArrayView logits = view_array(logits_object, "logits", {Element::f32}, 2);
+  const ArrayView ids = view_array(ids_object, "ids", {Element::i32}, 2, true);
+  const ArrayView weights = view_array(weights_object, "weights", {Element::f32}, 2, true);
+  check_length(logits, "logits", 1, spec.n_experts);
+  for (const auto& [view, name] : {std::pair{&ids, "ids"}, std::pair{&weights, "weights"}}) {
+    check_length(*view, name, 0, logits.shape[0]);
+    check_length(*view, name, 1, spec.top_k);
+  }
+  std::optional<ArrayView> bias;
+  if (bias_object) {
+    bias = view_array(*bias_object, "bias", {Element::f32}, 1);
+    check_length(*bias, "bias", 0, spec.n_experts);
+  }
+  const nb::gil_scoped_release unlocked;
+  route_tokens(pool, spec, floats(logits), bias ? floats(*bias) : nullptr, logits.shape[0],
+               static_cast<int32_t*>(ids.data), static_cast<float*>(weights.data));
+}
+
+void bind_cache(nb::module_& m) {
+  m.def(
+      "latent_entry_bytes",
+      [](const std::string& format, int latent, int rope) {
+        return entry_shape(format, latent, rope).bytes();
+      },
+      nb::arg("kind"), nb::arg("latent"), nb::arg("rope"));
+  nb::class_<LatentPages>(m, "LatentPages")
+      .def("__init__", &make_pages, nb::arg("raw"), nb::arg("kind"), nb::arg("latent"), nb::arg("rope"),
+           nb::arg("page_tokens"))
+      .def_prop_ro("n_pages", [](const LatentPages& pages) { return pages.layer.n_pages; });
+  m.def("store_latents", &store, nb::arg("pool"), nb::arg("pages"), nb::arg("kv"), nb::arg("weight"),
+        nb::arg("eps"), nb::arg("cos"), nb::arg("sin"), nb::arg("slots"));
+}
+
+void bind_mla(nb::module_& m) {
+  nb::class_<LatentMaps>(m, "LatentMaps")
+      .def("__init__", &make_maps, nb::arg("k_b"), nb::arg("v_b"), nb::arg("half"))
+      .def_prop_ro("nbytes", &LatentMaps::bytes);
+  nb::class_<Mla>(m, "Mla")
+      .def("__init__", &make_mla, nb::arg("pool"), nb::arg("heads"), nb::arg("nope"), nb::arg("rope"),
+           nb::arg("latent"), nb::arg("value"), nb::arg("scale"), nb::arg("isa") = "auto",
+           nb::keep_alive<1, 2>())
+      .def("attend", &attend, nb::arg("maps"), nb::arg("q"), nb::arg("cos"), nb::arg("sin"), nb::arg("pages"),
+           nb::arg("segments"), nb::arg("page_table"), nb::arg("out"));
+}
+
+void bind_gate(nb::module_& m) {
+  nb::class_<GateSpec>(m, "GateRule")
+      .def("__init__", &make_gate, nb::kw_only(), nb::arg("n_experts"), nb::arg("top_k"), nb::arg("softmax"),
+           nb::arg("n_groups"), nb::arg("n_groups_used"), nb::arg("group_best"), nb::arg("normalise"),
+           nb::arg("weights_scale"));
+  m.def("route_tokens", &call_route_tokens, nb::arg("pool"), nb::arg("rule"), nb::arg("logits"),
+        nb::arg("bias").none(), nb::arg("ids"), nb::arg("weights"));
+}
+
+}  // namespace
+}  // namespace trimaran::api
+
+void bind_attention(nanobind::module_& m) {
+  using namespace trimaran::api;
+  bind_cache(m);
+  bind_mla(m);
+  bind_gate(m);
+  m.def("rms_norm", &call_rms_norm, nb::arg("pool"), nb::arg("x"), nb::arg("weight"), nb::arg("eps"),
+        nb::arg("out"));
+}

@@ -1,0 +1,173 @@
+#include "attention/expanded.h"
+
+#include <algorithm>
+
+namespace trimaran {
+namespace {
+
+constexpr int64_t kFewestQueries = 128;  // that share an expansion, when there are threads to spare
+
+int64_t panels_of(int64_t n) { return (n + kPanel - 1) / kPanel; }
+
+}  // namespace
+
+ExpandedAttention::ExpandedAttention(ThreadPool& pool, const AttentionPrimitives& primitives,
+                                     const MlaDims& dims)
+    : pool_(pool),
+      primitives_(primitives),
+      dims_(dims),
+      latent_(EntryShape::padded(dims.latent)),
+      nope_(EntryShape::padded(dims.nope)),
+      value_(EntryShape::padded(dims.value)),
+      entry_width_(latent_ + EntryShape::padded(dims.rope)),
+      key_width_(nope_ + EntryShape::padded(dims.rope)),
+      workers_(static_cast<size_t>(pool.size())),
+      blocks_(static_cast<size_t>(pool.size())) {}
+
+void ExpandedAttention::run(const LatentMaps& maps, const Queries& queries, const CacheLayer& cache,
+                            const std::vector<Segment>& segments, float* out) {
+  cut_into_items(segments);
+  if (items_.empty()) return;
+  int64_t most = 0;
+  for (const Item& item : items_) most = std::max(most, item.n);
+  Carver sizes(nullptr);
+  carve(most, sizes);
+  for (Scratch& worker : workers_) worker.at_least(sizes.taken());
+  for (std::vector<RowBlock>& blocks : blocks_) blocks.resize(static_cast<size_t>(panels_of(most)));
+  pool_.parallel_for(static_cast<int64_t>(items_.size()), [&](int64_t index, int worker) {
+    Carver memory(workers_[static_cast<size_t>(worker)].data());
+    const Views views = carve(most, memory);
+    const Item& item = items_[static_cast<size_t>(index)];
+    run_item(maps, queries, cache, item, views, blocks_[static_cast<size_t>(worker)]);
+    write(item, views, out);
+  });
+}
+
+// Enough items for all threads: first the heads, then ranges of queries, each of which expands anew.
+void ExpandedAttention::cut_into_items(const std::vector<Segment>& segments) {
+  items_.clear();
+  int64_t heads = 0;
+  for (const Segment& segment : segments) heads += segment.absorbed ? 0 : dims_.heads;
+  if (heads == 0) return;
+  const int64_t wanted = heads >= pool_.size() ? 1 : (2 * pool_.size() + heads - 1) / heads;
+  for (const Segment& segment : segments) {
+    if (segment.absorbed) continue;
+    const int64_t ranges = std::clamp<int64_t>(segment.length / kFewestQueries, 1, wanted);
+    const int64_t n = panels_of((segment.length + ranges - 1) / ranges) * kPanel;
+    for (int64_t first = 0; first < segment.length; first += n) {
+      for (int head = 0; head < dims_.heads; ++head) {
+        items_.push_back({&segment, head, first, std::min(n, segment.length - first)});
+      }
+    }
+  }
+  const auto cost = [](const Item& item) { return item.segment->position + item.first + item.n; };
+  std::stable_sort(items_.begin(), items_.end(),
+                   [&](const Item& a, const Item& b) { return cost(a) > cost(b); });
+}
+
+ExpandedAttention::Views ExpandedAttention::carve(int64_t n, Carver& memory) const {
+  const int64_t value_panels = panels_of(value_);
+  Views views;
+  views.k_b = memory.take(panels_of(nope_) * latent_ * kPanel);
+  views.v_b = memory.take(value_panels * latent_ * kPanel);
+  views.panel = memory.take(static_cast<int64_t>(std::max(nope_, latent_)) * kPanel);
+  views.entries = memory.take(static_cast<int64_t>(kKeyTile) * entry_width_);
+  views.keys = memory.take(static_cast<int64_t>(kKeyTile) * key_width_);
+  views.values = memory.take(value_panels * kKeyTile * kPanel);
+  views.scores = memory.take(static_cast<int64_t>(kKeyTile) * kPanel);
+  views.rows = memory.take(static_cast<int64_t>(kPanel) * key_width_);
+  views.queries = memory.take(panels_of(n) * key_width_ * kPanel);
+  views.out = memory.take(panels_of(n) * kPanel * value_);
+  return views;
+}
+
+void ExpandedAttention::run_item(const LatentMaps& maps, const Queries& queries, const CacheLayer& cache,
+                                 const Item& item, const Views& views, std::vector<RowBlock>& blocks) const {
+  const auto n_blocks = static_cast<size_t>(panels_of(item.n));
+  widen_maps(maps, item.head, views);
+  for (size_t b = 0; b < n_blocks; ++b) {
+    open_block(queries, item, static_cast<int64_t>(b) * kPanel, views, blocks[b]);
+  }
+  const int64_t visible = item.segment->position + item.first + item.n;
+  for (int64_t first = 0; first < visible; first += kKeyTile) {
+    const int tokens = static_cast<int>(std::min<int64_t>(kKeyTile, visible - first));
+    decode_tile(primitives_, cache, *item.segment, first, tokens, views.entries);
+    expand(tokens, views);
+    const KeyTile tile{views.keys,        key_width_, key_width_, views.values, kPanel,
+                       kKeyTile * kPanel, value_,     first,      tokens};
+    for (size_t b = 0; b < n_blocks; ++b)
+      attend_tile(primitives_, tile, dims_.scale, views.scores, blocks[b]);
+  }
+  for (size_t b = 0; b < n_blocks; ++b) normalise(value_, blocks[b]);
+}
+
+// Both maps of a head as floats: k_b transposed, so that latents times either gives a row a token.
+void ExpandedAttention::widen_maps(const LatentMaps& maps, int head, const Views& views) const {
+  const PanelMatrices& k_b = maps.absorb();
+  for (int panel = 0; panel < k_b.panels(); ++panel) {
+    const int stride = k_b.panel_stride(panel);
+    std::fill(views.panel + k_b.depth() * stride, views.panel + nope_ * stride, 0.0f);
+    k_b.widen(primitives_, head, panel, views.panel);
+    for (int64_t i = 0; i < nope_; i += kPanel) {
+      primitives_.transpose(views.panel + i * stride, stride, std::min<int64_t>(kPanel, nope_ - i), stride,
+                            views.k_b + (i * latent_ + static_cast<int64_t>(panel) * kPanel * kPanel),
+                            kPanel);
+    }
+  }
+  const PanelMatrices& v_b = maps.unabsorb();
+  for (int panel = 0; panel < v_b.panels(); ++panel) {
+    v_b.widen(primitives_, head, panel, views.v_b + static_cast<int64_t>(panel) * latent_ * kPanel);
+  }
+}
+
+// Queries [first, first + kPanel) of the item: rotated, padded and transposed.
+void ExpandedAttention::open_block(const Queries& queries, const Item& item, int64_t first,
+                                   const Views& views, RowBlock& block) const {
+  float* transposed = views.queries + first * key_width_;
+  block.queries = transposed;
+  block.rows = static_cast<int>(std::min<int64_t>(kPanel, item.n - first));
+  block.out = views.out + first * value_;
+  block.ld_out = value_;
+  const int pairs = dims_.rope / 2;
+  for (int r = 0; r < block.rows; ++r) {
+    const int64_t query = item.first + first + r;
+    const int64_t row = item.segment->first_row + query;
+    const float* q = queries.data + (row * dims_.heads + item.head) * dims_.query_width();
+    float* dst = views.rows + r * key_width_;
+    std::fill(std::copy_n(q, dims_.nope, dst), dst + nope_, 0.0f);
+    rotate(q + dims_.nope, queries.cos + row * pairs, queries.sin + row * pairs, pairs, dst + nope_);
+    std::fill(dst + nope_ + dims_.rope, dst + key_width_, 0.0f);
+    block.visible[r] = item.segment->position + query + 1;
+  }
+  primitives_.transpose(views.rows, key_width_, block.padded_rows(), key_width_, transposed, kPanel);
+  block.clear(value_);
+}
+
+// Keys and values of one head from the decoded entries.
+void ExpandedAttention::expand(int tokens, const Views& views) const {
+  for (int first = 0; first < nope_; first += kPanel) {
+    const int n = std::min(kPanel, nope_ - first);
+    primitives_.multiply(
+        {views.entries, entry_width_, 1, kPanel, views.keys + first, key_width_, tokens, n, latent_, false},
+        views.k_b + static_cast<int64_t>(first) * latent_);
+  }
+  for (int t = 0; t < tokens; ++t) {
+    std::copy_n(views.entries + t * entry_width_ + latent_, entry_width_ - latent_,
+                views.keys + t * key_width_ + nope_);
+  }
+  for (int first = 0; first < value_; first += kPanel) {
+    const int n = std::min(kPanel, value_ - first);
+    primitives_.multiply({views.entries, entry_width_, 1, n, views.values + first * kKeyTile, kPanel, tokens,
+                          n, dims_.latent, false},
+                         views.v_b + static_cast<int64_t>(first) * latent_);
+  }
+}
+
+void ExpandedAttention::write(const Item& item, const Views& views, float* out) const {
+  for (int64_t i = 0; i < item.n; ++i) {
+    const int64_t row = item.segment->first_row + item.first + i;
+    std::copy_n(views.out + i * value_, dims_.value, out + (row * dims_.heads + item.head) * dims_.value);
+  }
+}
+
+}  // namespace trimaran
