@@ -1,10 +1,11 @@
-// Stands in for the compiler's immintrin.h: the intrinsics that the AVX-512 and AMX kernels use, one lane at a
-// time, as Intel's manual defines them (SDM vol. 2). So their sources run, unchanged, on a CPU without these
-// instructions. A name that is not here does not compile: add it.
+// Stands in for the compiler's immintrin.h: the intrinsics that the AVX-512 and AMX kernels use, one lane at
+// a time, as Intel's manual defines them (SDM vol. 2). So their sources run, unchanged, on a CPU without
+// these instructions. A name that is not here does not compile: add it.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 
 #include "quant/half.h"
@@ -217,4 +218,65 @@ inline __m512 _mm512_fnmadd_ps(__m512 a, __m512 b, __m512 c) {
 }
 inline __m512 _mm512_fmsub_ps(__m512 a, __m512 b, __m512 c) {
   return emulated::map(a, b, c, [](float x, float y, float z) { return std::fma(x, y, -z); });
+}
+
+// AMX: eight tiles a thread, with the shapes that the configuration names.
+namespace emulated {
+
+struct Tile {
+  int rows = 0;
+  int row_bytes = 0;
+  uint8_t bytes[16][64] = {};
+};
+inline thread_local Tile tiles[8];
+
+inline float bf16_at(const uint8_t* p) { return trimaran::bf16_to_float(trimaran::load_u16(p)); }
+
+}  // namespace emulated
+
+inline void _tile_release() {
+  for (emulated::Tile& tile : emulated::tiles) tile = {};
+}
+inline void _tile_loadconfig(const void* config) {
+  const auto* bytes = static_cast<const uint8_t*>(config);
+  if (bytes[0] != 1) std::abort();
+  for (int i = 0; i < 8; ++i) {
+    emulated::tiles[i] = {};
+    emulated::tiles[i].row_bytes = trimaran::load_u16(bytes + 16 + 2 * i);
+    emulated::tiles[i].rows = bytes[48 + i];
+  }
+}
+inline void _tile_zero(int t) { std::memset(emulated::tiles[t].bytes, 0, sizeof emulated::tiles[t].bytes); }
+inline void _tile_loadd(int t, const void* base, long pitch) {
+  emulated::Tile& tile = emulated::tiles[t];
+  if (tile.rows == 0) std::abort();
+  _tile_zero(t);
+  for (int r = 0; r < tile.rows; ++r) {
+    std::memcpy(tile.bytes[r], static_cast<const uint8_t*>(base) + r * pitch,
+                static_cast<size_t>(tile.row_bytes));
+  }
+}
+inline void _tile_stored(int t, void* base, long pitch) {
+  const emulated::Tile& tile = emulated::tiles[t];
+  if (tile.rows == 0) std::abort();
+  for (int r = 0; r < tile.rows; ++r) {
+    std::memcpy(static_cast<uint8_t*>(base) + r * pitch, tile.bytes[r], static_cast<size_t>(tile.row_bytes));
+  }
+}
+inline void _tile_dpbf16ps(int sum, int a, int b) {
+  emulated::Tile& c = emulated::tiles[sum];
+  for (int m = 0; m < c.rows; ++m) {
+    for (int n = 0; n < c.row_bytes / 4; ++n) {
+      float even = 0, odd = 0, total;
+      for (int k = 0; k < emulated::tiles[a].row_bytes / 4; ++k) {
+        const uint8_t* x = emulated::tiles[a].bytes[m] + 4 * k;
+        const uint8_t* w = emulated::tiles[b].bytes[k] + 4 * n;
+        even = std::fma(emulated::bf16_at(x), emulated::bf16_at(w), even);
+        odd = std::fma(emulated::bf16_at(x + 2), emulated::bf16_at(w + 2), odd);
+      }
+      std::memcpy(&total, c.bytes[m] + 4 * n, sizeof total);
+      total += even + odd;
+      std::memcpy(c.bytes[m] + 4 * n, &total, sizeof total);
+    }
+  }
 }
