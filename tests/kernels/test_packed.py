@@ -241,7 +241,7 @@ def test_experts_of_every_type(packed_type, pool, rng):
 
 @pytest.fixture
 def without_tiles(monkeypatch):
-    """Matrix tiles round to bf16: with them, results are near those of other instruction sets, not the same."""
+    """Matrix tiles round to bf16: results are near those of other instruction sets, not the same."""
     monkeypatch.setenv("TRIMARAN_ISA", "avx512_vnni")
 
 
