@@ -17,7 +17,8 @@ BENCH_DIR = Path("build/bench")
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One measured figure.
 
-    ratio: how many times better than the peer, above 1 where we are; of_floor: how near the value is to what the hardware allows, 1 being there.
+    ratio: how many times better than the peer, above 1 where we are; of_floor: how near the value is to what
+    the hardware allows, 1 being there.
     """
 
     case: str

@@ -4,9 +4,9 @@
     python benchmarks/experts.py --peer-python ~/kt/bin/python --types Q4_K --tokens 1 8 64 512
 
 Each token chooses `--top-k` of `--experts` experts at random. The floor of a call is the time to read the
-chosen experts' bytes, as they are in the file, at the bandwidth that the same threads measure in the same minute:
-few tokens should come near it, many are bound by arithmetic. Our calls, the peer's and the bandwidth probe take
-turns; medians count. The peer, kt-kernel in a Python of its own, computes from the same bits.
+chosen experts' bytes, as they are in the file, at the bandwidth that the same threads measure in the same
+minute: few tokens should come near it, many are bound by arithmetic. Our calls, the peer's and the bandwidth
+probe take turns; medians count. The peer, kt-kernel in a Python of its own, computes from the same bits.
 """
 
 from __future__ import annotations
