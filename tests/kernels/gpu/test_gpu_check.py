@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(ON_GPU, reason="`make gpu-check` runs it whole")
 def run_script(tmp_path: Path, *arguments: str) -> tuple[str, dict]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, BENCHMARKS / "gpu_check.py", "--json", tmp_path / "out.json", *arguments]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout, json.loads((tmp_path / "out.json").read_text())
 
