@@ -29,7 +29,7 @@ class LatentCache:
     def __init__(self, spec: ModelSpec, n_pages: int, device: torch.device, kind: KvFormat) -> None:
         self.n_pages = n_pages
         self._spec = spec
-        self._kind = kind
+        self.kind = kind
         # Memory of a CPU is only taken when a page is first written.
         shape = (spec.n_layers, n_pages, PAGE_SIZE, entry_bytes(spec, kind))
         self._raw = torch.empty(shape, device=device, dtype=torch.uint8)
@@ -37,7 +37,7 @@ class LatentCache:
 
     def write(self, layer: int, slots: Tensor, entries: Tensor) -> None:
         """Store entries [T, latent + rope] at `slots` [T] (page × page size + offset) of a layer."""
-        raw = kv_codes.encode(entries, self._spec, self._kind)
+        raw = kv_codes.encode(entries, self._spec, self.kind)
         self._raw[layer].flatten(0, 1).index_copy_(0, slots, raw)
 
     def read(self, layer: int, pages: Sequence[int], n_tokens: int) -> Tensor:
@@ -51,14 +51,18 @@ class LatentCache:
             chosen = layer_pages[first:last]
         else:
             chosen = layer_pages[torch.tensor(pages, device=layer_pages.device)]
-        return kv_codes.decode(chosen.flatten(0, 1)[:n_tokens], self._spec, self._kind)
+        return kv_codes.decode(chosen.flatten(0, 1)[:n_tokens], self._spec, self.kind)
+
+    def layer_bytes(self, layer: int) -> Tensor:
+        """A layer as it is stored: uint8 [pages, page size, entry bytes]."""
+        return self._raw[layer]
 
     def native(self, layer: int) -> trimaran_kernels.LatentPages:
         """A layer of a cache in CPU memory, for the kernels: they read and write it in place."""
         if layer not in self._native:
             self._native[layer] = trimaran_kernels.LatentPages(
                 self._raw[layer].flatten().numpy(),
-                self._kind,
+                self.kind,
                 self._spec.kv_lora_rank,
                 self._spec.qk_rope_head_dim,
                 PAGE_SIZE,

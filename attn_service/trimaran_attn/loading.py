@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from trimaran.config import Config
+from trimaran.config import Config, Precision
 from trimaran.fingerprint import fingerprint
 from trimaran.gguf import GGUFFile
 from trimaran.kv_format import choose_format
@@ -100,13 +100,12 @@ def load_engine(
     kind = choose_format(attn.kv_dtype, exact=exact)
     cache_plan = plan_cache(spec, attn, kind, plan)
     registry = Registry(spec, Weights(model.file), device, dtype, rules)
-    linears = "quantised" if device.type == "cpu" else "gpu"
     pool = start_threads(attn)
     register_modules(
         registry,
         experts=experts,
         pool=pool,
-        linears=linears,
+        linears=_linears(device, config.precision),
         mla=attn.mla,
         native=True,
         exact_maps=exact,
@@ -129,3 +128,10 @@ def load_engine(
     constraints = None if table is None else Constraints(GrammarCompiler(table))
     runner = Runner(network, cache, device)
     return Engine(scheduler, runner, spec.vocab_size, meter, constraints=constraints, tracer=tracer)
+
+
+def _linears(device: torch.device, precision: Precision) -> str:
+    """Which implementation of matrices the device and the precision ask for."""
+    if device.type != "cpu":
+        return "gpu"
+    return "packed" if precision == "int8" else "quantised"

@@ -74,3 +74,7 @@ class Weights:
     def dense(self, path: str, shape: Shape) -> Tensor:
         """The module's tensor as float32 on the CPU; raises as `quantised` does."""
         return self.quantised(path, shape).dequantize()
+
+    def forget(self, path: str) -> None:
+        """Give the memory of the module's tensor in the file back; it may be read again."""
+        self._file.forget(tensor_name(path))

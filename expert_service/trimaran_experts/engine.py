@@ -13,7 +13,7 @@ from trimaran_kernels.hop import CallGate
 
 from trimaran_experts.loader import ExpertLayer
 from trimaran_experts.placement import Placement
-from trimaran_experts.self_check import check_engine
+from trimaran_experts.self_check import FLOAT_TOLERANCE, INT8_TOLERANCE, check_engine
 from trimaran_experts.weights import StoredLayer, Weights
 
 _log = Log(__name__)
@@ -53,7 +53,7 @@ def build_engine(
     while True:
         engine = _assemble(pool, spec, placement, weights.layers, isa)
         try:
-            deviation = check_engine(engine, layers, placement.first_expert)
+            deviation = check_engine(engine, layers, placement.first_expert, _tolerance(weights))
         except KernelError as error:
             next_isa = _next_after(engine.isa)
             if next_isa is None:
@@ -63,6 +63,12 @@ def build_engine(
             continue
         _log.info("kernel checked", isa=engine.isa, deviation=deviation)
         return ShardEngine(CallGate(engine), engine.isa, placement.cpus, weights)
+
+
+def _tolerance(weights: Weights) -> float:
+    """What int8 activations allow where any matrix is packed, else what float32 ones do."""
+    matrices = (matrix for layer in weights.layers for matrix in (layer.gate, layer.up, layer.down))
+    return INT8_TOLERANCE if any(matrix.packed for matrix in matrices) else FLOAT_TOLERANCE
 
 
 def _next_after(isa: str) -> str | None:
@@ -78,6 +84,8 @@ def _assemble(
     moe = spec.moe
     engine = ExpertEngine(pool, spec.hidden_size, placement.n_columns, moe.n_experts, moe.top_k, isa=isa)
     for layer in layers:
-        gate, up, down = ((matrix.type, matrix.data) for matrix in (layer.gate, layer.up, layer.down))
+        gate, up, down = (
+            (matrix.type, matrix.data, matrix.packed) for matrix in (layer.gate, layer.up, layer.down)
+        )
         engine.add_layer(layer.layer, gate, up, down, placement.first_expert, placement.n_experts)
     return engine

@@ -31,7 +31,7 @@ def serve(config: Config, stop: Stop) -> None:
     """
     with ExitStack() as stack:
         file = stack.enter_context(GGUFFile.open(resolve_model(config.model)))
-        shard = open_shard(config.experts, file, read_spec(file))
+        shard = open_shard(config.experts, config.precision, file, read_spec(file))
         run_dir = stack.enter_context(open_run_dir(config.run_dir or default_run_dir()))
         _remove_leftovers(run_dir.path)
         server = stack.enter_context(_listen(config.experts, run_dir.path, shard.placement.shard))

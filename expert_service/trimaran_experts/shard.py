@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trimaran.config import ExpertsConfig
+from trimaran.config import ExpertsConfig, Precision
 from trimaran.errors import ConfigError
 from trimaran.fingerprint import fingerprint
 from trimaran.gguf import GGUFFile
@@ -23,7 +23,7 @@ from trimaran_experts.numa import Seat, seat, split_experts
 from trimaran_experts.placement import Placement, place
 from trimaran_experts.progress import OnProgress
 from trimaran_experts.store.manifest import Identity, Source
-from trimaran_experts.weights import Task, obtain
+from trimaran_experts.weights import Packing, Task, obtain
 
 _log = Log(__name__)
 
@@ -37,6 +37,7 @@ class Shard:
     """
 
     config: ExpertsConfig
+    precision: Precision
     spec: ModelSpec
     placement: Placement
     seat: Seat
@@ -51,7 +52,7 @@ class Shard:
             config=self.config,
             layers=self.layers,
             identity=self.identity,
-            packing=kernel_packing(),
+            packing=kernel_packing(self.precision),
             pool=pool,
             seat=self.seat,
             ram_available=read_machine(with_gpus=False).memory.available,
@@ -64,7 +65,7 @@ class Shard:
         return build_engine(self.spec, self.placement, self.layers, weights, pool=pool, isa=self.config.isa)
 
 
-def open_shard(config: ExpertsConfig, file: GGUFFile, spec: ModelSpec) -> Shard:
+def open_shard(config: ExpertsConfig, precision: Precision, file: GGUFFile, spec: ModelSpec) -> Shard:
     """The shard that `config` asks for.
 
     Raises:
@@ -77,12 +78,13 @@ def open_shard(config: ExpertsConfig, file: GGUFFile, spec: ModelSpec) -> Shard:
     facts = _facts(file, spec)
     return Shard(
         config=config,
+        precision=precision,
         spec=spec,
         placement=placement,
         seat=here,
         facts=facts,
         layers=find_experts(file, spec, placement),
-        identity=_identity(file, facts.fingerprint, spec, placement),
+        identity=_identity(file, facts, spec.name, kernel_packing(precision), placement),
     )
 
 
@@ -116,16 +118,18 @@ def _advise(machine: Machine, here: Seat, n_experts: int) -> None:
     _log.info("weights are spread over NUMA nodes; one service per node is faster", start="; ".join(commands))
 
 
-def _identity(file: GGUFFile, fingerprint_text: str, spec: ModelSpec, placement: Placement) -> Identity:
+def _identity(
+    file: GGUFFile, facts: ModelFacts, name: str, packing: Packing, placement: Placement
+) -> Identity:
     states = [path.stat() for path in file.paths]
     return Identity(
-        fingerprint=fingerprint_text,
-        packing=kernel_packing().version,
+        fingerprint=facts.fingerprint,
+        packing=packing.version,
         shard=placement.shard,
         experts=placement.experts,
         columns=placement.columns,
         sources=tuple(Source(state.st_size, state.st_mtime_ns) for state in states),
-        model=spec.name,
+        model=name,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -20,6 +21,7 @@ OPEN_PATHS = frozenset({"/health", "/ready", "/", "/docs", "/openapi.json"})
 """Answered without a key and while draining; so are the page's files, which ask for a key themselves."""
 
 MAX_HEADERS = 128
+MAX_HEADER_BYTES = 64 << 10
 MAX_JSON_DEPTH = 64
 
 
@@ -64,8 +66,7 @@ class Guard:
         Raises:
             ApiError: it may not pass.
         """
-        if len(scope["headers"]) > MAX_HEADERS:
-            raise ApiError(431, f"the request has more than {MAX_HEADERS} headers", code="too_many_headers")
+        _check_headers(scope["headers"])
         client, path = address_of(scope.get("client")), scope["path"]
         if path in OPEN_PATHS or path.startswith(PAGE_PREFIX) or scope["method"] == "OPTIONS":
             return client
@@ -138,6 +139,13 @@ class _Limited:
 def too_large(limit: int) -> ApiError:
     """The 413."""
     return ApiError(413, f"the request body is larger than {limit} bytes", code="request_too_large")
+
+
+def _check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
+    if len(headers) > MAX_HEADERS:
+        raise ApiError(431, f"the request has more than {MAX_HEADERS} headers", code="too_many_headers")
+    if sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
+        raise ApiError(431, f"the headers are larger than {MAX_HEADER_BYTES} bytes", code="headers_too_large")
 
 
 def _assume_json(scope: Scope, headers: Headers) -> None:

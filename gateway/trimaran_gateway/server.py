@@ -19,16 +19,15 @@ from trimaran_gateway.app import create_app
 from trimaran_gateway.context import Gateway
 from trimaran_gateway.engine.client import EngineClient
 from trimaran_gateway.metrics import GatewayMetrics
+from trimaran_gateway.middleware import MAX_HEADER_BYTES
 from trimaran_gateway.model import load_model
 
-DRAIN_S = 15.0
 _LISTEN_BACKLOG = 1024
-_MAX_HEADER_BYTES = 64 << 10
 _log = Log(__name__)
 
 
 def serve(config: Config, stop: Stop) -> None:
-    """Serve until `stop` is requested; running answers then get `DRAIN_S` seconds to finish.
+    """Serve until `stop` is requested; running answers then get `gateway.drain_s` seconds to finish.
 
     Raises:
         ConfigError: the address cannot be listened on.
@@ -89,7 +88,7 @@ async def run_gateway(gateway: Gateway, listener: socket.socket, stop: Stop) -> 
             lifespan="off",
             server_header=False,
             http="h11",
-            h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             timeout_graceful_shutdown=2,
         )
     )
@@ -100,6 +99,7 @@ async def run_gateway(gateway: Gateway, listener: socket.socket, stop: Stop) -> 
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         await drain(gateway)
+        await gateway.engine.give_up("the server is shutting down")
         server.should_exit = True
         await serving
 
@@ -125,12 +125,12 @@ async def stop_requested(stop: Stop) -> None:
         loop.remove_reader(stop.fileno())
 
 
-async def drain(gateway: Gateway, patience_s: float = DRAIN_S) -> None:
-    """Take no new requests, and wait for the running ones."""
+async def drain(gateway: Gateway) -> None:
+    """Take no new requests, and wait for the running ones as long as the configuration says."""
     gateway.is_draining = True
     if gateway.engine.in_flight:
         _log.info("draining", running=gateway.engine.in_flight)
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(patience_s):
+        async with asyncio.timeout(gateway.config.drain_s):
             while gateway.engine.in_flight:
                 await asyncio.sleep(0.05)

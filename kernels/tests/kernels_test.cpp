@@ -92,8 +92,8 @@ void test_linear_stays_in_bounds(ThreadPool& pool, std::mt19937& random) {
         const std::vector<float> x = random_floats(static_cast<size_t>(n * columns), random);
         std::vector<float> out(static_cast<size_t>(n * rows));
         for (const Primitives* primitives : implementations()) {
-          linear(pool, *primitives, {types[i].type, raw.data(), raw.size()}, rows, columns, x.data(), n,
-                 out.data());
+          Linear(pool, *primitives, {types[i].type, raw.data(), raw.size()}, rows, columns)
+              .multiply(x.data(), n, out.data());
         }
       }
     }
@@ -113,9 +113,9 @@ void test_packed_kernels_agree(ThreadPool& pool, std::mt19937& random) {
     const std::vector<float> x = random_floats(static_cast<size_t>(n * columns), random);
     std::vector<float> expected(static_cast<size_t>(n * rows)), got(expected.size());
     const Matrix matrix{format.type, packed.data(), packed.size(), true};
-    linear(pool, *reference, matrix, rows, columns, x.data(), n, expected.data());
+    Linear(pool, *reference, matrix, rows, columns).multiply(x.data(), n, expected.data());
     for (const Primitives* primitives : implementations()) {
-      linear(pool, *primitives, matrix, rows, columns, x.data(), n, got.data());
+      Linear(pool, *primitives, matrix, rows, columns).multiply(x.data(), n, got.data());
       for (size_t i = 0; i < got.size(); ++i) CHECK(same(got[i], expected[i]));
     }
   });

@@ -7,6 +7,7 @@ from trimaran_kernels._native import (
     GateRule,
     LatentMaps,
     LatentPages,
+    Linear,
     Mla,
     ThreadPool,
     built_isas,
@@ -23,6 +24,7 @@ from trimaran_kernels._native import (
     store_latents,
     supported_types,
 )
+from trimaran_kernels.memory import aligned_bytes
 from trimaran_kernels.topology import usable_cpus
 
 __all__ = [
@@ -30,8 +32,10 @@ __all__ = [
     "GateRule",
     "LatentMaps",
     "LatentPages",
+    "Linear",
     "Mla",
     "ThreadPool",
+    "aligned_bytes",
     "built_isas",
     "cpu_features",
     "dequantize",

@@ -72,6 +72,39 @@ def linear(
         KernelError: an array of wrong dtype, shape or layout, or too few bytes in `raw`.
     """
 
+class Linear:
+    """A matrix ready to be multiplied with; see `linear`.
+
+    Args:
+        pool: threads to compute on; kept alive, as `raw` is.
+        rows, columns: of the matrix.
+
+    Raises:
+        KernelError: an array of wrong dtype or layout, too few bytes, or no packed layout.
+    """
+
+    def __init__(
+        self,
+        pool: ThreadPool,
+        ggml_type: int,
+        raw: Any,
+        rows: int,
+        columns: int,
+        isa: str = "auto",
+        packed: bool = False,
+    ) -> None: ...
+    def __call__(self, x: Any, out: Any) -> None:
+        """out = x · Wᵀ. x: float32 [n, columns]; out: float32 [n, rows], written. Releases the GIL.
+
+        Raises:
+            KernelError: an array of wrong dtype, shape or layout.
+        """
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+
 def read_memory(pool: ThreadPool, raw: Any) -> int:
     """XOR of the whole 64-bit words of `raw` (uint8, 8-aligned), read by all threads: a bandwidth probe.
 

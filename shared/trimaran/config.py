@@ -45,6 +45,10 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     request_timeout_s: Annotated[
         float, Meta(gt=0, le=_DAY_S, description="longest time one request may take")
     ] = 3600.0
+    drain_s: Annotated[
+        float,
+        Meta(ge=0, le=3600, description="time that running answers get to finish when the server stops"),
+    ] = 15.0
 
 
 class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -26,13 +26,14 @@ import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from trimaran.config import Config
+from trimaran.config import Config, GatewayConfig
 from trimaran.config_loader import load_config, parse_assignments
 from trimaran.errors import ConfigError, TrimaranError
 from trimaran.telemetry import Log, configure_logging
 
 SUPERVISOR_VARIABLE = "TRIMARAN_SUPERVISOR_PID"
-STOP_GRACE_S = 20.0
+STOP_MARGIN_S = 5.0
+"""How long a service may take to stop once its running answers have had their time."""
 EXIT_INTERRUPTED = 130
 _PR_SET_PDEATHSIG = 1
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -43,9 +44,13 @@ class Stop:
 
     A pipe carries it, not a `threading.Event`: a signal handler may run while its own thread holds the
     event's lock.
+
+    Attributes:
+        grace_s: a process that has not ended so long after the wish is ended.
     """
 
     def __init__(self) -> None:
+        self.grace_s = GatewayConfig().drain_s + STOP_MARGIN_S
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._requested = False
@@ -94,6 +99,7 @@ def run_service(name: str, serve: Callable[[Config, Stop], None], argv: Sequence
         overrides = parse_assignments(arguments.set)
         config = load_config(arguments.config, overrides)
         configure_logging(name, config.log_level, config.log_format)
+        stop.grace_s = config.gateway.drain_s + STOP_MARGIN_S
         serve(config, stop)
         Log(f"trimaran.{name}").info("stopped")
 
@@ -124,8 +130,8 @@ def say_error(error: TrimaranError) -> None:
     sys.stderr.flush()
 
 
-def install_stop_signals(stop: Stop, *, grace_s: float = STOP_GRACE_S) -> None:
-    """SIGTERM, SIGINT and SIGHUP request the stop; a process that has not ended `grace_s` later is ended.
+def install_stop_signals(stop: Stop) -> None:
+    """SIGTERM, SIGINT and SIGHUP request the stop; a process that lives on for `stop.grace_s` is ended.
 
     Call it in the main thread.
     """
@@ -133,7 +139,7 @@ def install_stop_signals(stop: Stop, *, grace_s: float = STOP_GRACE_S) -> None:
     def handle(_signal: int, _frame: FrameType | None) -> None:
         if not stop.requested:
             stop.request()
-            _end_after(grace_s)
+            _end_after(stop.grace_s)
 
     for number in _STOP_SIGNALS:
         signal.signal(number, handle)

@@ -35,8 +35,13 @@ GPU_RESERVE = 768 << 20
 RAM_RESERVE = 1 << 30
 """Three Python processes and the rest of the machine."""
 
-_SCORE_BYTES = 3 * (4 << 23)
-"""Attention scores of one block of queries: raw, masked and normalised float32, 2^23 of each."""
+GPU_PART_TOKENS = 2048
+"""Tokens of a context whose keys and values a GPU expands at a time."""
+
+_GPU_SPLITS = 512
+_GPU_EXPANDED = 128 << 20
+"""Blocks of 64 heads that attention splits of long contexts hand over, and the most bytes of expanded weights
+with the product of one piece of them (trimaran_kernels.gpu)."""
 
 _PASS_ROWS = 16384
 _PART_BYTES = 256 << 20
@@ -340,11 +345,16 @@ def _workspace(spec: ModelSpec, config: Config, context: int, *, on_gpu: bool) -
     return activations + logits + (_gpu_scratch if on_gpu else _cpu_scratch)(spec, config, context)
 
 
-def _gpu_scratch(spec: ModelSpec, config: Config, context: int) -> int:
-    """Scores, and keys and values when expanded."""
-    if config.attn.mla == "absorbed":
-        return _SCORE_BYTES
-    return _SCORE_BYTES + 2 * spec.n_heads * context * (spec.qk_nope_head_dim + spec.v_head_dim)
+def _gpu_scratch(spec: ModelSpec, config: Config, _context: int) -> int:
+    """Absorbed queries and mixed latents with the splits' sums, expanded keys and values of a part, weights.
+
+    No scores, keys or values of a whole context exist at any time.
+    """
+    latent, rows = spec.kv_lora_rank, config.attn.max_step_tokens * spec.n_heads
+    absorbed = rows * 2 * (2 * latent + spec.qk_rope_head_dim)
+    splits = 4 * latent * (rows + 64 * _GPU_SPLITS)
+    expanded = 2 * GPU_PART_TOKENS * spec.n_heads * (spec.qk_nope_head_dim + spec.v_head_dim)
+    return absorbed + splits + expanded + 4 * rows * spec.v_head_dim + _GPU_EXPANDED
 
 
 def _cpu_scratch(spec: ModelSpec, config: Config, context: int) -> int:

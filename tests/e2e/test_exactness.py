@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import interpreted  # noqa: F401 transformers imports Triton
@@ -33,9 +34,13 @@ def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def server(model_path: Path) -> Iterator[RunningServer]:
-    options = ("--model", str(model_path), "--device", "cpu", "--no-greeting")
-    with running_server(*options, environ={"TRIMARAN_PRECISION": "exact"}) as server:
+    with serving(model_path, "exact") as server:
         yield server
+
+
+def serving(path: Path, precision: str) -> AbstractContextManager[RunningServer]:
+    options = ("--device", "cpu", "--no-greeting", "--set", f"precision={precision}")
+    return running_server("--model", str(path), *options)
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +87,17 @@ def test_log_probabilities_are_those_of_the_reference(
     answer = server.complete(prompt, max_tokens=N_TOKENS, ignore_eos=True, logprobs=1)
     got = torch.tensor(answer["choices"][0]["logprobs"]["token_logprobs"])
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_int8_activations_stay_near_the_reference(model_path: Path, reference: PreTrainedModel) -> None:
+    """The default precision: what a request pays for speed, in the log probabilities of a given text."""
+    prompt = PROMPTS[2]
+    with torch.no_grad():
+        logits = reference(torch.tensor([prompt])).logits[0, :-1]
+    expected = logits.log_softmax(-1).gather(-1, torch.tensor(prompt[1:])[:, None])[:, 0]
+    with serving(model_path, "int8") as server:
+        answer = server.complete(prompt, max_tokens=1, echo=True, logprobs=1)
+    got = torch.tensor(answer["choices"][0]["logprobs"]["token_logprobs"][1 : len(prompt)])
+    errors, spread = (got - expected).abs(), expected.std()  # random weights make logits of any size
+    assert errors.mean() < 0.02 * spread
+    assert errors.max() < 0.2 * spread

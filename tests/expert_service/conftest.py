@@ -83,7 +83,13 @@ class ExpertProcess:
     process: subprocess.Popen[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
-        settings = {"model": self.model, "run_dir": self.run_dir, "log_format": "json", "experts.threads": 1}
+        settings = {
+            "model": self.model,
+            "run_dir": self.run_dir,
+            "log_format": "json",
+            "precision": "exact",  # so that answers can be compared closely
+            "experts.threads": 1,
+        }
         arguments = [f"--set={name}={value}" for name, value in {**settings, **self.options}.items()]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import trimaran_experts.engine as engine_module
 from expert_store import make_task
-from trimaran.config import ExpertsConfig
+from trimaran.config import ExpertsConfig, Precision
 from trimaran.errors import KernelError, ModelFileError
 from trimaran.gguf import GGMLType, GGUFFile
 from trimaran.gguf.dequant import dequantize
@@ -22,7 +22,7 @@ from trimaran_experts.loader import find_experts
 from trimaran_experts.loading import LoadingThread
 from trimaran_experts.placement import place
 from trimaran_experts.progress import Report
-from trimaran_experts.self_check import check_engine, reference
+from trimaran_experts.self_check import FLOAT_TOLERANCE, check_engine, reference
 from trimaran_experts.weights import obtain
 from trimaran_kernels import ExpertEngine, ThreadPool, built_isas, usable_cpus
 
@@ -66,9 +66,9 @@ def test_the_reference_is_the_formula(model) -> None:
     np.testing.assert_allclose(reference(layer, x, ids, weights), want, rtol=1e-9)
 
 
-def built(path: Path, isa: str = "auto", **options: str) -> ShardEngine:
+def built(path: Path, isa: str = "auto", precision: Precision = "int8", **options: str) -> ShardEngine:
     """The engine of a service with these options, from the model's own bytes or a copy."""
-    task = make_task(path, kernel_packing(), **options)
+    task = make_task(path, kernel_packing(precision), **options)
     weights = obtain(task)
     assert weights is not None
     with GGUFFile.open(path) as file:
@@ -80,14 +80,16 @@ def built(path: Path, isa: str = "auto", **options: str) -> ShardEngine:
 @pytest.mark.parametrize(
     "kind", [GGMLType.F32, GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.IQ4_XS, GGMLType.IQ2_XXS]
 )
-@pytest.mark.parametrize("store", ["off", "private"])
-def test_kernels_pass_the_self_check(tmp_path: Path, model, kind: GGMLType, store: str) -> None:
+@pytest.mark.parametrize(("store", "precision"), [("off", "int8"), ("private", "int8"), ("private", "exact")])
+def test_kernels_pass_the_self_check(
+    tmp_path: Path, model, kind: GGMLType, store: str, precision: Precision
+) -> None:
     def choose(name: str, shape: tuple[int, ...]) -> GGMLType:
         return kind if "_exps" in name else GGMLType.F32
 
     small = replace(model.spec, moe=replace(model.spec.moe, n_experts=4, n_groups=1, n_groups_used=1))
     path = write_random_model(tmp_path / "m.gguf", mix=choose, tokenizer=False, spec=small)
-    assert built(path, experts="1-3", store=store).isa
+    assert built(path, precision=precision, experts="1-3", store=store).isa
 
 
 @pytest.mark.parametrize("columns", ["0-127", "96-255"])
@@ -104,7 +106,7 @@ def test_a_wrong_engine_fails_the_self_check(model) -> None:
         gate, up, down = ((int(matrix.type), matrix.raw) for matrix in layer.matrices)
         engine.add_layer(layer.layer, up, gate, down, 0, moe.n_experts)  # gate and up exchanged
     with pytest.raises(KernelError, match="deviates"):
-        check_engine(engine, model.layers, 0)
+        check_engine(engine, model.layers, 0, FLOAT_TOLERANCE)
 
 
 def test_kernels_that_fail_are_replaced_by_the_next_in_the_table(

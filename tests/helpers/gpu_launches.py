@@ -9,15 +9,19 @@ from trimaran.gguf import GGMLType
 from trimaran_kernels.gpu.expand import expand_rows
 from trimaran_kernels.gpu.gemm import gemm
 from trimaran_kernels.gpu.gemv import gemv
+from trimaran_kernels.gpu.latents import Entry, LayerViews, describe_entry, view_layer
 from trimaran_kernels.gpu.layouts import LAYOUTS
 from trimaran_kernels.gpu.matrix import QuantMatrix
+from trimaran_kernels.gpu.mla_decode import decode_attention
+from trimaran_kernels.gpu.mla_prefill import ChunkAttention
+from trimaran_kernels.gpu.store import store_latents
 
 HIDDEN = 7168
 
 
 def launches() -> dict[str, Callable[[], object]]:
     """By name; launch one with Triton's driver replaced, or on a GPU."""
-    return linear_launches()
+    return {**linear_launches(), **attention_launches()}
 
 
 def linear_launches() -> dict[str, Callable[[], object]]:
@@ -32,6 +36,40 @@ def linear_launches() -> dict[str, Callable[[], object]]:
     for n in (1, 16):
         cases[f"swiglu Q4_K {n}"] = _linear(n, matrix, matrix)
     return cases
+
+
+def attention_launches() -> dict[str, Callable[[], object]]:
+    cases: dict[str, Callable[[], object]] = {}
+    for kind, width in (("bf16", 1152), ("fp8", 656), ("int8", 656)):
+        entry = describe_entry(kind, 512, 64, 64)
+        layer = view_layer(torch.empty(512, 64, width, dtype=torch.uint8), kind)
+        cases[f"mla decode {kind}"] = _decode(layer, entry)
+        cases[f"mla store {kind}"] = _store(layer, entry)
+    cases["mla prefill"] = _prefill
+    return cases
+
+
+def _decode(layer: LayerViews, entry: Entry) -> Callable[[], object]:
+    queries = torch.empty(2, 128, 576, dtype=torch.bfloat16)
+    tables = torch.empty(2, 512, dtype=torch.int32)
+    lengths = torch.empty(2, dtype=torch.int32)
+    arguments = (queries, layer, entry, tables, lengths, lengths)
+    return lambda: decode_attention(*arguments, longest=32768, scale=0.1)
+
+
+def _prefill() -> None:
+    queries = torch.empty(512, 128, 192, dtype=torch.bfloat16)
+    attention = ChunkAttention(queries[..., :128], queries[..., 128:], 128, 64, 0.1)
+    for n_keys in (64, 512):
+        k_nope, values = queries.new_empty(n_keys, 128, 128), queries.new_empty(128, n_keys, 128)
+        attention.add(k_nope, queries.new_empty(n_keys, 64), values)
+
+
+def _store(layer: LayerViews, entry: Entry) -> Callable[[], object]:
+    kv = torch.empty(16, 576, dtype=torch.bfloat16)
+    angles = torch.empty(16, 32)
+    slots = torch.empty(16, dtype=torch.int64)
+    return lambda: store_latents(kv, torch.empty(512), 1e-6, angles, angles, slots, layer, entry)
 
 
 def _matrix(type_: GGMLType, rows: int) -> QuantMatrix:

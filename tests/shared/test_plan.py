@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from trimaran.config_loader import load_config
 from trimaran.errors import PlanError
 from trimaran.gguf import GGMLType, GGUFFile, TensorInfo
+from trimaran.gguf.mix import mix_named
 from trimaran.machine import Gpu, Machine, Memory
 from trimaran.model_tensors import global_shapes, layer_shapes
 from trimaran.plan import Bandwidth, Plan, check_plan, make_plan
@@ -65,6 +67,33 @@ def test_deepseek_v3_on_a_gpu() -> None:
     assert plan.re_encoded == ()
 
 
+def q4_k_m(spec: ModelSpec) -> dict[str, TensorInfo]:
+    """The directory of a V3 as people publish it."""
+    choose = partial(mix_named("Q4_K_M").choose, n_layers=spec.n_layers)
+    tensors = {}
+    for name, info in tensors_of(spec).items():
+        kind = choose(name, info.shape)
+        nbytes = prod(info.shape[:-1]) * kind.row_bytes(info.shape[-1])
+        tensors[name] = replace(info, type=kind, nbytes=nbytes)
+    return tensors
+
+
+@pytest.mark.parametrize(("kind", "entry"), [("fp8", 656), ("bf16", 1152)])
+def test_v3_with_128k_tokens_fits_24_gib(kind: str, entry: int) -> None:
+    options = {
+        "attn.device": "cuda:0",
+        "attn.gpu_memory": "24GiB",
+        "attn.context_length": 131072,
+        "attn.kv_dtype": kind,
+    }
+    plan = make_plan(V3, q4_k_m(V3), machine(512 * GIB, 80 * GIB), load_config(None, options, {}))
+    assert plan.problems() == []
+    assert plan.kv_bytes == 131072 * 61 * entry
+    assert plan.gpu is not None
+    assert plan.gpu.available == 24 * GIB
+    assert 16 * GIB < plan.gpu.needed < 24 * GIB
+
+
 def test_types_without_a_gpu_kernel_are_named() -> None:
     tensors = tensors_of(V3)
     output = tensors["output.weight"]
@@ -99,16 +128,16 @@ def test_too_small_a_gpu_is_refused_with_numbers() -> None:
 
 
 def test_the_context_that_fits_is_named() -> None:
-    big = plan_v3(machine(512 * GIB, 24 * GIB), attn__context_length=163840)
+    big = plan_v3(machine(512 * GIB, 20 * GIB), attn__context_length=163840)
     (problem,) = big.problems()
     assert "--context " in problem
     fits = int(problem.split("--context ")[1].split()[0])
     assert 0 < fits < 163840
-    assert plan_v3(machine(512 * GIB, 24 * GIB), attn__context_length=fits).problems() == []
+    assert plan_v3(machine(512 * GIB, 20 * GIB), attn__context_length=fits).problems() == []
 
 
 def test_nobody_asked_for_the_models_whole_context() -> None:
-    plan = plan_v3(machine(512 * GIB, 24 * GIB))
+    plan = plan_v3(machine(512 * GIB, 20 * GIB))
     assert plan.problems() == []
     assert 2048 <= plan.context < plan.wanted_context == 163840
 

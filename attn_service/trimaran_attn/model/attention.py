@@ -126,7 +126,10 @@ class LatentAttention:
 
 
 def build_attention(
-    site: Site, form: MlaForm = "auto", native: Callable[[ModelSpec], NativeMla] | None = None
+    site: Site,
+    form: MlaForm = "auto",
+    native: Callable[[ModelSpec], NativeMla] | None = None,
+    gpu: Callable[[ModelSpec], type[LatentAttention]] | None = None,
 ) -> Attention:
     """One layer's attention with its projections.
 
@@ -134,6 +137,7 @@ def build_attention(
         site: where.
         form: which arithmetic.
         native: gives the kernels for a model's dimensions; they serve layers in float32 on the CPU.
+        gpu: gives the implementation that a GPU has for a model's dimensions.
     """
     spec = site.spec
     width = spec.kv_lora_rank + spec.qk_rope_head_dim
@@ -155,7 +159,8 @@ def build_attention(
             form=form,
             native=shared,
         )
-    return LatentAttention(
+    attention = LatentAttention if gpu is None else gpu(spec)
+    return attention(
         spec=spec,
         layer=site.layer,
         query=query,

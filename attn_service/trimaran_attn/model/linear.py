@@ -45,14 +45,13 @@ class QuantLinear:
     """
 
     def __init__(self, weight: QuantTensor, pool: trimaran_kernels.ThreadPool) -> None:
-        self._weight = weight
-        self._pool = pool
+        rows, columns = weight.shape
+        self._kernel = trimaran_kernels.Linear(pool, int(weight.type), weight.raw, rows, columns)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [T, in] float32 → [T, out] float32."""
-        out = torch.empty(len(x), self._weight.shape[0])
-        raw, kind = self._weight.raw, int(self._weight.type)
-        trimaran_kernels.linear(self._pool, kind, raw, x.contiguous().numpy(), out.numpy())
+        out = torch.empty(len(x), self._kernel.rows)
+        self._kernel(x.contiguous().numpy(), out.numpy())
         return out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -22,19 +22,39 @@ class FeedForward(Protocol):
         ...
 
 
+@runtime_checkable
+class FusableNetwork(Protocol):
+    """A matrix that can be the gate of a whole network in one kernel."""
+
+    def mlp_with(self, up: Linear, down: Linear) -> Linear | None:
+        """down(silu(self(x)) × up(x)), or None if it does not fuse with these two."""
+        ...
+
+
 class MLP:
-    """down(silu(gate(x)) × up(x))."""
+    """down(silu(gate(x)) × up(x)), in one kernel where the three can be."""
 
     def __init__(self, gate: Linear, up: Linear, down: Linear) -> None:
-        self._hidden = swiglu(gate, up)
-        self._down = down
+        fused = gate.mlp_with(up, down) if isinstance(gate, FusableNetwork) else None
+        self._network = fused or _Chain(swiglu(gate, up), down)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [T, hidden] → [T, hidden]."""
-        return self._down(self._hidden(x))
+        return self._network(x)
 
     def begin(self, x: Tensor, step: Step) -> Pending:
         """All of it at once."""
         del step  # nothing of it is computed elsewhere
         y = self(x)
         return lambda: y
+
+
+class _Chain:
+    """One after the other."""
+
+    def __init__(self, first: Linear, second: Linear) -> None:
+        self._first = first
+        self._second = second
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._second(self._first(x))

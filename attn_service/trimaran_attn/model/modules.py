@@ -6,9 +6,10 @@ from collections.abc import Callable
 from functools import cache, partial
 
 import trimaran_kernels
+from trimaran.spec import ModelSpec
 
 from trimaran_attn.experts import Experts
-from trimaran_attn.model.attention import build_attention
+from trimaran_attn.model.attention import LatentAttention, build_attention
 from trimaran_attn.model.embedding import build_embedding
 from trimaran_attn.model.gate import build_gate
 from trimaran_attn.model.kinds import ATTENTION, EMBEDDING, EXPERTS, GATE, HEAD, LINEAR, MLP, MOE, NORM
@@ -17,6 +18,7 @@ from trimaran_attn.model.mla import MlaForm
 from trimaran_attn.model.moe import build_mlp, build_moe
 from trimaran_attn.model.native_attention import make_native
 from trimaran_attn.model.norm import build_norm
+from trimaran_attn.model.packed_linear import build_packed
 from trimaran_attn.registry import Registry, Site
 
 FORMS: tuple[MlaForm, ...] = ("auto", "naive", "absorbed")
@@ -38,7 +40,8 @@ def register_modules(
         registry: to be filled.
         experts: gives each layer its way to the routed experts.
         pool: threads of the quantised matrices.
-        linears: default of the matrices, "quantised" (CPU), "gpu" (quantised too) or "dense".
+        linears: default of the matrices: "packed" (CPU, int8 activations), "quantised" (CPU, float32
+            activations), "dense", or "gpu": quantised too, and attention has the GPU's kernels with it.
         mla: default of the attention.
         native: whether modules in float32 on the CPU use the kernels for everything, or torch, the reference,
             for all but quantised matrices.
@@ -50,12 +53,13 @@ def register_modules(
     registry.register(NORM, "rms", partial(build_norm, pool=threads))
     for kind in (LINEAR, HEAD):
         registry.register(kind, "quantised", _quantised(pool), default=linears == "quantised")
+        registry.register(kind, "packed", partial(build_packed, pool=pool), default=linears == "packed")
         registry.register(kind, "dense", build_dense, default=linears == "dense")
         registry.register(kind, "gpu", _build_on_gpu, default=linears == "gpu")
+    gpu = _gpu_attention if linears == "gpu" else None
     for form in FORMS:
-        registry.register(
-            ATTENTION, form, partial(build_attention, form=form, native=kernels), default=form == mla
-        )
+        build = partial(build_attention, form=form, native=kernels, gpu=gpu)
+        registry.register(ATTENTION, form, build, default=form == mla)
     registry.register(MLP, "swiglu", build_mlp)
     registry.register(MOE, "moe", build_moe)
     registry.register(GATE, "topk", partial(build_gate, pool=threads))
@@ -78,3 +82,9 @@ def _build_on_gpu(site: Site) -> Linear:
     from trimaran_attn.model.gpu_linear import build_gpu_linear  # noqa: PLC0415 Triton only where it is used
 
     return build_gpu_linear(site)
+
+
+def _gpu_attention(spec: ModelSpec) -> type[LatentAttention]:
+    from trimaran_attn.model.gpu_attention import GpuLatentAttention, fits_kernels  # noqa: PLC0415 as above
+
+    return GpuLatentAttention if fits_kernels(spec) else LatentAttention

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from trimaran.timeline import Tracer
 
 from trimaran_attn.kv_cache import LatentCache
 from trimaran_attn.model.batch import Batch, Segment
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,14 @@ class Step:
     cache: LatentCache
     tracer: Tracer
     _ragged: dict[Hashable, Ragged] = field(default_factory=dict)
+    _shared: dict[Hashable, Any] = field(default_factory=dict)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returns, made by the first layer that asks and shared by the others."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        made: T = self._shared[key]
+        return made
 
     def ragged(self, form: Hashable, absorbs: Callable[[Segment], bool]) -> Ragged:
         """The batch for the native kernels, made once for each form of the attention.

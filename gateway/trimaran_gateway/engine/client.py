@@ -74,13 +74,17 @@ class EngineClient:
 
     async def close(self) -> None:
         """Abort what runs and disconnect."""
-        for stream in list(self._streams.values()):
-            await self._abort(stream)
-        self._fail_all(PeerError("the gateway is shutting down"))
+        await self.give_up("the gateway is shutting down")
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._channel.close()
+
+    async def give_up(self, reason: str) -> None:
+        """Abort what runs: each request fails with `reason`."""
+        for stream in list(self._streams.values()):
+            await self._abort(stream)
+        self._fail_all(PeerError(reason))
 
     @property
     def is_ready(self) -> bool:

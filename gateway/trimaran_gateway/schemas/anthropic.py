@@ -77,6 +77,12 @@ class Thinking(Body):
     budget_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
+class Metadata(Body):
+    """Whose request it is, for the books."""
+
+    user_id: str | None = None
+
+
 class CountTokensRequest(Body):
     """`POST /v1/messages/count_tokens`, and the part of a message request that makes the prompt."""
 
@@ -168,6 +174,8 @@ class MessagesRequest(CountTokensRequest):
     top_p: Probability | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     stream: bool = False
+    metadata: Metadata | None = None
+    service_tier: Literal["auto", "standard_only"] | None = None
 
     def prompt(self) -> ChatPromptRequest:
         """The prompt that this body asks for.

@@ -43,8 +43,8 @@ class Body(BaseModel):
     refused: ClassVar[Mapping[str, str]] = {}
     harmless: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
-    def refuse_unsupported(self) -> None:
-        """Fail for the first field that cannot be honoured.
+    def refuse_unsupported(self, where: str = "") -> None:
+        """Fail for the first field that cannot be honoured; `where` is what comes before its name.
 
         Raises:
             ApiError: 400, naming the field.
@@ -52,7 +52,17 @@ class Body(BaseModel):
         for name, value in (self.model_extra or {}).items():
             why = self.refused.get(name)
             if why is not None and value is not None and value not in self.harmless.get(name, ()):
-                raise unsupported(name, why)
+                raise unsupported(where + name, why)
+
+
+class Labels(BaseModel):
+    """What OpenAI's clients say about a request for the books: it changes no answer."""
+
+    metadata: dict[str, Any] | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    service_tier: str | None = None
 
 
 NO_GRAMMAR = "give the form of the answer as response_format"

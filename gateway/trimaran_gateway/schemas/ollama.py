@@ -56,7 +56,7 @@ class Options(Body):
         Raises:
             ApiError: 400, for what this server cannot do.
         """
-        self.refuse_unsupported()
+        self.refuse_unsupported("options.")
         if self.num_ctx is not None and self.num_ctx > context_length:
             raise bad_request(
                 f"options.num_ctx {self.num_ctx} is more than the context here, {context_length} tokens",

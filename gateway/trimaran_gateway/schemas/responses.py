@@ -12,7 +12,7 @@ from trimaran_gateway.chat.grammar import JsonForm
 from trimaran_gateway.chat.prompt import ChatPromptRequest
 from trimaran_gateway.chat.template import Message
 from trimaran_gateway.errors import bad_request, unsupported
-from trimaran_gateway.schemas.base import Body
+from trimaran_gateway.schemas.base import Body, Labels
 from trimaran_gateway.schemas.messages import (
     ContentPart,
     FunctionDefinition,
@@ -26,6 +26,7 @@ from trimaran_gateway.schemas.messages import (
     template_tools,
 )
 from trimaran_gateway.schemas.openai import ReasoningEffort
+from trimaran_gateway.schemas.sampling import StreamOptions, check_stream_options
 
 NOT_STORED = "answers are not stored: send the whole conversation as input"
 
@@ -95,7 +96,7 @@ class TextOptions(Body):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
-class ResponsesRequest(Body):
+class ResponsesRequest(Labels, Body):
     """`POST /v1/responses`."""
 
     model: str | None = None
@@ -110,9 +111,9 @@ class ResponsesRequest(Body):
     reasoning: ReasoningOptions | None = None
     text: TextOptions | None = None
     stream: bool = False
+    stream_options: StreamOptions | None = None
     include: list[str] | None = None
     metadata: dict[str, str] | None = None
-    user: str | None = None
 
     refused: ClassVar[Mapping[str, str]] = {
         "previous_response_id": NOT_STORED,
@@ -138,6 +139,7 @@ class ResponsesRequest(Body):
             ApiError: 400, naming the field.
         """
         self.refuse_unsupported()
+        check_stream_options(self.stream_options, stream=self.stream)
         if "message.output_text.logprobs" in (self.include or ()):
             raise unsupported("include", "for log probabilities use /v1/chat/completions")
         if self.text is not None and self.text.verbosity not in (None, "medium"):

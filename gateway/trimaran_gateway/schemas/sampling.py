@@ -8,8 +8,16 @@ from typing import Annotated, TypeVar
 from pydantic import Field
 from trimaran.wire import SamplingParams
 
-from trimaran_gateway.errors import bad_request
-from trimaran_gateway.schemas.base import Body, LogitBias, Probability, Seed, StopString, StopStrings
+from trimaran_gateway.errors import bad_request, unsupported
+from trimaran_gateway.schemas.base import (
+    Body,
+    Labels,
+    LogitBias,
+    Probability,
+    Seed,
+    StopString,
+    StopStrings,
+)
 
 T = TypeVar("T")
 MAX_ALTERNATIVES = 20
@@ -21,9 +29,24 @@ class StreamOptions(Body):
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
+    include_obfuscation: bool = False
 
 
-class SamplingBody(Body):
+def check_stream_options(options: StreamOptions | None, *, stream: bool) -> None:
+    """Refuse options without a stream, and the one that cannot be honoured.
+
+    Raises:
+        ApiError: 400, naming the field.
+    """
+    if options is None:
+        return
+    if not stream:
+        raise bad_request("stream_options needs stream: true", param="stream_options")
+    if options.include_obfuscation:
+        raise unsupported("stream_options.include_obfuscation", "chunks are not padded")
+
+
+class SamplingBody(Labels, Body):
     """Fields with OpenAI's names and defaults, and vLLM's names for what OpenAI lacks."""
 
     model: str | None = None
@@ -46,7 +69,6 @@ class SamplingBody(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     priority: Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)] = 0
-    user: str | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -60,8 +82,7 @@ class SamplingBody(Body):
             ApiError: 400, naming the field.
         """
         self.refuse_unsupported()
-        if self.stream_options is not None and not self.stream:
-            raise bad_request("stream_options needs stream: true", param="stream_options")
+        check_stream_options(self.stream_options, stream=bool(self.stream))
         if self.prompt_logprobs is not None and self.stream:
             raise bad_request("prompt_logprobs does not go with stream: true", param="prompt_logprobs")
 

@@ -92,8 +92,26 @@ void call_linear(ThreadPool& pool, int type, nb::handle raw_object, nb::handle x
   matrix.packed = packed;
   const Selection selection = select_isa(isa);
   const nb::gil_scoped_release unlocked;
-  linear(pool, *selection.primitives, matrix, out.shape[1], x.shape[1], static_cast<const float*>(x.data),
-         x.shape[0], static_cast<float*>(out.data));
+  Linear(pool, *selection.primitives, matrix, out.shape[1], x.shape[1])
+      .multiply(static_cast<const float*>(x.data), x.shape[0], static_cast<float*>(out.data));
+}
+
+void make_linear(Linear* self, ThreadPool& pool, int type, nb::handle raw_object, int64_t rows,
+                 int64_t columns, const std::string& isa, bool packed) {
+  Matrix matrix = matrix_from(type, view_array(raw_object, "raw", {Element::u8}, 1), "ggml_type");
+  matrix.packed = packed;
+  new (self) Linear(pool, *select_isa(isa).primitives, matrix, rows, columns);
+}
+
+void multiply(Linear& self, nb::handle x_object, nb::handle out_object) {
+  const ArrayView x = view_array(x_object, "x", {Element::f32}, 2);
+  const ArrayView out = view_array(out_object, "out", {Element::f32}, 2, true);
+  check_length(x, "x", 1, self.columns());
+  check_length(out, "out", 0, x.shape[0]);
+  check_length(out, "out", 1, self.rows());
+  if (x.shape[0] > INT32_MAX) throw KernelError("x: too many rows");
+  const nb::gil_scoped_release unlocked;
+  self.multiply(static_cast<const float*>(x.data), x.shape[0], static_cast<float*>(out.data));
 }
 
 uint64_t call_read_memory(ThreadPool& pool, nb::handle raw_object) {
@@ -172,6 +190,18 @@ void bind_pool(nb::module_& m) {
       .def_prop_ro("cpus", &ThreadPool::cpus);
 }
 
+void bind_linear(nb::module_& m) {
+  m.def("linear", &call_linear, nb::arg("pool"), nb::arg("ggml_type"), nb::arg("raw"), nb::arg("x"),
+        nb::arg("out"), nb::arg("isa") = "auto", nb::arg("packed") = false);
+  nb::class_<Linear>(m, "Linear")
+      .def("__init__", &make_linear, nb::arg("pool"), nb::arg("ggml_type"), nb::arg("raw"), nb::arg("rows"),
+           nb::arg("columns"), nb::arg("isa") = "auto", nb::arg("packed") = false, nb::keep_alive<1, 2>(),
+           nb::keep_alive<1, 4>())
+      .def("__call__", &multiply, nb::arg("x"), nb::arg("out"))
+      .def_prop_ro("rows", &Linear::rows)
+      .def_prop_ro("columns", &Linear::columns);
+}
+
 void bind_engine(nb::module_& m) {
   nb::class_<ExpertEngine>(m, "ExpertEngine")
       .def("__init__", &make_engine, nb::arg("pool"), nb::arg("hidden"), nb::arg("intermediate"),
@@ -202,8 +232,7 @@ void bind_core(nanobind::module_& m) {
   bind_pool(m);
   m.def("dequantize", &dequantize, nb::arg("ggml_type"), nb::arg("raw"), nb::arg("n"),
         nb::arg("isa") = "auto");
-  m.def("linear", &call_linear, nb::arg("pool"), nb::arg("ggml_type"), nb::arg("raw"), nb::arg("x"),
-        nb::arg("out"), nb::arg("isa") = "auto", nb::arg("packed") = false);
+  bind_linear(m);
   m.def("packed_bytes", &count_packed_bytes, nb::arg("ggml_type"), nb::arg("rows"), nb::arg("columns"));
   m.def("pack", &call_pack, nb::arg("pool"), nb::arg("ggml_type"), nb::arg("raw"), nb::arg("rows"),
         nb::arg("columns"), nb::arg("out"));

@@ -2,49 +2,41 @@
 
 #include <algorithm>
 
-#include "runtime/padded_rows.h"
-#include "runtime/quantized_rows.h"
-#include "runtime/weights.h"
+#include "runtime/buffers.h"
 
 namespace trimaran {
-namespace {
 
-// One call's vectors, in the form that the weights read.
-class Inputs {
- public:
-  Inputs(ThreadPool& pool, const Primitives& primitives, const Weights& weights, int64_t columns,
-         const float* x, int64_t n) {
-    floats_.set(pool, x, DType::f32, n, columns);
-    if (!weights.packed()) return;
-    codes_.set(pool, primitives, floats_.rows(), n, columns);
-    for (int64_t i = 0; i < n; ++i) views_.push_back(codes_.vector(i));
-  }
+Linear::Linear(ThreadPool& pool, const Primitives& primitives, const Matrix& matrix, int64_t rows,
+               int64_t columns)
+    : pool_(pool), primitives_(primitives), weights_(matrix, 1, rows, columns, "raw"), columns_(columns) {}
 
-  Vectors vectors() const { return {floats_.rows(), views_.data()}; }
+void Linear::multiply(const float* x, int64_t n, float* out) {
+  if (n == 0) return;
+  const std::lock_guard<std::mutex> lock(callers_);
+  const Vectors vectors = prepare(x, n);
+  pool_.parallel_for(weights_.tiles(), [&](int64_t tile, int) { multiply_tile(tile, vectors, n, out); });
+}
 
- private:
-  PaddedRows floats_;
-  QuantizedRows codes_;
-  std::vector<QuantizedVector> views_;
-};
+// The vectors in the form that the weights read.
+Vectors Linear::prepare(const float* x, int64_t n) {
+  floats_.set(pool_, x, DType::f32, n, columns_);
+  if (!weights_.packed()) return {floats_.rows(), nullptr};
+  codes_.set(pool_, primitives_, floats_.rows(), n, columns_);
+  ensure_size(views_, static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) views_[static_cast<size_t>(i)] = codes_.vector(i);
+  return {nullptr, views_.data()};
+}
 
-}  // namespace
-
-void linear(ThreadPool& pool, const Primitives& primitives, const Matrix& matrix, int64_t rows,
-            int64_t columns, const float* x, int64_t n, float* out) {
-  const Weights weights(matrix, 1, rows, columns, "raw");
-  const Inputs inputs(pool, primitives, weights, columns, x, n);
-  pool.parallel_for(n == 0 ? 0 : weights.tiles(), [&](int64_t tile, int) {
-    const int count = weights.tile_rows(tile);
-    float block[kTileTokens * kTileRows];
-    for (int64_t first = 0; first < n; first += kTileTokens) {
-      const int tokens = static_cast<int>(std::min<int64_t>(kTileTokens, n - first));
-      weights.multiply(primitives, 0, tile, inputs.vectors().from(first), tokens, block);
-      for (int t = 0; t < tokens; ++t) {
-        std::copy_n(block + t * kTileRows, count, out + (first + t) * rows + tile * kTileRows);
-      }
+void Linear::multiply_tile(int64_t tile, const Vectors& x, int64_t n, float* out) const {
+  const int count = weights_.tile_rows(tile);
+  alignas(64) float block[kTileTokens * kTileRows];
+  for (int64_t first = 0; first < n; first += kTileTokens) {
+    const int tokens = static_cast<int>(std::min<int64_t>(kTileTokens, n - first));
+    weights_.multiply(primitives_, 0, tile, x.from(first), tokens, block);
+    for (int t = 0; t < tokens; ++t) {
+      std::copy_n(block + t * kTileRows, count, out + (first + t) * rows() + tile * kTileRows);
     }
-  });
+  }
 }
 
 }  // namespace trimaran

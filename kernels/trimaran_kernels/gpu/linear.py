@@ -28,13 +28,13 @@ def quant_linear(x: Tensor, matrix: QuantMatrix) -> Tensor:
     x = x.contiguous()
     if len(x) == 1:
         return gemv(x, matrix)
-    return gemm(x, matrix) if len(x) <= TILED_TOKENS else _expanded(x, matrix)
+    return gemm(x, matrix) if 0 < len(x) <= TILED_TOKENS else _expanded(x, matrix)
 
 
 def quant_swiglu(x: Tensor, gate: QuantMatrix, up: QuantMatrix) -> Tensor:
     """x: [T, K] → silu(x·Wgateᵀ) × (x·Wupᵀ) [T, N] in x's type; fused if both [N, K] have one type."""
     x = x.contiguous()
-    if gate.layout != up.layout or len(x) > TILED_TOKENS:
+    if gate.layout != up.layout or not 0 < len(x) <= TILED_TOKENS:
         return silu(quant_linear(x, gate)).mul_(quant_linear(x, up))
     return gemv(x, gate, up) if len(x) == 1 else gemm(x, gate, up)
 
@@ -43,7 +43,7 @@ def _expanded(x: Tensor, matrix: QuantMatrix) -> Tensor:
     n_rows, width = matrix.shape
     step = max(1, EXPANDED_BYTES // (width * x.element_size()))
     out = torch.empty(len(x), n_rows, dtype=x.dtype, device=x.device)
-    for start in range(0, n_rows, step):
+    for start in range(0, n_rows if len(x) else 0, step):
         rows = slice(start, min(start + step, n_rows))
         out[:, rows] = x @ expand_rows(matrix, rows, x.dtype).T
     return out

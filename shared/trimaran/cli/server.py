@@ -23,9 +23,9 @@ from trimaran.cli.signals import STOPPING, SignalInbox
 from trimaran.config import Config
 from trimaran.config_loader import dump_config, option_environment
 from trimaran.errors import ConfigError, PeerError, TrimaranError
+from trimaran.lifecycle import STOP_MARGIN_S
 from trimaran.model_path import resolve_model
 
-STOP_GRACE_S = 20.0  # the gateway lets running answers finish
 _POLL_S = 0.2
 _IDLE_POLL_S = 60.0
 
@@ -110,10 +110,14 @@ class Server:
             self._start_due()
 
     def stop(self, inbox: SignalInbox) -> None:
-        """Stops the services, gateway first; a further stop signal, or `STOP_GRACE_S`, ends the patience."""
+        """Stops the services, gateway first, which lets running answers finish for `gateway.drain_s`.
+
+        A further stop signal ends the patience.
+        """
+        grace_s = self.config.gateway.drain_s + STOP_MARGIN_S
         for child in reversed(self._children.values()):
             child.terminate()
-            deadline = time.monotonic() + STOP_GRACE_S
+            deadline = time.monotonic() + grace_s
             while child.poll() is None:
                 left = deadline - time.monotonic()
                 if left <= 0 or any(number in STOPPING for number in inbox.wait(min(left, _POLL_S))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 from collections.abc import Mapping
@@ -109,6 +110,18 @@ class GGUFFile:
                 return os.pread(file.fileno(), max(0, min(size, info.nbytes - start)), info.offset + start)
         except OSError as error:
             raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from error
+
+    def forget(self, name: str) -> None:
+        """Give the memory back that a tensor's bytes take, once a copy exists; views of them stay good."""
+        info = self.tensor(name)
+        part = self._parts[info.part]
+        start = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages, that no other tensor shares
+        size = (info.offset + info.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
+        if size <= 0:
+            return
+        part.data.madvise(mmap.MADV_DONTNEED, start, size)
+        with suppress(OSError), part.path.open("rb") as file:  # only a hint
+            os.posix_fadvise(file.fileno(), start, size, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         """Unmap the files; one that a view still uses stays mapped until the last view is gone."""

@@ -212,6 +212,8 @@ def test_count_tokens(stack: Any) -> None:
         ({"tool_choice": {"type": "tool", "name": "x"}}, "tool_choice"),
         ({"mcp_servers": [{}]}, "mcp_servers"),
         ({"context_management": {"edits": []}}, "context_management"),
+        ({"metadata": {"user_id": 5}}, "metadata.user_id"),
+        ({"service_tier": "fast"}, "service_tier"),
         ({"output_config": {"effort": "huge"}}, "output_config.effort"),
         ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "less than max_tokens 2000"),
         ({"thinking": {"type": "adaptive", "budget_tokens": 1024}}, "thinking.budget_tokens"),

@@ -147,6 +147,33 @@ def test_health_while_loading(make_stack: Any, wait_for: Any) -> None:
         assert "loading" in response.json()["error"]["message"]
 
 
+def test_a_stream_that_outlasts_the_drain_ends_with_an_error_event(
+    make_stack: Any, wait_for: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with make_stack(drain_s=0.3) as stack:
+        stack.engine.say("</think>" + "hello world " * 500, delay_s=0.05)
+        lines: list[str] = []
+
+        def read() -> None:
+            body = {**CHAT, "stream": True}
+            with httpx.stream("POST", stack.url + "/v1/chat/completions", json=body) as answer:
+                lines.extend(filter(None, answer.iter_lines()))
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        wait_for(lambda: bool(lines))
+        stack.stop.request()
+        reader.join(20)
+        assert not reader.is_alive()
+        assert json.loads(lines[-1].removeprefix("data: "))["error"] == {
+            "message": "the server is shutting down",
+            "type": "service_unavailable",
+            "param": None,
+            "code": "engine_unavailable",
+        }
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_drain_lets_streams_finish(make_stack: Any, wait_for: Any) -> None:
     with make_stack() as stack:
         stack.engine.say("</think>hello world, hello", delay_s=0.05)

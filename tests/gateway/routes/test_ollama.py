@@ -150,7 +150,7 @@ def test_empty_requests_load_and_unload(stack: Any) -> None:
     [
         ("/api/chat", {"format": "yaml"}, "format"),
         ("/api/chat", {"options": {"temperature": "hot"}}, "options.temperature"),
-        ("/api/chat", {"options": {"mirostat": 2}}, "mirostat"),
+        ("/api/chat", {"options": {"mirostat": 2}}, "options.mirostat"),
         ("/api/chat", {"options": {"num_ctx": 10**6}}, "options.num_ctx"),
         ("/api/chat", {"options": {"num_predict": 0}}, "options.num_predict"),
         ("/api/chat", {"options": {"repeat_penalty": 3e-38}}, "options.repeat_penalty"),

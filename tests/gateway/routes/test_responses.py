@@ -133,6 +133,8 @@ def test_reasoning_effort_none(stack: Any, client: openai.OpenAI) -> None:
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
         ({"input": []}, "input"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"stream_options": {"include_obfuscation": False}}, "stream_options"),
+        ({"safety_identifier": 5}, "safety_identifier"),
     ],
 )
 def test_refusals(stack: Any, client: openai.OpenAI, change: dict[str, Any], param: str) -> None:

@@ -107,6 +107,12 @@ def test_expanded_rows_are_the_weights(native, make_matrix):
     torch.testing.assert_close(got, expand_reference(matrix)[3:10], rtol=1e-6, atol=1e-7)
 
 
+def test_no_tokens(make_matrix):
+    matrix = make_matrix(GGMLType.Q8_0, 20, 64)
+    assert quant_linear(tokens(0, 64), matrix).shape == (0, 20)
+    assert quant_swiglu(tokens(0, 64), matrix, matrix).shape == (0, 20)
+
+
 def test_a_token_does_not_disturb_its_neighbours(make_matrix):
     matrix = make_matrix(GGMLType.Q4_K, 20, 512)
     x = tokens(3, 512)

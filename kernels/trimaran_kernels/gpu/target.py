@@ -1,0 +1,16 @@
+"""What differs between GPUs, as far as block sizes depend on it."""
+
+from __future__ import annotations
+
+import triton
+from triton.runtime.driver import driver
+
+_LARGE = (90, 100, 103)
+
+
+def has_large_shared_memory() -> bool:
+    """227 KiB for a program, as in Hopper and its successors for data centres; others have 99 or more.
+
+    True in the interpreter, where it does not matter.
+    """
+    return bool(triton.knobs.runtime.interpret) or driver.active.get_current_target().arch in _LARGE
