@@ -54,10 +54,9 @@ def cli_page() -> str:
     lines = ["# Command line", "", _NOTE]
     commands: dict[str, Any] = typer.main.get_command(make_app()).commands  # type: ignore[attr-defined]
     for name, command in commands.items():
-        lines += ["", f"## trimaran {name}", "", *_help_text(command.callback)]
-        rows = [row for parameter in command.params if (row := _parameter_row(parameter)) is not None]
-        if rows:
-            lines += ["", "| option | what it does |", "|---|---|", *rows]
+        lines += _command_section(name, command)
+        for below, subcommand in getattr(command, "commands", {}).items():
+            lines += _command_section(f"{name} {below}", subcommand)
     lines += [
         "",
         "## Exit codes",
@@ -67,6 +66,12 @@ def cli_page() -> str:
         *(f"| {code} | {meaning} |" for code, meaning in _exit_codes()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _command_section(name: str, command: Any) -> list[str]:
+    lines = ["", f"## trimaran {name}", "", *_help_text(command.callback)]
+    rows = [row for parameter in command.params if (row := _parameter_row(parameter)) is not None]
+    return [*lines, "", "| option | what it does |", "|---|---|", *rows] if rows else lines
 
 
 def _title(section: str) -> str:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 from trimaran.config import Config
 from trimaran.config_loader import load_config, parse_assignments
 from trimaran.lifecycle import run_guarded
+from trimaran.telemetry import configure_logging
+from trimaran.units import parse_bytes
 
 from trimaran_experts import segments
+from trimaran_experts.record import record, show_stats
+from trimaran_experts.replay import replay
 
 
 def is_command(argv: Sequence[str]) -> bool:
     """Whether the arguments ask for something other than the service."""
-    return bool(argv) and argv[0] in ("list", "purge")
+    return bool(argv) and argv[0] in ("list", "purge", "record", "replay", "stats")
 
 
 def run_command(argv: Sequence[str]) -> int:
@@ -26,18 +31,45 @@ def run_command(argv: Sequence[str]) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, parse_assignments(arguments.set))
-    work: Callable[[Config], None] = arguments.work
-    work(config)
+    configure_logging("experts", "warning", config.log_format)
+    work: Callable[[Config, argparse.Namespace], None] = arguments.work
+    work(config, arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="trimaran experts")
     commands = parser.add_subparsers(required=True)
-    for name, work in (("list", segments.show), ("purge", segments.remove)):
+    workers = {"list": _list, "purge": _purge, "record": _record, "replay": _replay, "stats": _stats}
+    for name, work in workers.items():
         command = commands.add_parser(name)
         command.set_defaults(work=work)
         _add_common(command)
+        if name in ("record", "replay"):
+            command.add_argument("file", type=Path)
+        if name == "record":
+            command.add_argument("--limit", default="1GiB")
+            command.add_argument("--seconds", type=float, default=60.0)
     return parser
+
+
+def _list(config: Config, _arguments: argparse.Namespace) -> None:
+    segments.show(config)
+
+
+def _purge(config: Config, _arguments: argparse.Namespace) -> None:
+    segments.remove(config)
+
+
+def _record(config: Config, arguments: argparse.Namespace) -> None:
+    record(config, arguments.file, parse_bytes(arguments.limit), arguments.seconds)
+
+
+def _replay(config: Config, arguments: argparse.Namespace) -> None:
+    replay(config, arguments.file)
+
+
+def _stats(config: Config, _arguments: argparse.Namespace) -> None:
+    show_stats(config)
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:

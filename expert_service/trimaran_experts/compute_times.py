@@ -24,5 +24,11 @@ def compute_times(gate_counters: Mapping[str, int]) -> dict[str, float]:
     return {**buckets, f"{_NAME}_sum": gate_counters["busy_ns"] / _NS}
 
 
+def time_bounds(gate_counters: Mapping[str, int]) -> list[int]:
+    """Upper bounds of the histogram's buckets in nanoseconds, without the last one, which has none."""
+    names = (name for name in gate_counters if name.startswith(_GATE_PREFIX))
+    return [int(bound) for name in names if (bound := name.removeprefix(_GATE_PREFIX)) != "inf"]
+
+
 def _le(bound: float) -> str:
     return "+Inf" if bound == float("inf") else f"{bound:g}"

@@ -55,7 +55,7 @@ def place(config: ExpertsConfig, n_experts: int, n_columns: int, cpus: Sequence[
     experts = _range("experts.experts", config.experts, n_experts, "experts")
     columns = _range("experts.columns", config.columns, n_columns, "intermediate columns")
     return Placement(
-        _shard_name(config),
+        shard_name(config),
         experts[0],
         experts[1] - experts[0],
         columns[0],
@@ -64,7 +64,8 @@ def place(config: ExpertsConfig, n_experts: int, n_columns: int, cpus: Sequence[
     )
 
 
-def _shard_name(config: ExpertsConfig) -> str:
+def shard_name(config: ExpertsConfig) -> str:
+    """The name of the shard with these ranges."""
     parts = [] if config.experts == "all" else [config.experts]
     if config.columns != "all":
         parts.append(f"c{config.columns}")

@@ -26,6 +26,8 @@ from trimaran.wire import (
     Hello,
     Loading,
     Ready,
+    Record,
+    Recorded,
     Refused,
     Status,
     Submit,
@@ -34,11 +36,12 @@ from trimaran.wire import (
 
 from trimaran_experts.call_runner import CallRunner, FinishedCall, guarded
 from trimaran_experts.clients import Clients, ModelFacts
-from trimaran_experts.compute_times import compute_times
+from trimaran_experts.compute_times import compute_times, time_bounds
 from trimaran_experts.engine import ShardEngine
 from trimaran_experts.loading import LoadingThread
 from trimaran_experts.placement import Placement
 from trimaran_experts.routing import load_imbalance, own_tokens
+from trimaran_experts.tap import Tap
 
 ControlServer = Server[EngineToExperts, ExpertsToEngine]
 QUICK_TOKENS = 4
@@ -61,6 +64,7 @@ class ExpertService:
         self._engine: ShardEngine | None = None
         self._clients = Clients(facts)
         self._runner = CallRunner()
+        self._tap = Tap(facts.fingerprint)
         self._next_beat = 0.0
         self._malformed = 0
 
@@ -96,6 +100,8 @@ class ExpertService:
                 "expert_calls_total": float(counters.get("calls", 0)),
                 "expert_failures_total": float(counters.get("failures", 0)),
                 "expert_tokens_total": float(counters.get("tokens", 0)),
+                "expert_engine_calls_total": float(counters.get("engine_calls", 0)),
+                "expert_merged_calls_total": float(counters.get("merged_calls", 0)),
                 "expert_bytes_read_total": float(counters.get("bytes_read", 0)),
                 "expert_compute_seconds_total": counters.get("busy_ns", 0) / 1e9,
                 "expert_malformed_messages_total": float(self._malformed),
@@ -111,6 +117,8 @@ class ExpertService:
                 "expert_load_imbalance_ratio": load_imbalance(routed, self._placement.experts),
             },
             expert_tokens=own_tokens(routed, self._placement.experts),
+            layer_times=self._engine.gate.latencies() if self._engine else {},
+            time_bounds_ns=time_bounds(counters),
         )
 
     def _trace(self, since_ns: int) -> ExpertTrace:
@@ -120,6 +128,13 @@ class ExpertService:
             for layer, tokens, start_ns, end_ns in calls
         ]
         return ExpertTrace(shard=self._placement.shard, spans=spans)
+
+    def _record(self, message: Record) -> Recorded:
+        if not self._server.endpoint.startswith("ipc://"):
+            return Recorded(error="recordings are made on the service's own host, by its ipc:// endpoint")
+        if self._engine is None:
+            return Recorded(error="weights are still being read")
+        return self._tap.handle(message, self._engine.gate)
 
     def _begin_serving(self, engine: ShardEngine) -> None:
         self._engine = engine
@@ -147,6 +162,8 @@ class ExpertService:
         peer, message = event.peer, event.message
         if isinstance(message, Hello):
             self._greet(peer, message)
+        elif isinstance(message, Record):
+            self._send(peer, self._record(message))
         elif isinstance(message, ExpertStatsRequest):
             self._send(peer, self.stats())
         elif isinstance(message, ExpertTraceRequest):

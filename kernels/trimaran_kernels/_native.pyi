@@ -222,8 +222,39 @@ class HopArena:
     def wait_done(self, slot: int, sequence: int, timeout_s: float) -> int | None:
         """The `wire.Status` code of request `sequence`, or None after `timeout_s`. Releases the GIL."""
 
+    def put(self, slot: int, x: Any, ids: Any, weights: Any) -> int:
+        """Write n tokens into a slot: x [n, hidden], ids int32 and weights float32 [n, top_k]; returns n.
+
+        x is float32, or of the arena's type; a bf16 arena rounds float32 to the nearest, ties to even.
+
+        Raises:
+            KernelError: no such slot, too many tokens, or an array of wrong dtype, shape or layout.
+        """
+
+    def submit(self, slot: int, sequence: int, layer: int, x: Any, ids: Any, weights: Any) -> None:
+        """`put`, then `ring`."""
+
+    def add(self, slot: int, y: Any) -> None:
+        """y [n, hidden] float32 += the slot's answers for its first n tokens."""
+
+    def wait_add(self, slot: int, sequence: int, timeout_s: float, y: Any) -> int | None:
+        """`wait_done`, then `add` if the status is OK. Releases the GIL."""
+
+class Recorder:
+    """A recording under way; it ends, and its file is whole, when nobody refers to it any more."""
+
+    @property
+    def calls(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def full(self) -> bool:
+        """Whether calls are left out because the file has its size, or cannot be written to."""
+
 class CallGate:
-    """The way into an engine for calls that a peer sent: checked, counted, one after another.
+    """The way into an engine for calls that peers sent: checked, counted, one engine call after another.
+
+    Calls that wait for the same layer share one engine call; what is wrong with one concerns no other.
 
     NOT_FINITE, BAD_LAYER, BAD_TOKEN_COUNT, BAD_EXPERT_ID and BAD_SLOT answer what is wrong with a call; y is
     untouched then. Any thread may call.
@@ -241,11 +272,25 @@ class CallGate:
         """
 
     def counters(self) -> dict[str, int]:
-        """calls, failures, tokens, busy_ns, bytes_read since the start, and calls now waiting.
+        """calls, failures, tokens, engine_calls, merged_calls, busy_ns, bytes_read since the start, and calls
+        now waiting.
 
-        ``busy_le_5000`` … ``busy_le_inf``: calls that took so many nanoseconds at most, and more than the
-        bound before.
+        ``busy_le_5000`` … ``busy_le_inf``: engine calls that took so many nanoseconds at most, and more than
+        the bound before.
         """
+
+    def latencies(self) -> dict[int, list[int]]:
+        """By layer, engine calls by duration: counts in the order of the ``busy_le`` counters."""
+
+    def record(self, path: str, max_bytes: int, fingerprint: str) -> Recorder:
+        """Write the calls from now on to a fresh file of this user alone, up to its size.
+
+        Raises:
+            KernelError: the file is there already or cannot be made.
+        """
+
+    def stop_recording(self) -> None:
+        """Write no more calls."""
 
     def calls_since(self, start_ns: int) -> list[tuple[int, int, int, int]]:
         """Layer, tokens, start and end of the last few thousand calls that ended since; times of

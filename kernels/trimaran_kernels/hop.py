@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from trimaran_kernels._native import ArenaWorker, CallGate, HopArena, arena_layout
+from trimaran_kernels._native import ArenaWorker, CallGate, HopArena, Recorder, arena_layout
 
-__all__ = ["ArenaWorker", "CallGate", "HopArena", "arena_layout"]
+__all__ = ["ArenaWorker", "CallGate", "HopArena", "Recorder", "arena_layout"]

@@ -266,7 +266,18 @@ class ExpertTraceRequest(Message, frozen=True, tag="trace?"):
     since_ns: int
 
 
-EngineToExperts = Hello | Submit | Drain | Heartbeat | ExpertStatsRequest | ExpertTraceRequest
+class Record(Message, frozen=True, tag="record"):
+    """Write layer calls to a file for replay, from now on; answered by `Recorded`, as are the other actions.
+
+    action: "start" (a fresh file at `path`, of up to `max_bytes`), "look" or "stop".
+    """
+
+    action: str
+    path: str = ""
+    max_bytes: int = 0
+
+
+EngineToExperts = Hello | Submit | Drain | Heartbeat | ExpertStatsRequest | ExpertTraceRequest | Record
 
 
 class Loading(Message, frozen=True, tag="loading"):
@@ -313,12 +324,15 @@ class ExpertStats(Message, frozen=True, tag="stats"):
     all below it, and ``name_sum``.
 
     expert_tokens: by layer, how many tokens were routed to each expert; 0 for other shards' experts.
+    layer_times: by layer, how many engine calls took up to each of `time_bounds_ns`, and longer.
     """
 
     shard: str
     counters: dict[str, float]
     gauges: dict[str, float] = {}
     expert_tokens: dict[int, list[int]] = {}
+    layer_times: dict[int, list[int]] = {}
+    time_bounds_ns: list[int] = []
 
 
 class ExpertTrace(Message, frozen=True, tag="trace"):
@@ -328,7 +342,16 @@ class ExpertTrace(Message, frozen=True, tag="trace"):
     spans: list[TraceSpan] = []
 
 
-ExpertsToEngine = Loading | Ready | Refused | Done | Heartbeat | ExpertStats | ExpertTrace
+class Recorded(Message, frozen=True, tag="recorded"):
+    """How a recording is; `error` is empty unless it could not be begun, `full` once calls are left out."""
+
+    calls: int = 0
+    nbytes: int = 0
+    full: bool = False
+    error: str = ""
+
+
+ExpertsToEngine = Loading | Ready | Refused | Done | Heartbeat | ExpertStats | ExpertTrace | Recorded
 
 
 class Status:

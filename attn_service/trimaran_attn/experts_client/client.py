@@ -21,7 +21,6 @@ from trimaran.run_dir import experts_endpoint
 from trimaran.telemetry import Log
 from trimaran.wire import Status
 
-from trimaran_attn.experts_client.bf16 import from_bf16, to_bf16
 from trimaran_attn.experts_client.coverage import check_coverage
 from trimaran_attn.experts_client.link import (
     Flight,
@@ -42,7 +41,7 @@ _SAY_EVERY_S = 3.0
 _log = Log(__name__)
 
 
-@dataclass
+@dataclass(slots=True)
 class Ticket:
     """A layer's computation under way.
 
@@ -109,6 +108,8 @@ class ExpertsClient:
         if config.notifier != "tcp":
             _try_arenas(self._dims, arena_directory(self._run_dir), len(endpoints))
         self._links = [ShardLink(endpoint, facts, options) for endpoint in endpoints]
+        self._received_bytes = self._dims.hidden_size * self._dims.element.itemsize  # of one token
+        self._sent_bytes = self._received_bytes + 8 * facts.top_k
         self._traffic = {link: Traffic() for link in self._links}
         self._stopped = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="experts-keeper", daemon=True)
@@ -146,7 +147,7 @@ class ExpertsClient:
             PeerError: a shard is away.
         """
         batch = self._batch(layer, x, ids, weights)
-        y = np.zeros((len(batch), self._dims.hidden_size), np.float32)
+        y = np.zeros(x.shape, np.float32)
         ticket = Ticket(batch, time.monotonic() + self._config.call_timeout_s, y)
         try:
             self._advance(ticket)
@@ -168,7 +169,8 @@ class ExpertsClient:
                 if not ticket.flights:
                     self._advance(ticket)
                 self._collect(ticket)
-                self._advance(ticket)
+                if not _is_sent(ticket):
+                    self._advance(ticket)
         except BaseException:
             _abandon(ticket)
             raise
@@ -261,22 +263,23 @@ class ExpertsClient:
             raise ValueError(f"shapes {x.shape}, {ids.shape}, {weights.shape} are not those of {n} tokens")
         if ids.dtype != np.int32 or weights.dtype != np.float32:
             raise ValueError(f"ids are {ids.dtype}, need int32; weights are {weights.dtype}, need float32")
-        if x.dtype == np.float32 and self._dims.dtype == "bf16":
-            x = to_bf16(x.astype(np.float32, copy=False))
-        if x.dtype != self._dims.element:
+        if x.dtype not in (self._dims.element, np.float32):
             raise ValueError(f"x is {x.dtype}, need {self._dims.element}")
+        if not (x.flags.c_contiguous and ids.flags.c_contiguous and weights.flags.c_contiguous):
+            ids, weights = np.ascontiguousarray(ids), np.ascontiguousarray(weights)
+            x = x.copy("C")
         return Batch(layer, x, ids, weights)
 
     def _advance(self, ticket: Ticket) -> None:
         """Submit as many of the ticket's tokens as every shard has slots for."""
         step = self._dims.max_tokens
         while not _is_sent(ticket) and all(link.free_slots() for link in self._links):
-            start = ticket.sent
-            part = ticket.batch.part(start, start + step)
+            start, stop = ticket.sent, min(ticket.sent + step, len(ticket.batch))
+            part, y = ticket.batch.part(start, stop), ticket.y[start:stop]
             for link in self._links:
-                ticket.flights.append((link, link.submit(part, start)))
-                self._traffic[link].sent += part.nbytes
-            ticket.sent, ticket.started = start + len(part), True
+                ticket.flights.append((link, link.submit(part, y)))
+                self._traffic[link].sent += self._sent_bytes * len(part)
+            ticket.sent, ticket.started = stop, True
 
     def _collect(self, ticket: Ticket) -> None:
         """Wait for the oldest call of the ticket and add its answer."""
@@ -285,10 +288,8 @@ class ExpertsClient:
         link, flight = ticket.flights[0]
         reply = link.wait(flight, ticket.deadline)
         ticket.flights.popleft()
-        if reply.status == Status.OK and reply.y is not None:
-            y = reply.y if reply.y.dtype == np.float32 else from_bf16(reply.y.astype(np.uint16, copy=False))
-            ticket.y[flight.start : flight.stop] += y
-            self._traffic[link].received += reply.y.nbytes
+        if reply.status == Status.OK:
+            self._traffic[link].received += self._received_bytes * len(flight.y)
         link.release(flight)
         if reply.status == Status.SHUTTING_DOWN:
             link.lose("is shutting down")

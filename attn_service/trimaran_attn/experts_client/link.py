@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import NamedTuple
 
 from trimaran.arena import ArenaDims
 from trimaran.channel import ChannelOptions, Client, Malformed
@@ -41,7 +42,7 @@ from trimaran.wire import (
 )
 
 from trimaran_attn.experts_client.coverage import Slice
-from trimaran_attn.experts_client.transports import Answer, Batch, Reply, Transport, make_transport
+from trimaran_attn.experts_client.transports import Answer, Batch, Reply, Sums, Transport, make_transport
 
 SLICE_S = 0.2  # how long a wait may go on before it looks whether the peer is still there
 RETRY_S = 0.5
@@ -104,22 +105,22 @@ class Session:
 
     def reap(self) -> None:
         """Take back the slots of abandoned calls that have finished since."""
+        if not self.abandoned:
+            return
         for slot, sequence in list(self.abandoned):
-            if self.transport.wait(slot, sequence, 0, 0) is not None:
+            if self.transport.is_done(slot, sequence):
                 self.abandoned.remove((slot, sequence))
                 self.free.append(slot)
 
 
-@dataclass(frozen=True)
-class Flight:
-    """A call on its way: tokens [start, stop) of a ticket."""
+class Flight(NamedTuple):
+    """A call on its way; its answer is added to `y`, a part of the ticket's."""
 
     session: Session
     slot: int
     sequence: int
     layer: int
-    start: int
-    stop: int
+    y: Sums
 
 
 class ShardLink:
@@ -158,8 +159,8 @@ class ShardLink:
             session.reap()
             return len(session.free)
 
-    def submit(self, batch: Batch, start: int) -> Flight:
-        """Start a call; there must be a free slot. `start` is where its tokens belong in the ticket.
+    def submit(self, batch: Batch, y: Sums) -> Flight:
+        """Start a call; there must be a free slot. `y` is what its answer will be added to.
 
         Raises:
             PeerError: the shard is not ready.
@@ -168,21 +169,20 @@ class ShardLink:
             session = self._require_session()
             slot = session.free.pop()
             self._sequence = self._sequence % _MAX_SEQUENCE + 1  # never 0, which fresh slots hold
-            flight = Flight(session, slot, self._sequence, batch.layer, start, start + len(batch))
+            flight = Flight(session, slot, self._sequence, batch.layer, y)
             session.transport.submit(slot, flight.sequence, batch)
             return flight
 
     def wait(self, flight: Flight, deadline: float) -> Reply:
-        """The call's reply; `release` its slot once y is read.
+        """The call's reply, its answer added to y; `release` its slot then.
 
         Raises:
             PeerError: the shard went away, or did not answer before `deadline` (of time.monotonic).
         """
-        n_tokens = flight.stop - flight.start
         while flight.session is self._session:
             left = deadline - time.monotonic()
             timeout_s = min(SLICE_S, max(0.0, left))
-            reply = flight.session.transport.wait(flight.slot, flight.sequence, n_tokens, timeout_s)
+            reply = flight.session.transport.wait(flight.slot, flight.sequence, flight.y, timeout_s)
             if reply is not None:
                 return reply
             if left <= 0:

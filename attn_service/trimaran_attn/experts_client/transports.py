@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,14 @@ from trimaran.config import Notifier
 from trimaran.wire import Done, Status, Submit
 from trimaran_kernels.hop import HopArena
 
+from trimaran_attn.experts_client.bf16 import from_bf16, to_bf16
+
 Vectors = NDArray[np.float32] | NDArray[np.uint16]
+Sums = NDArray[np.float32]
+"""float32 [n, hidden], what the shards' answers are added to."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Tokens of one layer: x [n, hidden] float32 or bf16 bits, ids int32 and weights float32 [n, top_k]."""
 
@@ -37,24 +41,19 @@ class Batch:
     def __len__(self) -> int:
         return len(self.x)
 
-    @property
-    def nbytes(self) -> int:
-        """Size of the tensors."""
-        return self.x.nbytes + self.ids.nbytes + self.weights.nbytes
-
     def part(self, start: int, stop: int) -> Batch:
         """Tokens [start, stop)."""
+        if stop - start == len(self):
+            return self
         rows = slice(start, stop)
         return Batch(self.layer, self.x[rows], self.ids[rows], self.weights[rows])
 
 
-@dataclass(frozen=True)
-class Reply:
-    """A finished call: a `Status` code, the peer's words about it, and y [n, hidden] if it is OK."""
+class Reply(NamedTuple):
+    """A finished call: a `Status` code, and the peer's words about it."""
 
     status: int
     message: str = ""
-    y: Vectors | None = None
 
 
 Answer = tuple[Done, tuple[memoryview, ...]]
@@ -85,13 +84,20 @@ class Transport(Protocol):
         """Start a call in a free slot."""
         ...
 
-    def wait(self, slot: int, sequence: int, n_tokens: int, timeout_s: float) -> Reply | None:
-        """Its reply, or None after `timeout_s`. The reply's y is good until the slot is used again."""
+    def wait(self, slot: int, sequence: int, y: Sums, timeout_s: float) -> Reply | None:
+        """Its reply, or None after `timeout_s`; if it is OK, the answer has been added to `y`."""
+        ...
+
+    def is_done(self, slot: int, sequence: int) -> bool:
+        """Whether the call has ended, for slots whose answer nobody wants any more."""
         ...
 
     def close(self) -> None:
         """Give the memory back."""
         ...
+
+
+_DONE = Reply(Status.OK)
 
 
 def make_transport(notifier: Notifier, dims: ArenaDims, run_dir: Path, mail: Mail) -> Transport:
@@ -103,16 +109,16 @@ def make_transport(notifier: Notifier, dims: ArenaDims, run_dir: Path, mail: Mai
     if notifier == "tcp":
         return FrameTransport(dims, mail)
     arena = Arena(dims, arena_directory(run_dir))
-    return DoorbellTransport(arena) if notifier == "doorbell" else ArenaTransport(arena, mail)
+    return DoorbellTransport(arena) if notifier == "doorbell" else MessageTransport(arena, mail)
 
 
-class DoorbellTransport:
-    """The shard's native worker watches the arena."""
+class ArenaTransport:
+    """Tensors in an arena: what the doorbell and the messages share."""
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
         try:
-            self._bell = HopArena(str(arena.path))
+            self._memory = HopArena(str(arena.path))
         except BaseException:
             arena.close()
             raise
@@ -122,49 +128,53 @@ class DoorbellTransport:
         """Path of the arena."""
         return str(self._arena.path)
 
-    def submit(self, slot: int, sequence: int, batch: Batch) -> None:
-        """Write the tensors, ring."""
-        _write(self._arena, slot, batch)
-        self._bell.ring(slot, sequence, batch.layer, len(batch))
-
-    def wait(self, slot: int, sequence: int, n_tokens: int, timeout_s: float) -> Reply | None:
-        """Sleep until the worker answers; other Python threads run meanwhile."""
-        status = self._bell.wait_done(slot, sequence, timeout_s)
-        return None if status is None else _read(self._arena, slot, status, "", n_tokens)
-
     def close(self) -> None:
         """Remove the arena's file."""
         self._arena.close()
 
 
-class ArenaTransport:
+class DoorbellTransport(ArenaTransport):
+    """The shard's native worker watches the arena."""
+
+    def submit(self, slot: int, sequence: int, batch: Batch) -> None:
+        """Write the tensors, ring."""
+        self._memory.submit(slot, sequence, batch.layer, batch.x, batch.ids, batch.weights)
+
+    def wait(self, slot: int, sequence: int, y: Sums, timeout_s: float) -> Reply | None:
+        """Sleep until the worker answers; other Python threads run meanwhile."""
+        status = self._memory.wait_add(slot, sequence, timeout_s, y)
+        return _DONE if status == Status.OK else None if status is None else Reply(status)
+
+    def is_done(self, slot: int, sequence: int) -> bool:
+        """Whether the worker has answered."""
+        return self._memory.wait_done(slot, sequence, 0) is not None
+
+
+class MessageTransport(ArenaTransport):
     """Messages announce what lies in the arena."""
 
     def __init__(self, arena: Arena, mail: Mail) -> None:
-        self._arena = arena
+        super().__init__(arena)
         self._mail = mail
-
-    @property
-    def arena_path(self) -> str | None:
-        """Path of the arena."""
-        return str(self._arena.path)
 
     def submit(self, slot: int, sequence: int, batch: Batch) -> None:
         """Write the tensors, send a message."""
-        _write(self._arena, slot, batch)
+        self._memory.put(slot, batch.x, batch.ids, batch.weights)
         self._mail.send(_submit(slot, sequence, batch))
 
-    def wait(self, slot: int, sequence: int, n_tokens: int, timeout_s: float) -> Reply | None:
+    def wait(self, slot: int, sequence: int, y: Sums, timeout_s: float) -> Reply | None:
         """Wait for the answering message."""
         answer = self._mail.take_done(slot, sequence, timeout_s)
         if answer is None:
             return None
         done, _ = answer
-        return _read(self._arena, slot, done.status, done.message, n_tokens)
+        if done.status == Status.OK:
+            self._memory.add(slot, y)
+        return Reply(done.status, done.message)
 
-    def close(self) -> None:
-        """Remove the arena's file."""
-        self._arena.close()
+    def is_done(self, slot: int, sequence: int) -> bool:
+        """Whether the message is there."""
+        return self._mail.take_done(slot, sequence, 0) is not None
 
 
 class FrameTransport:
@@ -178,10 +188,11 @@ class FrameTransport:
 
     def submit(self, slot: int, sequence: int, batch: Batch) -> None:
         """Send a message with x, ids and weights. Copies: ZeroMQ sends later, the caller may write sooner."""
-        frames = [memoryview(part.tobytes()) for part in (batch.x, batch.ids, batch.weights)]
+        x = to_bf16(batch.x.astype(np.float32, copy=False)) if self._must_round(batch.x) else batch.x
+        frames = [memoryview(part.tobytes()) for part in (x, batch.ids, batch.weights)]
         self._mail.send(_submit(slot, sequence, batch), frames)
 
-    def wait(self, slot: int, sequence: int, n_tokens: int, timeout_s: float) -> Reply | None:
+    def wait(self, slot: int, sequence: int, y: Sums, timeout_s: float) -> Reply | None:
         """Wait for the answering message with y."""
         answer = self._mail.take_done(slot, sequence, timeout_s)
         if answer is None:
@@ -189,12 +200,21 @@ class FrameTransport:
         done, frames = answer
         if done.status != Status.OK:
             return Reply(done.status, done.message)
-        y: Vectors = np.empty((n_tokens, self._dims.hidden_size), self._dims.element)
-        answered = sum(frame.nbytes for frame in frames)
-        if answered != y.nbytes:
-            return Reply(Status.INTERNAL, f"it answered {answered} bytes for {n_tokens} tokens")
-        y.reshape(-1).view(np.uint8)[:] = np.frombuffer(b"".join(frames), np.uint8)
-        return Reply(Status.OK, y=y)
+        answered = b"".join(frames)
+        if len(answered) != y.size * self._dims.element.itemsize:
+            return Reply(Status.INTERNAL, f"it answered {len(answered)} bytes for {len(y)} tokens")
+        if self._dims.dtype == "f32":
+            y += np.frombuffer(answered, np.float32).reshape(y.shape)
+        else:
+            y += from_bf16(np.frombuffer(answered, np.uint16)).reshape(y.shape)
+        return _DONE
+
+    def is_done(self, slot: int, sequence: int) -> bool:
+        """Whether the message is there."""
+        return self._mail.take_done(slot, sequence, 0) is not None
+
+    def _must_round(self, x: Vectors) -> bool:
+        return x.dtype == np.float32 and self._dims.dtype == "bf16"
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -202,16 +222,3 @@ class FrameTransport:
 
 def _submit(slot: int, sequence: int, batch: Batch) -> Submit:
     return Submit(slot=slot, sequence=sequence, layer=batch.layer, n_tokens=len(batch))
-
-
-def _write(arena: Arena, slot: int, batch: Batch) -> None:
-    views, n = arena.slot(slot), len(batch)
-    views.x[:n] = batch.x
-    views.ids[:n] = batch.ids
-    views.weights[:n] = batch.weights
-
-
-def _read(arena: Arena, slot: int, status: int, message: str, n_tokens: int) -> Reply:
-    if status != Status.OK:
-        return Reply(status, message)
-    return Reply(status, y=arena.slot(slot).y[:n_tokens])

@@ -1,6 +1,7 @@
 // Python binding of the hop: arena, doorbell, call gate and worker loop.
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -12,6 +13,8 @@
 #include "hop/arena.h"
 #include "hop/call_gate.h"
 #include "hop/doorbell.h"
+#include "hop/recorder.h"
+#include "hop/slot_io.h"
 #include "hop/worker.h"
 
 namespace trimaran::api {
@@ -21,6 +24,7 @@ using hop::Arena;
 using hop::ArenaDims;
 using hop::ArenaWorker;
 using hop::CallGate;
+using hop::Recorder;
 
 constexpr double kLongestWait = 3600.0;
 
@@ -68,6 +72,64 @@ std::optional<int32_t> wait_done(const Arena& arena, uint32_t slot, uint32_t seq
   return hop::wait_done(arena, slot, sequence, deadline, hop::default_spin());
 }
 
+// A call's tensors, checked against the arena; returns the number of tokens.
+uint32_t put(const Arena& arena, uint32_t slot, nb::handle x_object, nb::handle ids_object,
+             nb::handle weights_object) {
+  check_slot(arena, slot);
+  const ArenaDims& dims = arena.dims();
+  const bool takes_bf16 = dims.dtype == DType::bf16;
+  const ArrayView x = takes_bf16 ? view_array(x_object, "x", {Element::f32, Element::bf16}, 2)
+                                 : view_array(x_object, "x", {Element::f32}, 2);
+  const ArrayView ids = view_array(ids_object, "ids", {Element::i32}, 2);
+  const ArrayView weights = view_array(weights_object, "weights", {Element::f32}, 2);
+  const int64_t n = x.shape[0];
+  if (n > dims.max_tokens) {
+    throw KernelError("x: a slot holds " + std::to_string(dims.max_tokens) + " tokens, have " +
+                      std::to_string(n));
+  }
+  check_length(x, "x", 1, dims.hidden);
+  for (const ArrayView* view : {&ids, &weights}) {
+    check_length(*view, "ids and weights", 0, n);
+    check_length(*view, "ids and weights", 1, dims.top_k);
+  }
+  const DType dtype = x.element == Element::f32 ? DType::f32 : DType::bf16;
+  const nb::gil_scoped_release unlocked;
+  hop::put_tokens(arena, slot, static_cast<uint32_t>(n), x.data, dtype, static_cast<const int32_t*>(ids.data),
+                  static_cast<const float*>(weights.data));
+  return static_cast<uint32_t>(n);
+}
+
+void submit(const Arena& arena, uint32_t slot, uint32_t sequence, int32_t layer, nb::handle x, nb::handle ids,
+            nb::handle weights) {
+  hop::ring(arena, slot, sequence, layer, put(arena, slot, x, ids, weights));
+}
+
+ArrayView answer_view(const Arena& arena, uint32_t slot, nb::handle y_object) {
+  check_slot(arena, slot);
+  ArrayView y = view_array(y_object, "y", {Element::f32}, 2, true);
+  check_length(y, "y", 1, arena.dims().hidden);
+  if (y.shape[0] > arena.dims().max_tokens) throw KernelError("y: has more rows than a slot has tokens");
+  return y;
+}
+
+void add(const Arena& arena, uint32_t slot, nb::handle y_object) {
+  const ArrayView y = answer_view(arena, slot, y_object);
+  const nb::gil_scoped_release unlocked;
+  hop::add_answer(arena, slot, static_cast<uint32_t>(y.shape[0]), static_cast<float*>(y.data));
+}
+
+std::optional<int32_t> wait_add(const Arena& arena, uint32_t slot, uint32_t sequence, double timeout_s,
+                                nb::handle y_object) {
+  const ArrayView y = answer_view(arena, slot, y_object);
+  const auto deadline = deadline_after(timeout_s);
+  const nb::gil_scoped_release unlocked;
+  const auto status = hop::wait_done(arena, slot, sequence, deadline, hop::default_spin());
+  if (status == static_cast<int32_t>(Status::ok)) {
+    hop::add_answer(arena, slot, static_cast<uint32_t>(y.shape[0]), static_cast<float*>(y.data));
+  }
+  return status;
+}
+
 int32_t run_slot(CallGate& gate, const Arena& arena, uint32_t slot, int32_t layer, uint32_t n_tokens) {
   const nb::gil_scoped_release unlocked;
   return gate.run_slot(arena, slot, layer, n_tokens);
@@ -105,6 +167,8 @@ nb::dict counters_of(const CallGate& gate) {
   result["calls"] = counters.calls;
   result["failures"] = counters.failures;
   result["tokens"] = counters.tokens;
+  result["engine_calls"] = counters.engine_calls;
+  result["merged_calls"] = counters.merged_calls;
   result["busy_ns"] = counters.busy_ns;
   for (size_t i = 0; i < hop::kBusyBounds.size(); ++i) {
     result[("busy_le_" + std::to_string(hop::kBusyBounds[i])).c_str()] = counters.busy_counts[i];
@@ -113,6 +177,19 @@ nb::dict counters_of(const CallGate& gate) {
   result["bytes_read"] = counters.bytes_read;
   result["waiting"] = counters.waiting;
   return result;
+}
+
+std::map<int32_t, std::vector<uint64_t>> latencies_of(const CallGate& gate) {
+  std::map<int32_t, std::vector<uint64_t>> result;
+  for (const auto& [layer, buckets] : gate.latencies()) result[layer].assign(buckets.begin(), buckets.end());
+  return result;
+}
+
+std::shared_ptr<Recorder> record(CallGate& gate, const std::string& path, uint64_t max_bytes,
+                                 const std::string& fingerprint) {
+  auto recorder = std::make_shared<Recorder>(path, max_bytes, gate.dims(), fingerprint);
+  gate.record(recorder);
+  return recorder;
 }
 
 nb::list calls_since(const CallGate& gate, int64_t start_ns) {
@@ -139,13 +216,25 @@ void bind_hop(nanobind::module_& m) {
       .def(nb::init<const std::string&>(), nb::arg("path"))
       .def_prop_ro("dims", &dims_of)
       .def("ring", &ring, nb::arg("slot"), nb::arg("sequence"), nb::arg("layer"), nb::arg("n_tokens"))
-      .def("wait_done", &wait_done, nb::arg("slot"), nb::arg("sequence"), nb::arg("timeout_s"));
+      .def("wait_done", &wait_done, nb::arg("slot"), nb::arg("sequence"), nb::arg("timeout_s"))
+      .def("put", &put, nb::arg("slot"), nb::arg("x"), nb::arg("ids"), nb::arg("weights"))
+      .def("submit", &submit, nb::arg("slot"), nb::arg("sequence"), nb::arg("layer"), nb::arg("x"),
+           nb::arg("ids"), nb::arg("weights"))
+      .def("add", &add, nb::arg("slot"), nb::arg("y"))
+      .def("wait_add", &wait_add, nb::arg("slot"), nb::arg("sequence"), nb::arg("timeout_s"), nb::arg("y"));
+  nb::class_<Recorder>(m, "Recorder")
+      .def_prop_ro("calls", &Recorder::calls)
+      .def_prop_ro("bytes", &Recorder::bytes)
+      .def_prop_ro("full", &Recorder::full);
   nb::class_<CallGate>(m, "CallGate")
       .def(nb::init<trimaran::ExpertEngine&>(), nb::arg("engine"), nb::keep_alive<1, 2>())
       .def("run_slot", &run_slot, nb::arg("arena"), nb::arg("slot"), nb::arg("layer"), nb::arg("n_tokens"))
       .def("run", &run_arrays, nb::arg("layer"), nb::arg("x"), nb::arg("ids"), nb::arg("weights"),
            nb::arg("y"))
       .def("counters", &counters_of)
+      .def("latencies", &latencies_of)
+      .def("record", &record, nb::arg("path"), nb::arg("max_bytes"), nb::arg("fingerprint"))
+      .def("stop_recording", [](CallGate& gate) { gate.record(nullptr); })
       .def("calls_since", &calls_since, nb::arg("start_ns"))
       .def("expert_tokens", &CallGate::expert_tokens);
   nb::class_<ArenaWorker>(m, "ArenaWorker")

@@ -4,9 +4,12 @@
 #include <cstring>
 
 #include "hop/doorbell.h"
+#include "runtime/buffers.h"
 
 namespace trimaran::hop {
 namespace {
+
+constexpr size_t kSpareTickets = 64;
 
 // Whether no exponent is all ones, for 16-bit (bf16) and 32-bit (f32) patterns alike.
 template <class Bits>
@@ -35,8 +38,14 @@ int32_t CallGate::run(const Call& call, uint32_t max_tokens) noexcept {
   waiting_.fetch_add(1);
   int32_t status = code(Status::internal);
   try {
+    std::unique_ptr<Ticket> ticket = take_ticket();
+    status = check(call, max_tokens, *ticket);
+    if (status == 0) {
+      wait_and_serve(*ticket);
+      status = ticket->status;
+    }
     const std::lock_guard<std::mutex> lock(mutex_);
-    status = run_locked(call, max_tokens);
+    if (spare_.size() < kSpareTickets) spare_.push_back(std::move(ticket));
   } catch (...) {  // out of memory: the call fails, the service goes on
   }
   waiting_.fetch_sub(1);
@@ -56,69 +65,176 @@ int32_t CallGate::run_slot(const Arena& arena, uint32_t slot, int32_t layer, uin
   return run(call, arena.dims().max_tokens);
 }
 
-int32_t CallGate::run_locked(const Call& call, uint32_t max_tokens) {
+void CallGate::record(std::shared_ptr<Recorder> recorder) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  recorder_ = std::move(recorder);
+}
+
+std::unique_ptr<CallGate::Ticket> CallGate::take_ticket() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (spare_.empty()) return std::make_unique<Ticket>();
+  std::unique_ptr<Ticket> ticket = std::move(spare_.back());
+  spare_.pop_back();
+  return ticket;
+}
+
+int32_t CallGate::check(const Call& call, uint32_t max_tokens, Ticket& ticket) const {
   if (!engine_.has_layer(call.layer)) return code(Status::bad_layer);
   if (call.n_tokens > max_tokens) return code(Status::bad_token_count);
   const auto& dims = engine_.dims();
-  const size_t routes = size_t{call.n_tokens} * dims.top_k;
-  ids_.assign(call.ids, call.ids + routes);
-  weights_.assign(call.weights, call.weights + routes);
+  const size_t routes = size_t{call.n_tokens} * static_cast<size_t>(dims.top_k);
+  ticket.call = call;
+  ticket.ids.assign(call.ids, call.ids + routes);
+  ticket.weights.assign(call.weights, call.weights + routes);
+  ticket.status = code(Status::internal);
+  ticket.done = ticket.leads = false;
+  ticket.next = nullptr;
   const auto valid = [&dims](int32_t id) { return id >= 0 && id < dims.n_experts; };
-  if (!std::all_of(ids_.begin(), ids_.end(), valid)) return code(Status::bad_expert_id);
-  if (!finite_vectors(weights_.data(), routes, DType::f32) ||
-      !finite_vectors(call.x, size_t{call.n_tokens} * dims.hidden, call.dtype)) {
+  if (!std::all_of(ticket.ids.begin(), ticket.ids.end(), valid)) return code(Status::bad_expert_id);
+  if (!finite_vectors(ticket.weights.data(), routes, DType::f32) ||
+      !finite_vectors(call.x, size_t{call.n_tokens} * static_cast<size_t>(dims.hidden), call.dtype)) {
     return kNotFinite;
-  }
-  const auto start = Clock::now();
-  const int32_t status = compute(call);
-  const auto end = Clock::now();
-  count_time(nanoseconds(end - start));
-  log_.add({call.layer, call.n_tokens, nanoseconds(start.time_since_epoch()),
-            nanoseconds(end.time_since_epoch())});
-  if (status == 0) count_routes(call.layer);
-  return status;
-}
-
-// The engine's own bound on tokens is about its scratch memory, so longer calls go in pieces.
-int32_t CallGate::compute(const Call& call) {
-  const auto& dims = engine_.dims();
-  const size_t row_bytes = size_t(dims.hidden) * dtype_bytes(call.dtype);
-  const uint32_t step = static_cast<uint32_t>(dims.max_tokens);
-  for (uint32_t first = 0; first < call.n_tokens; first += step) {
-    const uint32_t n = std::min(step, call.n_tokens - first);
-    const auto* x = static_cast<const uint8_t*>(call.x) + first * row_bytes;
-    auto* y = static_cast<uint8_t*>(call.y) + first * row_bytes;
-    const size_t route = size_t{first} * dims.top_k;
-    const Status status = engine_.forward(call.layer, static_cast<int>(n), x, ids_.data() + route,
-                                          weights_.data() + route, y, call.dtype);
-    if (status != Status::ok) return code(status);
   }
   return code(Status::ok);
 }
 
-void CallGate::count_time(uint64_t nanoseconds) {
-  const auto bound = std::lower_bound(kBusyBounds.begin(), kBusyBounds.end(), nanoseconds);
-  busy_counts_[bound - kBusyBounds.begin()].fetch_add(1);
-  busy_ns_.fetch_add(nanoseconds);
+// Returns when the ticket is served, by another's engine call or by one that this thread leads. Who leads is
+// always first in the queue, so that nobody is overtaken for long: others only ride along.
+void CallGate::wait_and_serve(Ticket& ticket) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  queue_.push_back(&ticket);
+  if (is_led_) {
+    ticket.turn.wait(lock, [&ticket] { return ticket.done || ticket.leads; });
+  }
+  if (!ticket.done) {
+    is_led_ = true;
+    take_batch(ticket);
+    lock.unlock();
+    compute_batch(ticket);
+    lock.lock();
+    for (Ticket* served = &ticket; served != nullptr; served = served->next) {
+      served->done = true;
+      served->turn.notify_one();
+    }
+    is_led_ = !queue_.empty();
+    if (is_led_) {
+      queue_.front()->leads = true;
+      queue_.front()->turn.notify_one();
+    }
+  }
+  const std::shared_ptr<Recorder> recorder = recorder_;
+  lock.unlock();
+  if (recorder) recorder->write(ticket.call, ticket.ids, ticket.weights, ticket.status);
 }
 
-void CallGate::count_routes(int32_t layer) {
-  const std::lock_guard<std::mutex> lock(routes_mutex_);
-  std::vector<uint64_t>& counts = routes_[layer];
-  counts.resize(engine_.dims().n_experts);
-  for (const int32_t id : ids_) ++counts[id];
+// Takes `first`, the queue's head, and whoever may ride along from the queue, and chains them.
+void CallGate::take_batch(Ticket& first) {
+  uint64_t tokens = first.call.n_tokens;
+  const auto most = static_cast<uint64_t>(dims().max_tokens);
+  Ticket* last = &first;
+  queue_.pop_front();
+  const auto rides = [&](Ticket* ticket) {
+    const Call& call = ticket->call;
+    if (call.layer != first.call.layer || call.dtype != first.call.dtype || tokens + call.n_tokens > most) {
+      return false;
+    }
+    tokens += call.n_tokens;
+    last = last->next = ticket;
+    return true;
+  };
+  queue_.erase(std::remove_if(queue_.begin(), queue_.end(), rides), queue_.end());
 }
 
-std::map<int32_t, std::vector<uint64_t>> CallGate::expert_tokens() const {
-  const std::lock_guard<std::mutex> lock(routes_mutex_);
-  return routes_;
+void CallGate::compute_batch(Ticket& first) noexcept {
+  if (first.next != nullptr && compute_merged(first)) return;
+  for (Ticket* ticket = &first; ticket != nullptr; ticket = ticket->next) {
+    ticket->status = compute_alone(*ticket);
+  }
+}
+
+// One engine call for all; false, and nobody is answered, if it fails.
+bool CallGate::compute_merged(Ticket& first) noexcept try {
+  Call call = first.call;
+  merge(first, call);
+  if (forward(call, merged_.ids.data(), merged_.weights.data()) != code(Status::ok)) return false;
+  split(first, call);
+  return true;
+} catch (const std::bad_alloc&) {
+  return false;
+}
+
+// Copies the tokens of all one after another, and makes `call` the call for them.
+void CallGate::merge(const Ticket& first, Call& call) {
+  merged_.ids.clear();
+  merged_.weights.clear();
+  call.n_tokens = 0;
+  for (const Ticket* ticket = &first; ticket != nullptr; ticket = ticket->next) {
+    call.n_tokens += ticket->call.n_tokens;
+    merged_.ids.insert(merged_.ids.end(), ticket->ids.begin(), ticket->ids.end());
+    merged_.weights.insert(merged_.weights.end(), ticket->weights.begin(), ticket->weights.end());
+  }
+  ensure_size(merged_.x, vector_bytes(call, dims().hidden));
+  ensure_size(merged_.y, vector_bytes(call, dims().hidden));
+  uint8_t* x = merged_.x.data();
+  for (const Ticket* ticket = &first; ticket != nullptr; ticket = ticket->next) {
+    const size_t size = vector_bytes(ticket->call, dims().hidden);
+    if (size > 0) std::memcpy(x, ticket->call.x, size);
+    x += size;
+  }
+  call.x = merged_.x.data();
+  call.y = merged_.y.data();
+}
+
+// Gives everybody's answer to him.
+void CallGate::split(Ticket& first, const Call& call) {
+  const auto* y = static_cast<const uint8_t*>(call.y);
+  for (Ticket* ticket = &first; ticket != nullptr; ticket = ticket->next) {
+    const size_t size = vector_bytes(ticket->call, dims().hidden);
+    if (size > 0) std::memcpy(ticket->call.y, y, size);
+    y += size;
+    ticket->status = code(Status::ok);
+    stats_.count_routes(ticket->call.layer, ticket->ids, dims().n_experts);
+    merged_calls_.fetch_add(1);
+  }
+}
+
+// The engine's own bound on tokens is about its scratch memory, so longer calls go in pieces.
+int32_t CallGate::compute_alone(const Ticket& ticket) noexcept try {
+  const Call& whole = ticket.call;
+  const auto step = static_cast<uint32_t>(dims().max_tokens);
+  for (uint32_t first = 0; first < whole.n_tokens; first += step) {
+    Call piece = whole;
+    piece.n_tokens = first;
+    const size_t offset = vector_bytes(piece, dims().hidden);
+    const size_t route = size_t{first} * static_cast<size_t>(dims().top_k);
+    piece.n_tokens = std::min(step, whole.n_tokens - first);
+    piece.x = static_cast<const uint8_t*>(whole.x) + offset;
+    piece.y = static_cast<uint8_t*>(whole.y) + offset;
+    const int32_t status = forward(piece, ticket.ids.data() + route, ticket.weights.data() + route);
+    if (status != code(Status::ok)) return status;
+  }
+  stats_.count_routes(whole.layer, ticket.ids, dims().n_experts);
+  return code(Status::ok);
+} catch (const std::bad_alloc&) {
+  return code(Status::internal);
+}
+
+int32_t CallGate::forward(const Call& call, const int32_t* ids, const float* weights) {
+  const auto start = Clock::now();
+  const Status status =
+      engine_.forward(call.layer, static_cast<int>(call.n_tokens), call.x, ids, weights, call.y, call.dtype);
+  const auto end = Clock::now();
+  engine_calls_.fetch_add(1);
+  busy_ns_.fetch_add(nanoseconds(end - start));
+  stats_.count_latency(call.layer, nanoseconds(end - start));
+  log_.add({call.layer, call.n_tokens, nanoseconds(start.time_since_epoch()),
+            nanoseconds(end.time_since_epoch())});
+  return code(status);
 }
 
 GateCounters CallGate::counters() const {
-  GateCounters counters{calls_.load(),        failures_.load(), tokens_.load(), busy_ns_.load(), {},
-                        engine_.bytes_read(), waiting_.load()};
-  std::copy(busy_counts_.begin(), busy_counts_.end(), counters.busy_counts.begin());
-  return counters;
+  return {calls_.load(),   failures_.load(), tokens_.load(),       engine_calls_.load(), merged_calls_.load(),
+          busy_ns_.load(), stats_.total(),   engine_.bytes_read(), waiting_.load()};
 }
 
 }  // namespace trimaran::hop

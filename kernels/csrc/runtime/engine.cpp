@@ -81,6 +81,12 @@ struct ExpertEngine::Impl {
     const float* weights;
   };
 
+  // nullptr if it is not there; layers stay where they are.
+  const Layer* find(int layer) const {
+    const std::lock_guard<std::mutex> lock(layers_mutex);
+    const auto found = layers.find(layer);
+    return found == layers.end() ? nullptr : &found->second;
+  }
   void prepare(const Layer& layer, const void* x, DType dtype, int n_tokens);
   void gate_and_up(const Layer& layer);
   void gate_and_up_item(const Layer& layer, const Route::Group& group, int64_t first_tile);
@@ -90,6 +96,8 @@ struct ExpertEngine::Impl {
   ThreadPool& pool;
   const Primitives& primitives;
   const EngineDims dims;
+  // Apart from `callers`, which is held as long as a call computes: nobody who only asks waits for that.
+  mutable std::mutex layers_mutex;
   std::map<int, Layer> layers;
   std::atomic<uint64_t> bytes_read{0};
 
@@ -220,7 +228,7 @@ void ExpertEngine::add_layer(int layer, const LayerWeights& weights) {
                    Weights(weights.up, weights.n_experts, dims.intermediate, dims.hidden, "up"),
                    Weights(weights.down, weights.n_experts, dims.hidden, dims.intermediate, "down"),
                    weights.first_expert, weights.n_experts};
-  const std::lock_guard<std::mutex> lock(impl_->callers);
+  const std::lock_guard<std::mutex> lock(impl_->layers_mutex);
   if (!impl_->layers.emplace(layer, view).second) {
     throw KernelError("layer: " + std::to_string(layer) + " is there already");
   }
@@ -231,10 +239,10 @@ Status ExpertEngine::forward(int layer, int n_tokens, const void* x, const int32
   Impl& impl = *impl_;
   const EngineDims& dims = impl.dims;
   const std::lock_guard<std::mutex> lock(impl.callers);
-  const auto found = impl.layers.find(layer);
-  if (found == impl.layers.end()) return Status::bad_layer;
+  const Layer* found = impl.find(layer);
+  if (found == nullptr) return Status::bad_layer;
   if (n_tokens < 0 || n_tokens > dims.max_tokens) return Status::bad_token_count;
-  const Layer& view = found->second;
+  const Layer& view = *found;
   const Status status =
       impl.route.set(ids, n_tokens, dims.top_k, dims.n_experts, view.first_expert, view.n_experts);
   if (status != Status::ok) return status;
@@ -251,10 +259,7 @@ const EngineDims& ExpertEngine::dims() const { return impl_->dims; }
 
 const char* ExpertEngine::isa() const { return impl_->primitives.name; }
 
-bool ExpertEngine::has_layer(int layer) const {
-  const std::lock_guard<std::mutex> lock(impl_->callers);
-  return impl_->layers.count(layer) != 0;
-}
+bool ExpertEngine::has_layer(int layer) const { return impl_->find(layer) != nullptr; }
 
 uint64_t ExpertEngine::bytes_read() const { return impl_->bytes_read; }
 

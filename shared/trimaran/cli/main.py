@@ -13,7 +13,7 @@ from trimaran.cli.chat import chat
 from trimaran.cli.doctor import doctor
 from trimaran.cli.plan import plan
 from trimaran.cli.serve import serve
-from trimaran.cli.single import attn, experts, gateway
+from trimaran.cli.single import attn, experts, gateway, record, replay, stats
 from trimaran.cli.trace import trace
 from trimaran.lifecycle import run_guarded
 
@@ -34,9 +34,19 @@ def make_app() -> typer.Typer:
     app.command()(plan)
     app.command()(doctor)
     app.command()(trace)
-    for single in (gateway, attn, experts):
+    for single in (gateway, attn):
         app.command(rich_help_panel="Single services")(single)
+    app.add_typer(_experts_app(), rich_help_panel="Single services")
     app.command()(version)
+    return app
+
+
+def _experts_app() -> typer.Typer:
+    """`trimaran experts`, which is the service itself unless a command follows."""
+    app = typer.Typer(name="experts")
+    app.callback(invoke_without_command=True)(experts)
+    for command in (record, replay, stats):
+        app.command()(command)
     return app
 
 

@@ -61,6 +61,7 @@ def attn(
 
 
 def experts(
+    context: typer.Context,
     model: options.Model = None,
     config_file: options.ConfigFile = None,
     assignments: options.Assignments = None,
@@ -79,10 +80,67 @@ def experts(
       trimaran experts --list
       trimaran experts --purge
     """
+    if context.invoked_subcommand is not None:
+        return
     if list_ and purge:
         raise ConfigError("--list and --purge are two commands", remedy="give one of them")
     command = ["list"] if list_ else ["purge"] if purge else []
     _become(EXPERTS, config_file, options.overrides(assignments, model=model), debug=debug, command=command)
+
+
+def record(
+    file: Annotated[Path, typer.Argument(help="A new file; only you can read it.")],
+    limit: Annotated[str, typer.Option("--limit", metavar="SIZE", help="Most that is written.")] = "1GiB",
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long to record at most.")] = 60.0,
+    config_file: options.ConfigFile = None,
+    assignments: options.Assignments = None,
+    debug: options.Debug = False,
+) -> None:
+    """Record the layer calls of a running expert service, for 'trimaran experts replay'.
+
+    It ends when the time is up, the file has its size, or by Ctrl-C.
+
+    Examples:
+
+      trimaran experts record calls.rec --set run_dir=/run/trimaran
+      trimaran experts record calls.rec --seconds 10 --limit 256MiB --set run_dir=/run/trimaran
+    """
+    command = ["record", str(file), f"--limit={limit}", f"--seconds={seconds}"]
+    _become(EXPERTS, config_file, options.overrides(assignments), debug=debug, command=command)
+
+
+def replay(
+    file: Annotated[Path, typer.Argument(help="What 'trimaran experts record' wrote.")],
+    model: options.Model = None,
+    config_file: options.ConfigFile = None,
+    assignments: options.Assignments = None,
+    debug: options.Debug = False,
+) -> None:
+    """Run recorded layer calls against the kernels alone: times by layer, and answers compared.
+
+    The exit code is not 0 if an answer is not the recorded one.
+
+    Examples:
+
+      trimaran experts replay calls.rec --model r1.gguf
+      trimaran experts replay calls.rec --model r1.gguf --set experts.isa=avx2 --set precision=exact
+    """
+    command = ["replay", str(file)]
+    _become(EXPERTS, config_file, options.overrides(assignments, model=model), debug=debug, command=command)
+
+
+def stats(
+    config_file: options.ConfigFile = None,
+    assignments: options.Assignments = None,
+    debug: options.Debug = False,
+) -> None:
+    """Show the counters of a running expert service, and how long each layer's calls took.
+
+    Examples:
+
+      trimaran experts stats --set run_dir=/run/trimaran
+    """
+    _become(EXPERTS, config_file, options.overrides(assignments), debug=debug, command=["stats"])
 
 
 def _become(
