@@ -1,6 +1,7 @@
 #!/bin/sh
 # Build the native module into kernels/trimaran_kernels/ for work in a checkout.
 #   kernels/dev_build.sh            the Python module, with the python of .venv (or $PYTHON)
+#   kernels/dev_build.sh emulated   the tests of kernels for other CPUs than this one, on emulated instructions
 #   kernels/dev_build.sh sanitize   the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -16,15 +17,21 @@ module)
     cmake --build "$build" -j "$jobs"
     cp "$build"/module/_native*.so "$root/kernels/trimaran_kernels/"
     ;;
+emulated)
+    build=$root/build/emulated
+    cmake -S "$root/kernels" -B "$build" -G Ninja -DTRIMARAN_PYTHON=OFF -DTRIMARAN_EMULATED_TESTS=ON >/dev/null
+    cmake --build "$build" -j "$jobs" --target emulated_test
+    "$build/emulated_test"
+    ;;
 sanitize)
     build=$root/build/sanitize
     cmake -S "$root/kernels" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
-        -DTRIMARAN_PYTHON=OFF -DTRIMARAN_NATIVE_TESTS=ON -DTRIMARAN_SANITIZE=ON >/dev/null
+        -DTRIMARAN_PYTHON=OFF -DTRIMARAN_NATIVE_TESTS=ON -DTRIMARAN_EMULATED_TESTS=ON -DTRIMARAN_SANITIZE=ON >/dev/null
     cmake --build "$build" -j "$jobs"
     ctest --test-dir "$build" --output-on-failure
     ;;
 *)
-    echo "usage: $0 [module|sanitize]" >&2
+    echo "usage: $0 [module|emulated|sanitize]" >&2
     exit 2
     ;;
 esac
