@@ -17,7 +17,8 @@ BENCH_DIR = Path("build/bench")
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One measured figure.
 
-    ratio: value / peer_value; of_floor: how near the value is to what the hardware allows, 1 being there.
+    ratio: how many times better than the peer, above 1 where we are; of_floor: how near the value is to what
+    the hardware allows, 1 being there.
     """
 
     case: str
@@ -57,20 +58,23 @@ class Report:
             unit: of value, peer_value and floor, e.g. "us", "GB/s".
             peer: another way to do the same, named, and its figure `peer_value`.
             floor: the hardware's limit: the least possible time, or the greatest possible rate.
-            higher_is_better: True for rates; of_floor is then value / floor, else floor / value.
+            higher_is_better: True for rates: more than the peer's and near the floor is good, else less is.
         """
-        of_floor = None
-        if floor and value:
-            of_floor = value / floor if higher_is_better else floor / value
+
+        def against(other: float | None) -> float | None:
+            if not other or not value:
+                return None
+            return value / other if higher_is_better else other / value
+
         added = Row(
             case=case,
             value=value,
             unit=unit,
             peer=peer,
             peer_value=peer_value,
-            ratio=value / peer_value if peer_value else None,
+            ratio=against(peer_value),
             floor=floor,
-            of_floor=of_floor,
+            of_floor=against(floor),
         )
         self.rows.append(added)
         return added
@@ -86,7 +90,7 @@ class Report:
 
     def _print(self, path: Path) -> None:
         table = Table(title=self.name, caption=str(path))
-        table.add_column("case")
+        table.add_column("case", no_wrap=True)
         for column in ("value", "unit", "peer", "ratio", "floor", "of floor"):
             table.add_column(column, justify="right")
         for row in self.rows:

@@ -77,7 +77,10 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def start_threads(config: AttnConfig) -> trimaran_kernels.ThreadPool:
-    """Size torch's threads and the kernels' pool from the configuration and the machine."""
-    cpus = trimaran_kernels.usable_cpus(config.threads)
-    torch.set_num_threads(len(cpus))
-    return trimaran_kernels.ThreadPool(cpus)
+    """The kernels' threads, as many as the configuration or the machine says.
+
+    Torch gets one: what is left to it on a CPU is small, and its idle OpenMP threads would spin on the cores
+    that the experts compute on.
+    """
+    torch.set_num_threads(1)
+    return trimaran_kernels.ThreadPool(trimaran_kernels.usable_cpus(config.threads))

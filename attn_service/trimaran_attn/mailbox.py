@@ -16,10 +16,11 @@ class Mailbox(Generic[T]):
         self._items: deque[T] = deque()
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
-    def put(self, item: T) -> None:
-        """Append an item and wake the reader."""
-        self._items.append(item)
-        os.eventfd_write(self._event, 1)
+    def put(self, *items: T) -> None:
+        """Append items and wake the reader, once for all of them."""
+        if items:
+            self._items.extend(items)
+            os.eventfd_write(self._event, 1)
 
     def take_all(self) -> list[T]:
         """Everything that is in it now."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 
 import msgspec.structs
 import torch
+import trimaran_kernels
 from trimaran.channel import Server
 from trimaran.config import Config, ExpertsConfig
 from trimaran.lifecycle import Stop
@@ -85,17 +87,24 @@ def _loader(
             tracer=tracer,
         )
         link.connect(lambda detail, share: _say_waiting(on_progress, detail, share))
+        _spare_the_collector()
         limits = engine.scheduler.limits
         _log.info(
             "ready",
             device=str(model.device),
             context=limits.context_length,
             kv_pages=engine.scheduler.pages.n_pages,
-            threads=torch.get_num_threads(),
+            threads=len(trimaran_kernels.usable_cpus(config.attn.threads)),
         )
         return engine
 
     return load
+
+
+def _spare_the_collector() -> None:
+    """What was loaded stays: looking through a vocabulary's objects for garbage would only delay steps."""
+    gc.collect()
+    gc.freeze()
 
 
 def _say_waiting(on_progress: Progress, detail: str, share: float) -> None:

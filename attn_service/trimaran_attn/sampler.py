@@ -9,7 +9,6 @@ gives the same numbers in any batch and after any preemption.
 from __future__ import annotations
 
 import secrets
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -18,8 +17,7 @@ import torch
 from torch import Tensor
 from trimaran.wire import SamplingParams, TokenLogprob
 
-# Sorting a vocabulary of 129,280 for the few tokens that top-p keeps is a waste: look at so many first.
-NUCLEUS_GUESS = 1024
+from trimaran_attn.nucleus import draw_place, keep, largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +26,40 @@ class Drawn:
 
     token: int
     logprob: TokenLogprob | None
+
+
+class _History:
+    """What occurred so far, by token: as large as the vocabulary, so that a long text costs no more.
+
+    Args:
+        vocab_size: tokens.
+        prompt_ids: count for the repetition penalty only.
+    """
+
+    def __init__(self, vocab_size: int, prompt_ids: Sequence[int]) -> None:
+        self._counts = torch.zeros(vocab_size)
+        self._seen = torch.zeros(vocab_size, dtype=torch.bool)
+        self._seen[torch.tensor(prompt_ids, dtype=torch.int64)] = True
+
+    def add(self, token: int) -> None:
+        """A token was drawn."""
+        self._counts[token] += 1
+        self._seen[token] = True
+
+    def penalise(self, logits: Tensor, params: SamplingParams) -> None:
+        """Apply the three penalties in place."""
+        if params.repetition_penalty != 1:
+            penalty = params.repetition_penalty
+            penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
+            torch.where(self._seen, penalised, logits, out=logits)
+        if params.frequency_penalty:
+            logits.sub_(self._counts, alpha=params.frequency_penalty)
+        if params.presence_penalty:
+            logits.sub_(self._counts.clamp(max=1), alpha=params.presence_penalty)
+
+
+def _penalises(params: SamplingParams) -> bool:
+    return params.repetition_penalty != 1 or params.frequency_penalty != 0 or params.presence_penalty != 0
 
 
 class Sampler:
@@ -45,8 +77,9 @@ class Sampler:
         self._bias_ids = torch.tensor(list(params.logit_bias), dtype=torch.int64)
         self._bias = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32)
         self._seed = secrets.randbits(64) if params.seed is None else params.seed % 2**64
-        self._counts: Counter[int] = Counter()
-        self._seen = set(prompt_ids) if params.repetition_penalty != 1 else set()
+        self._prompt_ids = prompt_ids
+        self._n_drawn = 0
+        self._history: _History | None = None
 
     def draw(self, logits: Tensor, masked: Tensor | None = None) -> Drawn:
         """Draw the next token and remember it.
@@ -59,36 +92,33 @@ class Sampler:
             ArithmeticError: penalties, bias and grammar left no finite best token.
         """
         adjusted = self._adjust(logits if masked is None else masked)
-        best = adjusted.max()
+        token = int(adjusted.numpy().argmax())  # far faster than torch's
+        best = adjusted[token]
         if not best.isfinite():
             raise ArithmeticError(f"the best adjusted logit is {float(best)}")
-        token = int(adjusted.argmax()) if self._params.temperature == 0 else self._pick(adjusted, best)
+        if self._params.temperature > 0:
+            token = self._pick(adjusted, best)
         logprob = self._logprob(logits, token)
-        self._counts[token] += 1
-        if self._params.repetition_penalty != 1:
-            self._seen.add(token)
+        self._n_drawn += 1
+        if self._history is not None:
+            self._history.add(token)
         return Drawn(token, logprob)
 
     @property
     def n_drawn(self) -> int:
         """Tokens drawn so far."""
-        return self._counts.total()
+        return self._n_drawn
 
     def _adjust(self, logits: Tensor) -> Tensor:
         """Penalties, bias and barred ids; a copy unless there are none."""
-        params, barred = self._params, self._bars_stop_ids()
-        counted = bool(self._counts) and (params.frequency_penalty != 0 or params.presence_penalty != 0)
-        if not (counted or barred or self._seen or len(self._bias_ids)):
+        barred = self._bars_stop_ids()
+        if not (_penalises(self._params) or barred or len(self._bias_ids)):
             return logits
         logits = logits.clone()
-        if self._seen:
-            seen = torch.tensor(sorted(self._seen), dtype=torch.int64)
-            values, penalty = logits[seen], params.repetition_penalty
-            logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
-        if counted:
-            ids = torch.tensor(list(self._counts), dtype=torch.int64)
-            counts = torch.tensor(list(self._counts.values()), dtype=torch.float32)
-            logits[ids] -= params.frequency_penalty * counts + params.presence_penalty
+        if _penalises(self._params):
+            if self._history is None:
+                self._history = _History(len(logits), self._prompt_ids)
+            self._history.penalise(logits, self._params)
         if len(self._bias_ids):
             logits[self._bias_ids] += self._bias
         if barred:
@@ -106,13 +136,9 @@ class Sampler:
         return len(self._stop_ids) > 0 and self.n_drawn < self._params.min_tokens
 
     def _pick(self, logits: Tensor, best: Tensor) -> int:
-        # In float64 a tiny temperature cannot overflow, and the sums over a large vocabulary stay exact.
-        scaled = (logits - best).double() / self._params.temperature
-        ids, probabilities = _keep(scaled.softmax(0), self._params)
-        cumulative = probabilities.cumsum(0)
-        place = int(torch.searchsorted(cumulative, self._uniform() * cumulative[-1], right=True))
-        # Rounding may take the draw to the very end: that is the last token with any probability.
-        place = min(place, int(torch.searchsorted(cumulative, cumulative[-1])))
+        weights = ((logits - best) / self._params.temperature).exp_()
+        ids, kept = keep(weights, self._params)
+        place = draw_place(kept.numpy(), self._uniform())
         return place if ids is None else int(ids[place])
 
     def _uniform(self) -> float:
@@ -123,41 +149,7 @@ class Sampler:
         count = self._params.logprobs
         if count is None:
             return None
-        logprobs = logits.log_softmax(0)
-        values, ids = logprobs.topk(count)
-        return TokenLogprob(float(logprobs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
-
-
-def _keep(probabilities: Tensor, params: SamplingParams) -> tuple[Tensor | None, Tensor]:
-    """The tokens that top-k, top-p and min-p keep, most likely first: ids and probabilities (not normalised).
-
-    No ids: all tokens are kept, in order of id.
-    """
-    if params.top_k == 0 and params.top_p == 1 and params.min_p == 0:
-        return None, probabilities
-    kept, ids = _most_likely(probabilities, params)
-    if params.top_p < 1:
-        before = kept.cumsum(0) - kept
-        size = (
-            int((before < params.top_p * kept.sum()).sum())
-            if params.top_k
-            else int((before < params.top_p).sum())
-        )
-        kept, ids = kept[:size], ids[:size]
-    if params.min_p > 0:
-        size = int((kept >= params.min_p * kept[0]).sum())
-        kept, ids = kept[:size], ids[:size]
-    return ids, kept
-
-
-def _most_likely(probabilities: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Probabilities and ids, most likely first: top-k of them, or as many as top-p and min-p may need."""
-    n = len(probabilities)
-    if params.top_k:
-        return probabilities.topk(min(params.top_k, n))
-    guess = probabilities.topk(min(NUCLEUS_GUESS, n))
-    covers_top_p = params.top_p < 1 and float(guess.values.sum()) >= params.top_p
-    covers_min_p = params.min_p > 0 and float(guess.values[-1]) < params.min_p * float(guess.values[0])
-    if covers_top_p or covers_min_p:
-        return guess
-    return probabilities.sort(descending=True)
+        normaliser = float(logits.logsumexp(0))
+        ids, values = largest(logits, float(logits.max()), count)
+        top = tuple(zip(ids.tolist(), (values - normaliser).tolist(), strict=True))
+        return TokenLogprob(float(logits[token]) - normaliser, top)

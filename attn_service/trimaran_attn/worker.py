@@ -211,9 +211,7 @@ class EngineWorker:
         )
 
     def _emit(self, *events: Event | None) -> None:
-        for event in events:
-            if event is not None:
-                self.outbox.put(event)
+        self.outbox.put(*(event for event in events if event is not None))
 
 
 def received(message: Generate) -> SubmitCommand:

@@ -43,7 +43,7 @@ class Processes:
         self.config = folder / "config.yaml"
         self.config.write_text(
             f"model: {model}\nrun_dir: {self.run_dir}\nlog_format: text\n"
-            "attn: {device: cpu, threads: 1, max_step_tokens: 24, max_running: 4}\n"
+            "precision: exact\nattn: {device: cpu, threads: 1, max_step_tokens: 24, max_running: 4}\n"
             "experts: {threads: 1, connect_timeout_s: 30}\n"
         )
         self.latest: dict[str, subprocess.Popen[str]] = {}

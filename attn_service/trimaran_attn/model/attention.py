@@ -98,7 +98,7 @@ class LatentAttention:
         step.cache.write(self._layer, step.batch.slots, torch.cat((self._kv_norm(latent), k_rope), -1))
 
     def _absorbs(self, segment: Segment) -> bool:
-        return absorbs(self._form, self._spec, segment.length, segment.position)
+        return absorbs(self._form, self._spec, segment.whole.length, segment.whole.position)
 
     def _entries(self, segment: Segment, step: Step, dtype: torch.dtype) -> Tensor:
         return step.cache.read(self._layer, segment.pages, segment.n_visible).to(dtype)

@@ -18,11 +18,18 @@ class Segment:
         rows: the batch's rows that belong to it.
         position: position of its first token in the request.
         pages: the request's pages of the cache; they cover `position` + its length.
+        cut_from: the whole segment, if this is a part of it; None otherwise.
     """
 
     rows: slice
     position: int
     pages: tuple[int, ...]
+    cut_from: Segment | None = None
+
+    @property
+    def whole(self) -> Segment:
+        """What decides on the form of its attention, so that cutting it changes no bit."""
+        return self.cut_from or self
 
     @property
     def length(self) -> int:
@@ -88,7 +95,9 @@ def _part(batch: Batch, start: int, stop: int) -> Batch:
         first, last = max(segment.rows.start, start), min(segment.rows.stop, stop)
         if first < last:
             position = segment.position + first - segment.rows.start
-            segments.append(Segment(slice(first - start, last - start), position, segment.pages))
+            segments.append(
+                Segment(slice(first - start, last - start), position, segment.pages, segment.whole)
+            )
     rows = slice(start, stop)
     return Batch(
         batch.token_ids[rows],

@@ -121,4 +121,4 @@ class NativeLatentAttention:
         return self._output(values)
 
     def _absorbs(self, segment: Segment) -> bool:
-        return absorbs(self._form, self._spec, segment.length, segment.position)
+        return absorbs(self._form, self._spec, segment.whole.length, segment.whole.position)

@@ -173,9 +173,10 @@ class EngineClient:
             case EngineStatus():
                 self._take_status(message)
             case EngineStats():
-                for waiter in self._stats_waiters:
-                    if not waiter.done():
-                        waiter.set_result(message)
+                # One answer to each question: its histogram samples must be counted once.
+                waiter = next((waiter for waiter in self._stats_waiters if not waiter.done()), None)
+                if waiter is not None:
+                    waiter.set_result(message)
 
     async def _deliver(self, batch: TokenBatch) -> None:
         stream = self._streams.get(batch.request_id)

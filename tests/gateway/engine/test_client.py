@@ -10,6 +10,8 @@ from trimaran.channel import AsyncServer, Received
 from trimaran.errors import OverloadedError, PeerError
 from trimaran.wire import (
     Abort,
+    EngineStats,
+    EngineStatsRequest,
     EngineStatus,
     EngineStatusRequest,
     EngineToGateway,
@@ -122,5 +124,20 @@ def test_loading_after_ready_is_a_restart(tmp_path: Path) -> None:
             await engine.send(peer, EngineStatus(state="loading", instance="a"))
             with pytest.raises(PeerError, match="restarted"):
                 await anext(stream)
+
+    run(tmp_path, scenario)
+
+
+def test_samples_of_an_answer_go_to_one_asker(tmp_path: Path) -> None:
+    """A dashboard and the live panel may ask at once; a sample that both took would count twice."""
+
+    async def scenario(client: EngineClient, engine: Engine) -> None:
+        asking = [asyncio.create_task(client.stats()) for _ in range(2)]
+        for number in range(2):
+            peer = (await expect(engine, EngineStatsRequest)).peer
+            observations = {"x_seconds": [float(number)]}
+            await engine.send(peer, EngineStats(counters={}, gauges={}, observations=observations))
+        answers = [await task for task in asking]
+        assert [answer and answer.observations["x_seconds"] for answer in answers] == [[0.0], [1.0]]
 
     run(tmp_path, scenario)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nasty_text import nasty_sample
 from splits import splits_digest
+from tokenizer_json import gguf_keys
 from tokenizers import Tokenizer as ReferenceTokenizer
 from tokenizers.pre_tokenizers import PreTokenizer
 from trimaran.errors import ModelFileError
 from trimaran_gateway.text.pretokenizers import pre_tokenizer
 from trimaran_gateway.text.tokenizer import Tokenizer
+
+V2_JSON = "TRIMARAN_V2_TOKENIZER"
 
 NASTY = [
     "",
@@ -71,6 +75,15 @@ def test_texts_are_cut_as_deepseek_v2_cuts_them() -> None:
     assert [splits_digest(cutter, text) for text in nasty_sample()] == recorded
     other = pre_tokenizer("deepseek-v3")
     assert [splits_digest(other, text) for text in nasty_sample()] != recorded
+
+
+@pytest.mark.skipif(V2_JSON not in os.environ, reason=f"{V2_JSON} names no tokenizer.json (see record_v2.py)")
+def test_ids_equal_deepseek_v2_on_a_large_nasty_sample() -> None:
+    path = Path(os.environ[V2_JSON])
+    ours = Tokenizer.from_metadata(gguf_keys(path, "deepseek-llm", bos=100_000, eos=100_001))
+    theirs = ReferenceTokenizer.from_file(str(path))
+    for number, text in enumerate([*NASTY, *nasty_sample()]):
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids, number
 
 
 @settings(max_examples=40, deadline=None)
