@@ -19,10 +19,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALL = $(PIP) install $(PIP_FLAGS) --constraint $(STAMP)/constraints.txt
 NATIVE_SOURCES := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name CMakeLists.txt)
 CPP_FILES := $(shell find kernels -name '*.cpp' -o -name '*.h')
-BENCHES := hop experts packing serve serve-demo serve-load
+BENCHES := hop experts packing mla serve serve-demo serve-load
 
 .PHONY: FORCE help serve chat test test-fast sanitize sanitize-threads lint format docs bench demo-model synth-v2lite native clean
-.PHONY: $(addprefix bench-,$(BENCHES))
+.PHONY: gpu-check gpu-wheels $(addprefix bench-,$(BENCHES))
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r name text; do \
@@ -80,6 +80,12 @@ bench: $(addprefix bench-,$(BENCHES)) ## measure; results go to build/bench/*.js
 $(addprefix bench-,$(BENCHES)): bench-%: $(STAMP)/native $(STAMP)/dev
 	@mkdir -p build/bench
 	$(BIN)/python benchmarks/$(subst -,_,$*).py --json build/bench/$*.json $(ARGS)
+
+gpu-check: ## build, check and measure everything that needs a GPU (ARGS=--interpret checks without one)
+	@bash tools/gpu_check.sh $(ARGS)
+
+gpu-wheels: ## pack what a GPU machine without package registries lacks (ARGS=3.12 names its Python)
+	@bash tools/gpu_wheels.sh $(ARGS)
 
 # --- set up ---------------------------------------------------------------------------------------------------
 

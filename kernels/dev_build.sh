@@ -1,6 +1,7 @@
 #!/bin/sh
 # Build the native module into kernels/trimaran_kernels/ for work in a checkout.
 #   kernels/dev_build.sh            the Python module, with the python of .venv (or $PYTHON)
+#   kernels/dev_build.sh emulated   the tests of kernels for other CPUs than this one, on emulated instructions
 #   kernels/dev_build.sh sanitize   the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
 #   kernels/dev_build.sh threads    those with threads under ThreadSanitizer
 set -eu
@@ -13,7 +14,8 @@ jobs=${JOBS:-2}
 run_sanitized() {
     build=$root/build/$1
     cmake -S "$root/kernels" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
-        -DTRIMARAN_PYTHON=OFF -DTRIMARAN_NATIVE_TESTS=ON -DTRIMARAN_SANITIZE="$2" >/dev/null
+        -DTRIMARAN_PYTHON=OFF -DTRIMARAN_NATIVE_TESTS=ON -DTRIMARAN_EMULATED_TESTS=ON \
+        -DTRIMARAN_SANITIZE="$2" >/dev/null
     cmake --build "$build" -j "$jobs"
     ctest --test-dir "$build" --output-on-failure -R "$3"
 }
@@ -26,6 +28,12 @@ module)
     cmake --build "$build" -j "$jobs"
     cp "$build"/module/_native*.so "$root/kernels/trimaran_kernels/"
     ;;
+emulated)
+    build=$root/build/emulated
+    cmake -S "$root/kernels" -B "$build" -G Ninja -DTRIMARAN_PYTHON=OFF -DTRIMARAN_EMULATED_TESTS=ON >/dev/null
+    cmake --build "$build" -j "$jobs" --target emulated_test
+    "$build/emulated_test"
+    ;;
 sanitize)
     run_sanitized sanitize address,undefined '.*'
     ;;
@@ -33,7 +41,7 @@ threads)
     run_sanitized threads thread '^gate$'
     ;;
 *)
-    echo "usage: $0 [module|sanitize|threads]" >&2
+    echo "usage: $0 [module|emulated|sanitize|threads]" >&2
     exit 2
     ;;
 esac

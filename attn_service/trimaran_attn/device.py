@@ -45,8 +45,14 @@ def _check_capability(device: torch.device) -> None:
         )
 
 
-def cap_memory(device: torch.device, planned: int) -> None:
-    """Hold torch's allocator to the planned bytes of a GPU, less what CUDA itself takes beside it."""
+def enter_gpu(device: torch.device, planned: int) -> None:
+    """Make a GPU the calling thread's current one, where Triton launches kernels, and cap its allocator.
+
+    Args:
+        device: the GPU.
+        planned: bytes; what CUDA itself takes beside the allocator is held back.
+    """
+    torch.cuda.set_device(device)
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, (planned - GPU_RESERVE) / total), device)
 

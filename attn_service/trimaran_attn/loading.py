@@ -18,7 +18,7 @@ from trimaran.telemetry import Log
 from trimaran.timeline import Tracer
 
 from trimaran_attn.cache_plan import plan_cache
-from trimaran_attn.device import cap_memory, choose_device, compute_dtype, explained_memory, start_threads
+from trimaran_attn.device import choose_device, compute_dtype, enter_gpu, explained_memory, start_threads
 from trimaran_attn.engine import Engine
 from trimaran_attn.experts import Experts
 from trimaran_attn.grammar.compiler import GrammarCompiler
@@ -92,7 +92,7 @@ def load_engine(
     plan = make_plan(spec, model.file.tensors, machine, config)
     check_plan(plan)
     if plan.gpu is not None:
-        cap_memory(device, plan.gpu.available)
+        enter_gpu(device, plan.gpu.available)
     if plan.re_encoded:
         _log.warning("held as the nearest Q8_0 weights on the GPU", types=" ".join(plan.re_encoded))
     dtype = compute_dtype(device)

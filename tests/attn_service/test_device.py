@@ -7,7 +7,7 @@ import torch
 from trimaran.config import AttnConfig
 from trimaran.errors import ConfigError, GpuMemoryError
 from trimaran.plan import GPU_RESERVE
-from trimaran_attn.device import cap_memory, choose_device, compute_dtype, explained_memory, start_threads
+from trimaran_attn.device import choose_device, compute_dtype, enter_gpu, explained_memory, start_threads
 
 
 @pytest.mark.parametrize(
@@ -32,14 +32,16 @@ def test_too_old_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_allocator_keeps_to_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     capped = []
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     total = 80 << 30
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=total))
     monkeypatch.setattr(
         torch.cuda, "set_per_process_memory_fraction", lambda share, device: capped.append((share, device))
     )
-    cap_memory(torch.device("cuda:1"), 24 << 30)
+    enter_gpu(torch.device("cuda:1"), 24 << 30)
     ((share, device),) = capped
-    assert device == torch.device("cuda:1")
+    assert [device] == current == [torch.device("cuda:1")]
     assert share * total == (24 << 30) - GPU_RESERVE
 
 

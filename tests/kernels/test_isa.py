@@ -19,15 +19,34 @@ def test_features_are_what_the_kernel_reports():
         assert (feature in cpu_features()) == (feature in flags), feature
 
 
+NEEDS = {
+    "amx": {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "amx_tile", "amx_bf16"},
+    "avx512_vnni": {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"},
+    "avx512": {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl"},
+    "avx2": {"avx2", "fma", "f16c"},
+    "generic": set(),
+}
+
+
 def test_the_best_that_runs_is_chosen():
-    expected = "avx2" if {"avx2", "fma", "f16c"} <= set(cpu_features()) else "generic"
-    assert detect_isa() == expected
-    assert explain_isa().endswith(f"{expected}: chosen")
+    refused = explain_isa().startswith("amx: refused by the operating system")
+    runs = [isa for isa in built_isas() if NEEDS[isa] <= set(cpu_features())][refused:]
+    assert detect_isa() == runs[0]
+    assert explain_isa().endswith(f"{runs[0]}: chosen")
 
 
-def test_a_cap_above_what_is_built_changes_nothing():
-    for cap in ("amx", "avx512_vnni", "avx512"):
-        assert detect_isa(cap) == detect_isa()
+def test_what_cannot_run_is_refused_with_the_missing_features():
+    reasons = dict(part.split(": ", 1) for part in explain_isa().split("; "))
+    for isa in built_isas():
+        if missing := NEEDS[isa] - set(cpu_features()):
+            assert reasons[isa].startswith("refused, this CPU lacks")
+            assert all(feature in reasons[isa].split() for feature in missing)
+
+
+@pytest.mark.parametrize("cap", ["amx", "avx512_vnni", "avx512", "avx2"])
+def test_a_cap_allows_itself_and_what_is_below(cap):
+    order = ["amx", "avx512_vnni", "avx512", "avx2", "generic"]
+    assert order.index(detect_isa(cap)) == max(order.index(cap), order.index(detect_isa()))
 
 
 def test_cap_of_the_caller():

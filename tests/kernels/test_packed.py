@@ -239,6 +239,13 @@ def test_experts_of_every_type(packed_type, pool, rng):
     assert_accurate(forward(experts.engine(pool), *call), experts.reference(*call))
 
 
+@pytest.fixture
+def without_tiles(monkeypatch):
+    """Matrix tiles round to bf16: results are near those of other instruction sets, not the same."""
+    monkeypatch.setenv("TRIMARAN_ISA", "avx512_vnni")
+
+
+@pytest.mark.usefixtures("without_tiles")
 def test_experts_agree_between_instruction_sets(type_named, fast_isa, pool, rng):
     experts = PackedExperts(pool, rng, [type_named(name) for name in ("Q4_K", "Q5_K", "Q6_K")])
     call = experts.call(rng, 40)
@@ -253,6 +260,7 @@ def test_layouts_may_be_mixed(type_named, pool, rng, packed):
     assert_accurate(forward(experts.engine(pool), *call), experts.reference(*call))
 
 
+@pytest.mark.usefixtures("without_tiles")
 def test_a_token_does_not_depend_on_its_batch(type_named, pool, rng):
     experts = PackedExperts(pool, rng, [type_named("Q4_K")] * 3)
     x, ids, weights = experts.call(rng, 50)

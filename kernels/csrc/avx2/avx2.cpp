@@ -12,7 +12,7 @@ namespace trimaran::avx2 {
 namespace {
 
 Primitives make() {
-  Primitives p{"avx2", {}, accumulate, quantize, {}, &attention_primitives()};
+  Primitives p{"avx2", {}, accumulate, quantize, {}, &attention_primitives(), nullptr};
   fill_scalar_decoders(p.decode);  // F32 keeps it: a copy
   fill_legacy_decoders(p.decode);
   fill_k_decoders(p.decode);

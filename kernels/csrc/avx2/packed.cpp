@@ -56,8 +56,7 @@ inline __m256i broadcast_word(const void* p) {
   return _mm256_set1_epi32(word);
 }
 
-// Sums of products of neighbouring bytes: 16-bit pairs where they fit, else 32-bit words. The empty statement
-// keeps the compiler from regrouping a long sum, for which it would first hold all terms, in memory.
+// Sums of products of neighbouring bytes: 16-bit pairs where they fit, else 32-bit words.
 template <class Tag>
 inline __m256i add_products(__m256i sum, __m256i number, __m256i codes) {
   if constexpr (adds_in_16_bits(Tag::format)) {
@@ -66,7 +65,7 @@ inline __m256i add_products(__m256i sum, __m256i number, __m256i codes) {
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(number), _mm256_sign_epi8(codes, number));
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
-  __asm__("" : "+x"(sum));
+  TRIMARAN_KEEP_ORDER(sum);
   return sum;
 }
 

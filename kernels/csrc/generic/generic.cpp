@@ -21,7 +21,7 @@ void accumulate(const Panel& panel, float* acc) {
 }
 
 Primitives make() {
-  Primitives p{"generic", {}, accumulate, quantize, {}, &attention_primitives()};
+  Primitives p{"generic", {}, accumulate, quantize, {}, &attention_primitives(), nullptr};
   fill_scalar_decoders(p.decode);
   fill_dots(p.dot);
   return p;

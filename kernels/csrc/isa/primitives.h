@@ -48,6 +48,7 @@ using DotFn = void (*)(const uint8_t* stripe, int64_t n_cells, const QuantizedVe
                        float* out);
 
 struct AttentionPrimitives;  // attention/primitives.h
+struct TilePrimitives;       // isa/tiles.h
 
 struct Primitives {
   const char* name;
@@ -56,6 +57,7 @@ struct Primitives {
   QuantizeFn quantize;
   DotFn dot[kTypeSlots];  // nullptr where there is no packed layout
   const AttentionPrimitives* attention;
+  const TilePrimitives* tiles;  // nullptr where there are no matrix tiles
 
   DecodeFn decoder(GgmlType type) const { return decode[static_cast<int>(type)]; }
 };

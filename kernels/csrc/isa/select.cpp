@@ -1,6 +1,9 @@
 #include <cstdlib>
 
+#include "amx/amx.h"
+#include "amx/permission.h"
 #include "avx2/avx2.h"
+#include "avx512/avx512.h"
 #include "generic/generic.h"
 #include "isa/isa.h"
 #include "runtime/status.h"
@@ -16,7 +19,10 @@ struct Implementation {
   const char* name;
   const Primitives& (*primitives)();
   std::string (*missing)(const CpuFeatures&);  // features that the CPU lacks; empty if it can run
+  std::string (*request)();                    // asks the operating system; empty if it agrees, else why not
 };
+
+std::string granted() { return ""; }
 
 std::string nothing(const CpuFeatures&) { return ""; }
 
@@ -28,14 +34,36 @@ std::string missing_for_avx2(const CpuFeatures& f) {
   if (!f.f16c) missing += " f16c";
   return missing;
 }
+
+std::string missing_for_avx512(const CpuFeatures& f) {
+  std::string missing = missing_for_avx2(f);
+  if (!f.avx512f) missing += " avx512f";
+  if (!f.avx512bw) missing += " avx512bw";
+  if (!f.avx512vl) missing += " avx512vl";
+  return missing;
+}
+
+std::string missing_for_vnni(const CpuFeatures& f) {
+  return missing_for_avx512(f) + (f.avx512_vnni ? "" : " avx512_vnni");
+}
+
+std::string missing_for_amx(const CpuFeatures& f) {
+  std::string missing = missing_for_vnni(f);
+  if (!f.amx_tile) missing += " amx_tile";
+  if (!f.amx_bf16) missing += " amx_bf16";
+  return missing;
+}
 #endif
 
 // In the order of kOrder.
 constexpr Implementation kImplementations[] = {
 #if defined(__x86_64__)
-    {"avx2", avx2::primitives, missing_for_avx2},
+    {"amx", amx::primitives, missing_for_amx, amx::request_tiles},
+    {"avx512_vnni", avx512::vnni_primitives, missing_for_vnni, granted},
+    {"avx512", avx512::primitives, missing_for_avx512, granted},
+    {"avx2", avx2::primitives, missing_for_avx2, granted},
 #endif
-    {"generic", generic::primitives, nothing},
+    {"generic", generic::primitives, nothing, granted},
 };
 
 int rank(const std::string& name, const char* source) {
@@ -70,6 +98,8 @@ Selection select_isa(const std::string& cap, const CpuFeatures& features) {
       explanation += ": refused, capped at " + cap;
     } else if (own < from_environment) {
       explanation += ": refused, TRIMARAN_ISA=" + environment_cap();
+    } else if (const std::string refusal = implementation.request(); !refusal.empty()) {
+      explanation += ": refused by the operating system, " + refusal;
     } else {
       return {&implementation.primitives(), explanation + ": chosen"};
     }

@@ -12,6 +12,9 @@
 #define TRIMARAN_UNROLL_8 TRIMARAN_PRAGMA(GCC unroll 8)
 #endif
 
+// Keeps the compiler from regrouping a long sum, for which it would first hold all terms, in memory.
+#define TRIMARAN_KEEP_ORDER(vector) __asm__("" : "+v"(vector))
+
 #if defined(__clang__)
 #define TRIMARAN_TARGET_BEGIN(features) \
   TRIMARAN_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <map>
 #include <mutex>
 #include <string>
@@ -13,6 +12,8 @@
 #include "runtime/padded_rows.h"
 #include "runtime/quantized_rows.h"
 #include "runtime/route.h"
+#include "runtime/silu.h"
+#include "runtime/tiled_experts.h"
 #include "runtime/weights.h"
 
 namespace trimaran {
@@ -28,10 +29,9 @@ struct Layer {
   int first_expert;
   int n_experts;
 
+  bool packed() const { return gate.packed() && up.packed() && down.packed(); }
   uint64_t expert_bytes() const { return gate.matrix_bytes() + up.matrix_bytes() + down.matrix_bytes(); }
 };
-
-float silu(float x) { return x / (1.0f + std::exp(-x)); }
 
 void store(void* y, DType dtype, int64_t index, float value) {
   if (dtype == DType::f32) {
@@ -71,7 +71,11 @@ struct Positions {
 
 struct ExpertEngine::Impl {
   Impl(ThreadPool& pool, const Primitives& primitives, const EngineDims& dims)
-      : pool(pool), primitives(primitives), dims(dims), parts(static_cast<size_t>(pool.size())) {}
+      : pool(pool),
+        primitives(primitives),
+        dims(dims),
+        tiled(primitives.tiles, pool.size()),
+        parts(static_cast<size_t>(pool.size())) {}
 
   // One call's output, and the routing weights that it applies.
   struct Output {
@@ -91,7 +95,8 @@ struct ExpertEngine::Impl {
   void gate_and_up(const Layer& layer);
   void gate_and_up_item(const Layer& layer, const Route::Group& group, int64_t first_tile);
   void down(const Layer& layer, const Output& output);
-  void down_tile(const Layer& layer, const Output& output, int64_t tile, std::vector<float>& part);
+  void down_item(const Layer& layer, const Output& output, int64_t first_tile, int tiles, int worker);
+  void add_up(const Output& output, const float* part, int64_t tile, int rows) const;
 
   ThreadPool& pool;
   const Primitives& primitives;
@@ -109,7 +114,8 @@ struct ExpertEngine::Impl {
   std::vector<float> hidden;   // [position, padded intermediate]: silu(gate) · up, if down is not packed
   QuantizedRows hidden_codes;  // by position, if it is
   Positions hiddens;           // by position: what down reads
-  std::vector<std::vector<float>> parts;  // per worker: [position, kTileRows] of one down tile
+  TiledExperts tiled;          // the experts that need none of the above but x
+  std::vector<std::vector<float>> parts;  // per worker: [tile of an item, position, kTileRows] of down
 };
 
 // Quantises each token once, however many experts it meets, and lays out what the two loops read and write.
@@ -117,6 +123,11 @@ void ExpertEngine::Impl::prepare(const Layer& layer, const void* data, DType dty
   x.set(pool, data, dtype, n_tokens, dims.hidden);
   const bool codes = layer.gate.packed() || layer.up.packed();
   if (codes) x_codes.set(pool, primitives, x.rows(), n_tokens, dims.hidden);
+  if (layer.packed()) {
+    tiled.prepare(pool, route, x.rows(), dims.hidden, dims.intermediate);
+  } else {
+    tiled.clear();
+  }
   const int n = route.n_positions();
   const int64_t padded = round_up(dims.intermediate, kLanes);
   if (layer.down.packed()) {
@@ -144,8 +155,15 @@ void ExpertEngine::Impl::prepare(const Layer& layer, const void* data, DType dty
 void ExpertEngine::Impl::gate_and_up(const Layer& layer) {
   const int64_t items = (layer.gate.tiles() + kItemTiles - 1) / kItemTiles;
   const auto n_groups = static_cast<int64_t>(route.groups().size());
-  pool.parallel_for(n_groups * items, [&](int64_t item, int) {
-    gate_and_up_item(layer, route.groups()[static_cast<size_t>(item / items)], item % items * kItemTiles);
+  pool.parallel_for(n_groups * items, [&](int64_t item, int worker) {
+    const auto index = static_cast<size_t>(item / items);
+    const Route::Group& group = route.groups()[index];
+    const int64_t first_tile = item % items * kItemTiles;
+    if (tiled.has(index)) {
+      tiled.gate_and_up(layer.gate, layer.up, group.expert, index, first_tile, worker);
+    } else {
+      gate_and_up_item(layer, group, first_tile);
+    }
   });
 }
 
@@ -180,22 +198,41 @@ void ExpertEngine::Impl::gate_and_up_item(const Layer& layer, const Route::Group
 }
 
 void ExpertEngine::Impl::down(const Layer& layer, const Output& output) {
+  const int width = tiled.empty() ? 1 : kItemTiles;  // small items balance better
   for (std::vector<float>& part : parts) {
-    ensure_size(part, static_cast<size_t>(route.n_positions()) * kTileRows);
+    ensure_size(part, static_cast<size_t>(width) * static_cast<size_t>(route.n_positions()) * kTileRows);
   }
-  pool.parallel_for(layer.down.tiles(), [&](int64_t tile, int worker) {
-    down_tile(layer, output, tile, parts[static_cast<size_t>(worker)]);
+  const int64_t tiles = layer.down.tiles();
+  pool.parallel_for((tiles + width - 1) / width, [&](int64_t item, int worker) {
+    const int64_t first = item * width;
+    down_item(layer, output, first, static_cast<int>(std::min<int64_t>(width, tiles - first)), worker);
   });
 }
 
 // A work item owns some columns of y: all experts' products for them, then each token's weighted sum.
-void ExpertEngine::Impl::down_tile(const Layer& layer, const Output& output, int64_t tile,
-                                   std::vector<float>& part) {
-  const int rows = layer.down.tile_rows(tile);
-  for (const Route::Group& group : route.groups()) {
-    layer.down.multiply(primitives, group.expert, tile, hiddens.vectors().from(group.begin),
-                        group.end - group.begin, &part[static_cast<size_t>(group.begin) * kTileRows]);
+void ExpertEngine::Impl::down_item(const Layer& layer, const Output& output, int64_t first_tile, int tiles,
+                                   int worker) {
+  float* part = parts[static_cast<size_t>(worker)].data();
+  const int64_t pitch = static_cast<int64_t>(route.n_positions()) * kTileRows;
+  for (size_t i = 0; i < route.groups().size(); ++i) {
+    const Route::Group& group = route.groups()[i];
+    float* out = part + static_cast<int64_t>(group.begin) * kTileRows;
+    if (tiled.has(i)) {
+      tiled.down(layer.down, group.expert, i, first_tile, worker, out, pitch);
+      continue;
+    }
+    const Vectors vectors = hiddens.vectors().from(group.begin);
+    for (int t = 0; t < tiles; ++t) {
+      layer.down.multiply(primitives, group.expert, first_tile + t, vectors, group.end - group.begin,
+                          out + t * pitch);
+    }
   }
+  for (int t = 0; t < tiles; ++t) {
+    add_up(output, part + t * pitch, first_tile + t, layer.down.tile_rows(first_tile + t));
+  }
+}
+
+void ExpertEngine::Impl::add_up(const Output& output, const float* part, int64_t tile, int rows) const {
   for (int token = 0; token < output.n_tokens; ++token) {
     float sums[kTileRows] = {};
     for (int slot = token * dims.top_k; slot < (token + 1) * dims.top_k; ++slot) {

@@ -32,7 +32,9 @@ struct LayerWeights {
 
 // Results do not depend on the number of threads nor on the other tokens of a call: every dot product has one
 // fixed order of operations, and a token's experts are summed in the order of its ids. Packed matrices read
-// int8 activations with a scale per 16 columns, others f32.
+// int8 activations with a scale per 16 columns, others f32. Where the CPU has matrix tiles (AMX), an expert
+// that is all packed and gets many tokens of a call computes in bf16: then results do depend on the other
+// tokens, within the rounding of bf16.
 class ExpertEngine {
  public:
   // The pool and the primitives must outlive the engine. Throws KernelError on dimensions < 1.

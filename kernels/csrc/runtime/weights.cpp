@@ -40,6 +40,11 @@ int Weights::tile_rows(int64_t tile) const {
   return static_cast<int>(std::min<int64_t>(kTileRows, rows_ - tile * kTileRows));
 }
 
+const uint8_t* Weights::stripe(int64_t matrix, int64_t tile) const {
+  return raw_.data + static_cast<size_t>(matrix) * matrix_bytes_ +
+         static_cast<size_t>(tile) * stripe_bytes(*format_, raw_.columns);
+}
+
 void Weights::multiply(const Primitives& primitives, int64_t matrix, int64_t tile, const Vectors& x,
                        int tokens, float* out) const {
   if (format_ == nullptr) {
@@ -47,10 +52,17 @@ void Weights::multiply(const Primitives& primitives, int64_t matrix, int64_t til
                   kTileRows);
     return;
   }
-  const uint8_t* stripe = raw_.data + static_cast<size_t>(matrix) * matrix_bytes_ +
-                          static_cast<size_t>(tile) * stripe_bytes(*format_, raw_.columns);
   const DotFn dot = primitives.dot[static_cast<int>(format_->type)];
-  dot(stripe, cells_of(*format_, raw_.columns), x.codes, tokens, out);
+  dot(stripe(matrix, tile), cells_of(*format_, raw_.columns), x.codes, tokens, out);
+}
+
+void Weights::multiply_blocks(const TilePrimitives& tiles, int64_t matrix, int64_t tile, const BlockedRows& x,
+                              int group, float* out) const {
+  const auto bytes = static_cast<int64_t>(stripe_bytes(*format_, raw_.columns));
+  tiles.multiply[static_cast<int>(format_->type)](
+      {stripe(matrix, tile), bytes, cells_of(*format_, raw_.columns), x.group(group), x.block_bytes(),
+       x.blocks(group)},
+      out);
 }
 
 }  // namespace trimaran

@@ -5,6 +5,7 @@
 
 #include "isa/primitives.h"
 #include "packed/format.h"
+#include "runtime/blocked_rows.h"
 #include "runtime/matrix.h"
 #include "runtime/row_tile.h"
 
@@ -40,7 +41,14 @@ class Weights {
   void multiply(const Primitives& primitives, int64_t matrix, int64_t tile, const Vectors& x, int tokens,
                 float* out) const;
 
+  // out[kTileRows × (vectors × i + v) + r] = row r of tile + i · vector v of a group of x, for i < 2 and all
+  // vectors of its blocks. The weights are packed, and there is a tile + 1.
+  void multiply_blocks(const TilePrimitives& tiles, int64_t matrix, int64_t tile, const BlockedRows& x,
+                       int group, float* out) const;
+
  private:
+  const uint8_t* stripe(int64_t matrix, int64_t tile) const;
+
   const Format* format_;
   RowMatrix raw_;  // of all matrices; of packed ones only traits, data and columns count
   int64_t rows_;

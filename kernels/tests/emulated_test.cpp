@@ -1,0 +1,273 @@
+// Runs the AVX-512 and AMX kernels on emulated instructions (tests/emulated/) and compares them with the
+// portable reference: AVX-512 to the bit, AMX up to the rounding of bf16. Weights are random packed cells:
+// every code, every integer scale.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+#include "amx/tiles.h"
+#include "avx512/packed.h"
+#include "generic/packed.h"
+#include "packed/format.h"
+#include "quant/half.h"
+#include "runtime/blocked_rows.h"
+#include "runtime/engine.h"
+
+namespace {
+
+using namespace trimaran;
+
+#define CHECK(condition, ...)                                              \
+  do {                                                                     \
+    if (!(condition)) {                                                    \
+      std::fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #condition); \
+      std::fprintf(stderr, __VA_ARGS__);                                   \
+      std::fputc('\n', stderr);                                            \
+      std::exit(1);                                                        \
+    }                                                                      \
+  } while (false)
+
+struct Kernel {
+  const char* name;
+  void (*fill)(DotFn*);
+};
+constexpr Kernel kKernels[] = {{"avx512", avx512::fill_bw_dots}, {"avx512_vnni", avx512::fill_vnni_dots}};
+
+bool same(float a, float b) {
+  return (std::isnan(a) && std::isnan(b)) || bits_from_float(a) == bits_from_float(b);
+}
+
+// Vectors of activations, quantised by the reference.
+class Activations {
+ public:
+  Activations(const std::vector<float>& x, int64_t columns) : layout_(columns) {
+    const auto n = static_cast<int64_t>(x.size()) / columns;
+    buffer_.resize(static_cast<size_t>(n) * layout_.bytes);
+    for (int64_t i = 0; i < n; ++i) {
+      uint8_t* base = buffer_.data() + static_cast<size_t>(i) * layout_.bytes;
+      generic::quantize(x.data() + i * columns, columns, 0, layout_.slot(base));
+      views.push_back(layout_.vector(base));
+    }
+  }
+
+  std::vector<QuantizedVector> views;
+
+ private:
+  ActivationLayout layout_;
+  std::vector<uint8_t> buffer_;
+};
+
+// What fills the planes of codes and integer scales: random bits, or one byte everywhere.
+constexpr int kFills[] = {-1, 0x00, 0x7f, 0x80, 0xff};
+
+// f16 from 2^-7 to 2^3, of either sign.
+uint16_t random_half(std::mt19937& random) {
+  return static_cast<uint16_t>((random() & 0x8000u) | (8 + random() % 10) << 10 | (random() & 0x3ffu));
+}
+
+std::vector<uint8_t> random_stripe(const Format& f, int64_t n_cells, int fill, std::mt19937& random) {
+  std::vector<uint8_t> stripe(static_cast<size_t>(n_cells) * static_cast<size_t>(f.cell_bytes()));
+  const int halves_at = f.integer_scales() ? f.super_at() : f.scales_at();
+  for (size_t i = 0; i < stripe.size(); ++i) {
+    const auto at = static_cast<int>(i % static_cast<size_t>(f.cell_bytes()));
+    if (at < halves_at) {
+      stripe[i] = static_cast<uint8_t>(fill < 0 ? random() : static_cast<unsigned>(fill));
+    } else if (at % 2 == 0) {
+      const uint16_t half = random_half(random);
+      stripe[i] = static_cast<uint8_t>(half);
+      stripe[i + 1] = static_cast<uint8_t>(half >> 8);
+    }
+  }
+  return stripe;
+}
+
+std::vector<float> random_vectors(int64_t n, int64_t columns, std::mt19937& random) {
+  std::vector<float> x(static_cast<size_t>(n * columns));
+  std::normal_distribution<float> normal;
+  for (size_t i = 0; i < x.size(); ++i) {
+    switch (static_cast<int64_t>(i) / columns % 4) {
+      case 0:  // the largest codes
+        x[i] = random() % 2 == 0 ? 1.0f : -1.0f;
+        break;
+      case 1:  // all of one sign
+        x[i] = -3.0f;
+        break;
+      default:
+        x[i] = normal(random);
+    }
+  }
+  return x;
+}
+
+void compare(const Format& f, int64_t n_cells, int fill, int tokens, std::mt19937& random) {
+  const int64_t columns = n_cells * f.cell_columns;
+  const std::vector<uint8_t> stripe = random_stripe(f, n_cells, fill, random);
+  const Activations x(random_vectors(tokens, columns, random), columns);
+  std::vector<float> expected(static_cast<size_t>(tokens) * kStripeRows), got(expected.size());
+  DotFn reference[kTypeSlots] = {};
+  generic::fill_dots(reference);
+  const auto type = static_cast<int>(f.type);
+  reference[type](stripe.data(), n_cells, x.views.data(), tokens, expected.data());
+  for (const Kernel& kernel : kKernels) {
+    DotFn dots[kTypeSlots] = {};
+    kernel.fill(dots);
+    dots[type](stripe.data(), n_cells, x.views.data(), tokens, got.data());
+    for (size_t i = 0; i < got.size(); ++i) {
+      CHECK(same(got[i], expected[i]), "%s, type %d, cells %d, fill %d, token %d of %d, row %d: %g, not %g",
+            kernel.name, type, static_cast<int>(n_cells), fill, static_cast<int>(i / kStripeRows), tokens,
+            static_cast<int>(i % kStripeRows), static_cast<double>(got[i]), static_cast<double>(expected[i]));
+    }
+  }
+}
+
+// Whole numbers up to 127, one such in each half: exact as int8 with a scale, and as bf16.
+std::vector<float> whole_vectors(int64_t n, int64_t columns, std::mt19937& random) {
+  std::vector<float> x(static_cast<size_t>(n * columns));
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(static_cast<int>(random() % 255) - 127);
+  for (size_t i = 0; i < x.size(); i += kHalfColumns) x[i + random() % kHalfColumns] = 127.0f;
+  return x;
+}
+
+double distance(const std::vector<float>& a, const std::vector<float>& b) {
+  double difference = 0, size = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    difference += (static_cast<double>(a[i]) - b[i]) * (static_cast<double>(a[i]) - b[i]);
+    size += static_cast<double>(b[i]) * b[i];
+  }
+  return std::sqrt(difference / size);
+}
+
+std::vector<uint8_t> random_stripes(const Format& f, int64_t n_cells, int stripes, std::mt19937& random) {
+  return random_stripe(f, n_cells * stripes, -1, random);
+}
+
+// Weights' rounding is all that tiles may add: at most 2^-7 of a weight less the growth of scales
+// (amx/panel.h), 0.0016 on the average. Weights of a group may be nearly the same, and so their errors.
+void compare_tiles(const Format& f, int64_t n_cells, int tokens, std::mt19937& random) {
+  const int64_t columns = n_cells * f.cell_columns;
+  const auto stripe_size = n_cells * f.cell_bytes();
+  const std::vector<uint8_t> stripes = random_stripes(f, n_cells, kTileStripes, random);
+  const std::vector<float> x = whole_vectors(tokens, columns, random);
+  const Activations codes(x, columns);
+  BlockedRows blocks;
+  blocks.resize({tokens}, columns);
+  const TilePrimitives& tiles = amx::tile_primitives();
+  for (int t = 0; t < tokens; ++t) {
+    for (int64_t c = 0; c < columns; c += kGroupColumns) {
+      tiles.round(&x[static_cast<size_t>(t * columns + c)], blocks.line(0, t, c));
+    }
+  }
+  const size_t floats = static_cast<size_t>(blocks.blocks(0)) * kBlockVectors * kStripeRows;
+  std::vector<float> got(kTileStripes * floats, NAN), expected(static_cast<size_t>(tokens) * kStripeRows);
+  const auto type = static_cast<int>(f.type);
+  tiles.multiply[type](
+      {stripes.data(), stripe_size, n_cells, blocks.group(0), blocks.block_bytes(), blocks.blocks(0)},
+      got.data());
+  DotFn reference[kTypeSlots] = {};
+  generic::fill_dots(reference);
+  for (int s = 0; s < kTileStripes; ++s) {
+    reference[type](stripes.data() + s * stripe_size, n_cells, codes.views.data(), tokens, expected.data());
+    const auto* first = got.data() + static_cast<size_t>(s) * floats;
+    const std::vector<float> part(first, first + expected.size());
+    const double error = distance(part, expected);
+    CHECK(error < 5.2e-3, "type %d, cells %d, tokens %d, stripe %d: error %g", type,
+          static_cast<int>(n_cells), tokens, s, error);
+  }
+}
+
+// What is not finite stays in its vector.
+void test_tiles_keep_vectors_apart(std::mt19937& random) {
+  const Format& f = packed::Q4_K::format;
+  const std::vector<uint8_t> stripes = random_stripes(f, 1, kTileStripes, random);
+  const TilePrimitives& tiles = amx::tile_primitives();
+  BlockedRows blocks;
+  blocks.resize({18}, f.cell_columns);
+  std::vector<float> x = whole_vectors(18, f.cell_columns, random);
+  std::vector<float> got[2];
+  for (std::vector<float>& out : got) {
+    for (int t = 0; t < 18; ++t) {
+      for (int c = 0; c < f.cell_columns; c += kGroupColumns) {
+        tiles.round(&x[static_cast<size_t>(t * f.cell_columns + c)], blocks.line(0, t, c));
+      }
+    }
+    out.resize(static_cast<size_t>(kTileStripes) * 32 * kStripeRows);
+    tiles.multiply[static_cast<int>(f.type)](
+        {stripes.data(), f.cell_bytes(), 1, blocks.group(0), blocks.block_bytes(), blocks.blocks(0)},
+        out.data());
+    x[5 * 256 + 3] = NAN;
+    x[17 * 256 + 200] = INFINITY;
+  }
+  for (size_t i = 0; i < got[0].size(); ++i) {
+    const size_t vector = i / kStripeRows % 32;
+    if (vector == 5 || vector == 17) {
+      CHECK(!std::isfinite(got[1][i]), "vector %d lost what is not finite", static_cast<int>(vector));
+    } else {
+      CHECK(same(got[0][i], got[1][i]), "vector %d changed", static_cast<int>(vector));
+    }
+  }
+}
+
+Primitives generic_with(const TilePrimitives* tiles) {
+  Primitives p{"emulated", {}, nullptr, generic::quantize, {}, nullptr, tiles};
+  generic::fill_dots(p.dot);
+  return p;
+}
+
+// Whole experts of which some get tokens enough for tiles; calls grow and shrink.
+void test_engine_with_tiles(std::mt19937& random) {
+  constexpr int kHidden = 320, kIntermediate = 96, kExperts = 4, kTopK = 2, kMostTokens = 40;
+  const Format& f = packed::Q4_1::format;
+  const auto matrices = [&](int rows, int columns) {
+    return random_stripes(f, cells_of(f, columns), static_cast<int>(stripes_of(rows)) * kExperts, random);
+  };
+  const std::vector<uint8_t> gate = matrices(kIntermediate, kHidden), up = matrices(kIntermediate, kHidden);
+  const std::vector<uint8_t> down = matrices(kHidden, kIntermediate);
+  const Primitives with = generic_with(&amx::tile_primitives()), without = generic_with(nullptr);
+  ThreadPool pool({0});
+  const EngineDims dims{kHidden, kIntermediate, kExperts, kTopK, kMostTokens};
+  ExpertEngine engine(pool, with, dims), reference(pool, without, dims);
+  const auto matrix = [&f](const std::vector<uint8_t>& bytes) {
+    return Matrix{f.type, bytes.data(), bytes.size(), true};
+  };
+  for (ExpertEngine* e : {&engine, &reference}) {
+    e->add_layer(0, {matrix(gate), matrix(up), matrix(down), 0, kExperts});
+  }
+  for (const int n : {1, 40, 3, 33, 11}) {
+    std::vector<float> x(static_cast<size_t>(n * kHidden)), weights(static_cast<size_t>(n * kTopK));
+    std::normal_distribution<float> normal;
+    for (float& value : x) value = normal(random);
+    for (float& value : weights) value = normal(random);
+    std::vector<int32_t> ids(weights.size());
+    // Expert 0 gets every token, the others share the rest.
+    for (size_t i = 0; i < ids.size(); ++i) {
+      ids[i] = i % 2 == 0 ? 0 : static_cast<int32_t>(1 + random() % (kExperts - 1));
+    }
+    std::vector<float> got(x.size(), NAN), expected(x.size());
+    CHECK(engine.forward(0, n, x.data(), ids.data(), weights.data(), got.data(), DType::f32) == Status::ok,
+          "%d tokens", n);
+    reference.forward(0, n, x.data(), ids.data(), weights.data(), expected.data(), DType::f32);
+    const double error = distance(got, expected);
+    CHECK(error < 1.5e-2, "%d tokens: error %g", n, error);
+    CHECK((error == 0) == (n < amx::tile_primitives().least_tokens), "%d tokens: error %g", n, error);
+  }
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937 random(7);
+  for_each_format([&random](auto tag) {
+    const Format& f = decltype(tag)::format;
+    for (const int tokens : {1, 2, 3, 4, 5, 8, 16, 33}) compare(f, 3, -1, tokens, random);
+    for (const int fill : kFills) compare(f, 1, fill, 5, random);
+    compare(f, 28, -1, 7, random);  // more than one chunk of the first-level cache
+    compare(f, 2, -1, 100, random);
+    for (const int tokens : {1, 16, 33}) compare_tiles(f, 3, tokens, random);
+    compare_tiles(f, 2048 / f.cell_columns + 1, 12, random);  // more than one panel
+  });
+  test_tiles_keep_vectors_apart(random);
+  test_engine_with_tiles(random);
+  std::puts("all emulated kernels passed");
+}

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, with the Python of .venv if there is one, else with $GPU_PYTHON (python3), which must
+# have torch with CUDA, Triton, numpy, rich, PyYAML, nanobind, CMake and ninja. It needs no network: Python packages
+# that are missing come from the wheels that `tools/gpu_wheels.sh` put into build/gpu-wheels.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+python=$PWD/.venv/bin/python
+[ -x "$python" ] || python=$(command -v "${GPU_PYTHON:-python3}")
+site=$PWD/build/gpu-site
+if [ ! -x .venv/bin/python ] && compgen -G 'build/gpu-wheels/*.whl' >/dev/null; then
+    "$python" -m pip install --quiet --no-index --no-deps --upgrade --target "$site" build/gpu-wheels/*.whl
+fi
+export PYTHONPATH=$site:$PWD/shared:$PWD/kernels:$PWD/attn_service
+if ! "$python" -c 'import trimaran_kernels' 2>/dev/null; then
+    echo 'gpu-check: building the C++ kernels …'
+    PYTHON=$python JOBS=${JOBS:-$(nproc)} bash kernels/dev_build.sh
+fi
+mkdir -p build/bench
+exec "$python" benchmarks/gpu_check.py --json build/bench/gpu-check.json "$@"
