@@ -10,6 +10,8 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 pytho
 TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
 PIP_FLAGS ?=
 MODEL ?=
+TRACE ?= trace.json
+PICTURE ?= step.svg
 ARGS ?=
 
 VENV := .venv
@@ -22,7 +24,7 @@ CPP_FILES := $(shell find kernels -name '*.cpp' -o -name '*.h')
 BENCHES := hop experts packing mla serve serve-demo serve-load
 
 .PHONY: FORCE help serve chat test test-fast sanitize sanitize-threads lint format docs bench demo-model synth-v2lite native clean
-.PHONY: gpu-check gpu-wheels $(addprefix bench-,$(BENCHES))
+.PHONY: trace-picture gpu-check gpu-wheels $(addprefix bench-,$(BENCHES))
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r name text; do \
@@ -74,6 +76,9 @@ format: $(STAMP)/dev ## rewrite the sources in the project's style
 
 docs: $(STAMP)/native ## write docs/configuration.md and docs/cli.md from the code
 	$(BIN)/python tools/generate_docs.py
+
+trace-picture: $(STAMP)/run ## draw a step of a `trimaran trace` file (TRACE=trace.json PICTURE=step.svg)
+	$(BIN)/python tools/draw_trace.py '$(TRACE)' '$(PICTURE)' $(ARGS)
 
 bench: $(addprefix bench-,$(BENCHES)) ## measure; results go to build/bench/*.json
 
