@@ -10,6 +10,8 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 pytho
 TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
 PIP_FLAGS ?=
 MODEL ?=
+TRACE ?= trace.json
+PICTURE ?= step.svg
 ARGS ?=
 
 VENV := .venv
@@ -19,10 +21,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALL = $(PIP) install $(PIP_FLAGS) --constraint $(STAMP)/constraints.txt
 NATIVE_SOURCES := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name CMakeLists.txt)
 CPP_FILES := $(shell find kernels -name '*.cpp' -o -name '*.h')
-BENCHES := hop experts mla serve serve-demo serve-load
+BENCHES := hop experts packing mla serve serve-demo serve-load
 
-.PHONY: FORCE help serve chat test test-fast sanitize lint format docs bench demo-model synth-v2lite native clean
-.PHONY: gpu-check gpu-wheels $(addprefix bench-,$(BENCHES))
+.PHONY: FORCE help serve chat test test-fast sanitize sanitize-threads lint format docs bench demo-model synth-v2lite native clean
+.PHONY: trace-picture gpu-check gpu-wheels $(addprefix bench-,$(BENCHES))
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r name text; do \
@@ -56,6 +58,9 @@ test-fast: $(STAMP)/native $(STAMP)/dev ## run the tests that need neither a lon
 sanitize: $(STAMP)/run ## run the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@PYTHON='$(CURDIR)/$(BIN)/python' kernels/dev_build.sh sanitize
 
+sanitize-threads: $(STAMP)/run ## run the C++ tests of threads under ThreadSanitizer
+	@PYTHON='$(CURDIR)/$(BIN)/python' kernels/dev_build.sh threads
+
 lint: $(STAMP)/native $(STAMP)/dev ## check style, types, imports and that generated pages are fresh
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -71,6 +76,9 @@ format: $(STAMP)/dev ## rewrite the sources in the project's style
 
 docs: $(STAMP)/native ## write docs/configuration.md and docs/cli.md from the code
 	$(BIN)/python tools/generate_docs.py
+
+trace-picture: $(STAMP)/run ## draw a step of a `trimaran trace` file (TRACE=trace.json PICTURE=step.svg)
+	$(BIN)/python tools/draw_trace.py '$(TRACE)' '$(PICTURE)' $(ARGS)
 
 bench: $(addprefix bench-,$(BENCHES)) ## measure; results go to build/bench/*.json
 

@@ -99,7 +99,7 @@ def draw(rows: Sequence[tuple[str, list[Bar]]], start: float, end: float) -> str
     for title, bars in rows:
         process, _, thread = title.partition(": ")
         parts.append(f'<text x="8" y="{top + 12}" class="t">{escape(process)}</text>')
-        parts.append(f'<text x="8" y="{top + 26}" class="s">{escape(thread)} thread</text>')
+        parts.append(f'<text x="8" y="{top + 26}" class="s">{escape(thread)}</text>')
         for bar in bars:
             left = LABEL + max(0.0, (bar.start - start) * scale)
             right = LABEL + min(end - start, bar.end - start) * scale

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 import pytest
 from hypothesis import given, settings
@@ -42,8 +43,8 @@ def make_request(
     )
 
 
-def run_step(scheduler: Scheduler, now: float = 0.0, token: int = 1) -> StepPlan:
-    plan = scheduler.schedule(now)
+def run_step(scheduler: Scheduler, now: float = 0.0, token: int = 1, held: Collection[str] = ()) -> StepPlan:
+    plan = scheduler.schedule(now, held)
     drawn = {chunk.request.request_id: token for chunk in plan.chunks if chunk.samples}
     scheduler.complete(plan, drawn, now)
     return plan
@@ -181,6 +182,7 @@ ARRIVALS = st.lists(
         st.integers(-3, 3),  # priority
         st.one_of(st.none(), st.integers(0, 30)),  # steps until it is aborted
         st.one_of(st.none(), st.integers(0, 60)),  # steps until its deadline
+        st.integers(0, 30),  # steps until its grammar is compiled
     ),
     max_size=30,
 )
@@ -195,7 +197,7 @@ ARRIVALS = st.lists(
     max_waiting=st.integers(0, 12),
 )
 def test_books_balance_and_everybody_is_answered(
-    arrivals: list[tuple[int, int, int, int, int | None, int | None]],
+    arrivals: list[tuple[int, int, int, int, int | None, int | None, int]],
     n_pages: int,
     max_running: int,
     max_step_tokens: int,
@@ -206,9 +208,12 @@ def test_books_balance_and_everybody_is_answered(
     )
     accepted: list[Request] = []
     aborts: dict[str, int] = {}
+    held_until: dict[str, int] = {}
     last_step = 41 + sum(32 + 32 for _ in arrivals) * 40
     for step in range(last_step):
-        for number, (arrival, n_prompt, max_tokens, priority, abort_after, deadline) in enumerate(arrivals):
+        for number, (arrival, n_prompt, max_tokens, priority, abort_after, deadline, compiling) in enumerate(
+            arrivals
+        ):
             if arrival != step:
                 continue
             request = make_request(
@@ -225,6 +230,7 @@ def test_books_balance_and_everybody_is_answered(
                 assert len(scheduler.waiting) >= max_waiting
                 continue
             accepted.append(request)
+            held_until[request.request_id] = step + compiling
             if abort_after is not None:
                 aborts[request.request_id] = step + abort_after
         for name, when in aborts.items():
@@ -232,12 +238,15 @@ def test_books_balance_and_everybody_is_answered(
                 scheduler.end(name, "abort")
         scheduler.expire(float(step))
         streams = [r for r in scheduler.running if r.is_decoding]
-        plan = run_step(scheduler, float(step), token=step)
+        held = {name for name, end in held_until.items() if step < end}
+        plan = run_step(scheduler, float(step), token=step, held=held)
         assert plan.n_tokens <= max_step_tokens
+        assert not any(chunk.samples for chunk in plan.chunks if chunk.request.request_id in held)
         assert len({chunk.request.request_id for chunk in plan.chunks}) == len(plan.chunks) <= max_running
         served = {chunk.request.request_id for chunk in plan.chunks}
         assert all(r.request_id in served or r.state is State.WAITING for r in streams)
-        assert plan.chunks or not scheduler.has_work, "a step with work to do must do some"
+        stuck = {r.request_id for r in scheduler.running} & held
+        assert plan.chunks or not scheduler.has_work or stuck, "a step with work to do must do some"
         check_books(scheduler)
         if step > 40 and not scheduler.has_work:
             break
