@@ -21,9 +21,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALL = $(PIP) install $(PIP_FLAGS) --constraint $(STAMP)/constraints.txt
 NATIVE_SOURCES := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name CMakeLists.txt)
 CPP_FILES := $(shell find kernels -name '*.cpp' -o -name '*.h')
-BENCHES := hop experts mla serve serve-demo serve-load
+BENCHES := hop experts packing mla serve serve-demo serve-load
 
-.PHONY: FORCE help serve chat test test-fast sanitize lint format docs bench demo-model synth-v2lite native clean
+.PHONY: FORCE help serve chat test test-fast sanitize sanitize-threads lint format docs bench demo-model synth-v2lite native clean
 .PHONY: trace-picture gpu-check gpu-wheels $(addprefix bench-,$(BENCHES))
 
 help: ## list the targets
@@ -57,6 +57,9 @@ test-fast: $(STAMP)/native $(STAMP)/dev ## run the tests that need neither a lon
 
 sanitize: $(STAMP)/run ## run the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@PYTHON='$(CURDIR)/$(BIN)/python' kernels/dev_build.sh sanitize
+
+sanitize-threads: $(STAMP)/run ## run the C++ tests of threads under ThreadSanitizer
+	@PYTHON='$(CURDIR)/$(BIN)/python' kernels/dev_build.sh threads
 
 lint: $(STAMP)/native $(STAMP)/dev ## check style, types, imports and that generated pages are fresh
 	$(BIN)/ruff check .

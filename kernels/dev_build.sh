@@ -3,11 +3,22 @@
 #   kernels/dev_build.sh            the Python module, with the python of .venv (or $PYTHON)
 #   kernels/dev_build.sh emulated   the tests of kernels for other CPUs than this one, on emulated instructions
 #   kernels/dev_build.sh sanitize   the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
+#   kernels/dev_build.sh threads    those with threads under ThreadSanitizer
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-$root/.venv/bin/python}
 PATH=$(dirname "$python"):$PATH
 jobs=${JOBS:-2}
+
+# Builds the C++ tests in build/$1 with the sanitizers $2 and runs those whose names match $3.
+run_sanitized() {
+    build=$root/build/$1
+    cmake -S "$root/kernels" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+        -DTRIMARAN_PYTHON=OFF -DTRIMARAN_NATIVE_TESTS=ON -DTRIMARAN_EMULATED_TESTS=ON \
+        -DTRIMARAN_SANITIZE="$2" >/dev/null
+    cmake --build "$build" -j "$jobs"
+    ctest --test-dir "$build" --output-on-failure -R "$3"
+}
 
 case "${1:-module}" in
 module)
@@ -24,14 +35,13 @@ emulated)
     "$build/emulated_test"
     ;;
 sanitize)
-    build=$root/build/sanitize
-    cmake -S "$root/kernels" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
-        -DTRIMARAN_PYTHON=OFF -DTRIMARAN_NATIVE_TESTS=ON -DTRIMARAN_EMULATED_TESTS=ON -DTRIMARAN_SANITIZE=ON >/dev/null
-    cmake --build "$build" -j "$jobs"
-    ctest --test-dir "$build" --output-on-failure
+    run_sanitized sanitize address,undefined '.*'
+    ;;
+threads)
+    run_sanitized threads thread '^gate$'
     ;;
 *)
-    echo "usage: $0 [module|emulated|sanitize]" >&2
+    echo "usage: $0 [module|emulated|sanitize|threads]" >&2
     exit 2
     ;;
 esac

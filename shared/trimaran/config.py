@@ -162,7 +162,7 @@ class ExpertsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         str | None,
         Meta(
             description="directory of kept experts, on a tmpfs or hugetlbfs, or for `file` on a disk; none:"
-            " /dev/shm/trimaran-UID, or ~/.cache/trimaran"
+            " /dev/shm/trimaran-experts-UID, or ~/.cache/trimaran"
         ),
     ] = None
     lock_memory: Annotated[bool, Meta(description="forbid swapping packed experts out")] = False

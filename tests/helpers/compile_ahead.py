@@ -110,12 +110,12 @@ def main() -> None:
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--capability", type=int, default=90)
-    parser.add_argument("--only", default="", help="cases that contain this")
+    parser.add_argument("--only", default="", help="cases that fit this regular expression")
     options = parser.parse_args()
     torch.set_num_threads(1)
     compiler = AheadCompiler(options.capability)
     for case, launch in launches().items():
-        if options.only in case:
+        if re.search(options.only, case):
             compiler.compile(case, launch)
     for result in compiler.results:
         print(json.dumps(asdict(result)), flush=True)

@@ -10,6 +10,7 @@ import errno
 import os
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ _POLICIES = {"bind": 2, "interleave": 3}
 _SYS_MBIND = {"x86_64": 237, "aarch64": 235}
 _STEP = 64 << 20
 _PAGE = 4096
+_THREADS = 4
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -83,14 +85,20 @@ def populate_for_reading(
     memory: NDArray[np.uint8], on_bytes: Callable[[int], None], stopped: Callable[[], bool]
 ) -> None:
     """Map (and, from a disk, read) every page; `on_bytes` takes the size of each piece done."""
-    for first in range(0, memory.size, _STEP):
-        if stopped():
-            return
+
+    def populate(first: int) -> int:
         end = min(first + _STEP, memory.size)
+        if stopped():
+            return 0
         _advise(memory, first, min(end + _STEP, memory.size), _MADV_WILLNEED)
         if _advise(memory, first, end, _MADV_POPULATE_READ) != 0:
             memory[first:end:_PAGE].max()
-        on_bytes(end - first)
+        return end - first
+
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="experts-mapper") as threads:
+        for nbytes in threads.map(populate, range(0, memory.size, _STEP)):
+            if nbytes:
+                on_bytes(nbytes)
 
 
 def huge_page_bytes(memory: NDArray[np.uint8], smaps: Path = Path("/proc/self/smaps")) -> int:

@@ -93,7 +93,7 @@ def default_directory(kind: Kind, environ: Callable[[str], str | None] = os.envi
     if kind == "file":
         cache = environ("XDG_CACHE_HOME")
         return (Path(cache) if cache else Path.home() / ".cache") / "trimaran"
-    return _SHARED_MEMORY / f"trimaran-{os.getuid()}"
+    return _SHARED_MEMORY / f"trimaran-experts-{os.getuid()}"
 
 
 def open_directory(kind: Kind, configured: str | None) -> Path:

@@ -1,6 +1,7 @@
 #include "packed/pack.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "packed/row_cell.h"
@@ -13,44 +14,70 @@ void store_u16(uint8_t* p, uint16_t value) {
   p[1] = static_cast<uint8_t>(value >> 8);
 }
 
-// Four codes of a vector as bytes of a word, in the order of columns.
-uint32_t four_codes(const uint8_t* codes) {
+// The rows of one cell of a stripe, spread out.
+using Rows = std::array<RowCell, kStripeRows>;
+
+// Four codes of a vector as bytes of a word, in the order of columns. Bytes are handled four at a time:
+// shifts never carry a bit into a neighbour, since codes are masked.
+uint32_t four_codes(const RowCell& row, int g, int v) {
   uint32_t word;
-  std::memcpy(&word, codes, sizeof word);
+  std::memcpy(&word, row.codes + kGroupColumns * g + kVectorColumns * v, sizeof word);
   return word;
 }
 
-void merge_word(uint8_t* dst, uint32_t bits) {
-  uint32_t word;
-  std::memcpy(&word, dst, sizeof word);
-  word |= bits;
-  std::memcpy(dst, &word, sizeof word);
+constexpr uint32_t low_mask(const Format& f) { return 0x01010101u * ((1u << f.low_bits) - 1u); }
+
+// Vector v of the low plane's run that starts with group g.
+template <class Tag>
+void place_low(const Rows& rows, int g, int v, uint8_t* cell) {
+  constexpr const Format& f = Tag::format;
+  uint8_t* dst = cell + f.low_run(g) + v * kVectorBytes;
+  for (const RowCell& row : rows) {
+    uint32_t word = 0;
+    for (int i = 0; i < f.groups_per_byte(); ++i) {
+      word |= (four_codes(row, g + i, v) & low_mask(f)) << (i * f.low_bits);
+    }
+    std::memcpy(dst, &word, sizeof word);
+    dst += sizeof word;
+  }
 }
 
-// Bytes are handled four at a time: shifts below never carry a bit into a neighbour, since codes are masked.
-void place_codes(const Format& f, const RowCell& row, int r, uint8_t* cell) {
-  const auto low_mask = static_cast<uint32_t>(0x01010101u * ((1u << f.low_bits) - 1u));
-  for (int g = 0; g < f.groups(); ++g) {
-    for (int v = 0; v < kGroupVectors; ++v) {
-      const uint32_t codes = four_codes(row.codes + kGroupColumns * g + kVectorColumns * v);
-      uint8_t* low = cell + f.low_run(g) + v * kVectorBytes + kVectorColumns * r;
-      merge_word(low, (codes & low_mask) << f.low_shift(g));
-      const uint32_t above = (codes & ~low_mask) >> f.low_bits;
-      if (f.high_bits == 1) {
-        merge_word(cell + f.high_at() + g * kVectorBytes + kVectorColumns * r, above << v);
-      } else if (f.high_bits == 2) {
-        uint8_t* half = cell + f.high_at() + (2 * g + v / 4) * kVectorBytes;
-        merge_word(half + kVectorColumns * r, above << (2 * (v % 4)));
-      }
+// 64 bytes of the high plane: the upper bits of vectors v .. v + 8 / high_bits - 1 of group g.
+template <class Tag>
+void place_high(const Rows& rows, int g, int v, uint8_t* dst) {
+  constexpr const Format& f = Tag::format;
+  for (const RowCell& row : rows) {
+    uint32_t word = 0;
+    for (int i = 0; i < 8 / f.high_bits; ++i) {
+      word |= (four_codes(row, g, v + i) & ~low_mask(f)) >> f.low_bits << (i * f.high_bits);
+    }
+    std::memcpy(dst, &word, sizeof word);
+    dst += sizeof word;
+  }
+}
+
+template <class Tag>
+void place_codes(const Rows& rows, uint8_t* cell) {
+  constexpr const Format& f = Tag::format;
+  for (int g = 0; g < f.groups(); g += f.groups_per_byte()) {
+    for (int v = 0; v < kGroupVectors; ++v) place_low<Tag>(rows, g, v, cell);
+  }
+  if constexpr (f.high_bits > 0) {
+    for (int i = 0; i < f.groups() * f.high_bits; ++i) {
+      constexpr int vectors = 8 / f.high_bits;
+      place_high<Tag>(rows, i / f.high_bits, i % f.high_bits * vectors,
+                      cell + f.high_at() + i * kVectorBytes);
     }
   }
 }
 
-void place_scales(const Format& f, const RowCell& row, int r, uint8_t* cell) {
+template <class Tag>
+void place_scales(const RowCell& row, int r, uint8_t* cell) {
+  constexpr const Format& f = Tag::format;
   for (int s = 0; s < f.scales(); ++s) {
     uint8_t* scale = cell + f.scales_at() + s * f.scale_row();
     uint8_t* offset = cell + f.offsets_at() + s * f.scale_row();
-    if (f.integer_scales()) {
+    if constexpr (f.integer_scales()) {
       scale[r] = static_cast<uint8_t>(row.scales[s]);
       if (f.offsets_apart()) offset[r] = static_cast<uint8_t>(row.offsets[s]);
     } else {
@@ -58,35 +85,48 @@ void place_scales(const Format& f, const RowCell& row, int r, uint8_t* cell) {
       if (f.offsets_apart()) store_u16(offset + 2 * r, row.half_offsets[s]);
     }
   }
-  if (!f.integer_scales()) return;
-  store_u16(cell + f.super_at() + 2 * r, row.super_scale);
-  if (f.has_offsets) store_u16(cell + f.super_offset_at() + 2 * r, row.super_offset);
+  if constexpr (f.integer_scales()) {
+    store_u16(cell + f.super_at() + 2 * r, row.super_scale);
+    if (f.has_offsets) store_u16(cell + f.super_offset_at() + 2 * r, row.super_offset);
+  }
 }
 
-void pack_stripe(const Format& f, const RowMatrix& source, int64_t stripe, uint8_t* dst) {
+template <class Tag>
+void pack_stripe(const RowMatrix& source, int64_t stripe, uint8_t* dst) {
+  constexpr const Format& f = Tag::format;
   const ReadCellFn read = cell_reader(f.type);
   const int64_t first = stripe * kStripeRows;
-  const int rows = static_cast<int>(std::min<int64_t>(kStripeRows, source.rows - first));
-  RowCell row;
+  const auto count = static_cast<size_t>(std::min<int64_t>(kStripeRows, source.rows - first));
+  Rows rows{};  // those that are not there stay zero
   for (int64_t c = 0; c < source.columns; c += f.cell_columns) {
-    uint8_t* cell = dst + c / f.cell_columns * f.cell_bytes();
-    std::memset(cell, 0, static_cast<size_t>(f.cell_bytes()));
     const int64_t columns = std::min<int64_t>(f.cell_columns, source.columns - c);
-    for (int r = 0; r < rows; ++r) {
-      read(source.data + static_cast<size_t>(first + r) * source.row_bytes + source.traits->row_bytes(c),
-           columns, row);
-      place_codes(f, row, r, cell);
-      place_scales(f, row, r, cell);
-    }
+    const uint8_t* blocks =
+        source.data + static_cast<size_t>(first) * source.row_bytes + source.traits->row_bytes(c);
+    for (size_t r = 0; r < count; ++r) read(blocks + r * source.row_bytes, columns, rows[r]);
+    uint8_t* cell = dst + c / f.cell_columns * f.cell_bytes();
+    place_codes<Tag>(rows, cell);
+    for (int r = 0; r < kStripeRows; ++r) place_scales<Tag>(rows[static_cast<size_t>(r)], r, cell);
   }
+}
+
+using PackStripeFn = void (*)(const RowMatrix& source, int64_t stripe, uint8_t* dst);
+
+PackStripeFn stripe_packer(GgmlType type) {
+  PackStripeFn found = nullptr;
+  for_each_format([&found, type](auto tag) {
+    using Tag = decltype(tag);
+    if (Tag::format.type == type) found = pack_stripe<Tag>;
+  });
+  return found;
 }
 
 }  // namespace
 
 void pack(ThreadPool& pool, const Format& format, const RowMatrix& source, uint8_t* dst) {
   const size_t size = stripe_bytes(format, source.columns);
+  const PackStripeFn pack_one = stripe_packer(format.type);
   pool.parallel_for(stripes_of(source.rows), [&](int64_t stripe, int) {
-    pack_stripe(format, source, stripe, dst + static_cast<size_t>(stripe) * size);
+    pack_one(source, stripe, dst + static_cast<size_t>(stripe) * size);
   });
 }
 

@@ -1,5 +1,6 @@
 #include "packed/row_cell.h"
 
+#include "isa/target.h"
 #include "quant/blocks.h"
 #include "quant/decode_k.h"
 #include "quant/decode_legacy.h"
@@ -9,7 +10,6 @@ namespace trimaran {
 namespace {
 
 using scalar::fifth_bit;
-using scalar::nibble;
 
 void read_nibbles(const uint8_t* qs, uint8_t* codes) {
   for (int i = 0; i < 16; ++i) {
@@ -58,25 +58,39 @@ void read(const BlockQ8_0& block, int g, RowCell& cell) {
   for (int i = 0; i < 32; ++i) cell.codes[32 * g + i] = static_cast<uint8_t>(block.qs[i]);
 }
 
-// Blocks of 256: the whole cell.
+// Blocks of 256: the whole cell. Loops run over 32 columns at a time, whose shifts are the same, so that
+// compilers make vectors of them.
+
+void read_two_bits(const uint8_t* qs, uint8_t* codes) {
+  TRIMARAN_UNROLL_8
+  for (int run = 0; run < 8; ++run) {
+    for (int i = 0; i < 32; ++i) codes[32 * run + i] = qs[run / 4 * 32 + i] >> (run % 4 * 2) & 3;
+  }
+}
+
+// Bit `run` of bits[i] becomes bit kTo of code 32 run + i.
+template <int kTo>
+void add_bits(const uint8_t* bits, uint8_t* codes) {
+  TRIMARAN_UNROLL_8
+  for (int run = 0; run < 8; ++run) {
+    for (int i = 0; i < 32; ++i) {
+      codes[32 * run + i] = static_cast<uint8_t>(codes[32 * run + i] | (bits[i] >> run & 1) << kTo);
+    }
+  }
+}
 
 void read(const BlockQ2_K& block, int, RowCell& cell) {
   cell.super_scale = load_u16(block.d);
   cell.super_offset = load_u16(block.dmin);
   for (int j = 0; j < 16; ++j) cell.scales[j] = static_cast<int8_t>(block.scales[j]);
-  for (int c = 0; c < 256; ++c) {
-    cell.codes[c] = block.qs[c / 128 * 32 + c % 32] >> (c / 32 % 4 * 2) & 3;
-  }
+  read_two_bits(block.qs, cell.codes);
 }
 
 void read(const BlockQ3_K& block, int, RowCell& cell) {
   cell.super_scale = load_u16(block.d);
   for (int j = 0; j < 16; ++j) cell.scales[j] = static_cast<int8_t>(scalar::q3_scale(block.scales, j));
-  for (int c = 0; c < 256; ++c) {
-    const int low = block.qs[c / 128 * 32 + c % 32] >> (c / 32 % 4 * 2) & 3;
-    const int high = block.hmask[c % 32] >> (c / 32) & 1;
-    cell.codes[c] = static_cast<uint8_t>(low | high << 2);
-  }
+  read_two_bits(block.qs, cell.codes);
+  add_bits<2>(block.hmask, cell.codes);
 }
 
 void read_scale_mins(const uint8_t* scales, RowCell& cell) {
@@ -108,19 +122,21 @@ void read(const BlockQ5_K& block, int, RowCell& cell) {
   cell.super_offset = load_u16(block.dmin);
   read_scale_mins(block.scales, cell);
   read_nibble_runs(block.qs, cell.codes);
-  for (int c = 0; c < 256; ++c) {
-    cell.codes[c] = static_cast<uint8_t>(cell.codes[c] | (block.qh[c % 32] >> (c / 32) & 1) << 4);
-  }
+  add_bits<4>(block.qh, cell.codes);
 }
 
 void read(const BlockQ6_K& block, int, RowCell& cell) {
   cell.super_scale = load_u16(block.d);
   for (int j = 0; j < 16; ++j) cell.scales[j] = block.scales[j];
-  for (int c = 0; c < 256; ++c) {
-    const int run = c / 32;
-    const int low = nibble(block.ql[64 * (run / 4) + 32 * (run % 2) + c % 32], run / 2 % 2);
-    const int high = block.qh[32 * (run / 4) + c % 32] >> (2 * (run % 4)) & 3;
-    cell.codes[c] = static_cast<uint8_t>(low | high << 4);
+  TRIMARAN_UNROLL_8
+  for (int run = 0; run < 8; ++run) {
+    const uint8_t* ql = block.ql + 64 * (run / 4) + 32 * (run % 2);
+    const uint8_t* qh = block.qh + 32 * (run / 4);
+    for (int i = 0; i < 32; ++i) {
+      const int low = ql[i] >> (run / 2 % 2 * 4) & 15;
+      const int high = qh[i] >> (2 * (run % 4)) & 3;
+      cell.codes[32 * run + i] = static_cast<uint8_t>(low | high << 4);
+    }
   }
 }
 

@@ -176,7 +176,7 @@ def decode_attention(
 def choose_block(n_heads: int, entry: Entry) -> Block:
     """As many heads as share an entry well, and as many entries as shared memory holds."""
     if not has_large_shared_memory():
-        return Block(heads=16, tokens=32, warps=4, stages=1)
+        return Block(heads=16, tokens=32, warps=4 if entry.form == PLAIN else 8, stages=1)
     heads = 16 if n_heads <= 16 else 32 if n_heads <= 32 else 64
     return Block(heads, tokens=64 if entry.form == PLAIN else 32, warps=8, stages=2)
 

@@ -1,0 +1,247 @@
+// Many threads at the call gate, and hostile slots before the worker, to be compiled with AddressSanitizer
+// and UndefinedBehaviorSanitizer, or with ThreadSanitizer: races and overruns of the hop show here.
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "hop/arena.h"
+#include "hop/call_gate.h"
+#include "hop/doorbell.h"
+#include "hop/recorder.h"
+#include "hop/slot_io.h"
+#include "hop/worker.h"
+#include "isa/isa.h"
+
+namespace {
+
+using namespace trimaran;
+using namespace trimaran::hop;
+
+#define CHECK(condition)                                                   \
+  do {                                                                     \
+    if (!(condition)) {                                                    \
+      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+      std::exit(1);                                                        \
+    }                                                                      \
+  } while (false)
+
+constexpr int kHidden = 32, kWide = 40, kExperts = 5, kTopK = 2, kMost = 16, kLayer = 3;
+
+std::vector<int> some_cpus() {
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  sched_getaffinity(0, sizeof allowed, &allowed);
+  std::vector<int> cpus;
+  for (int cpu = 0; cpu < CPU_SETSIZE && cpus.size() < 2; ++cpu) {
+    if (CPU_ISSET(cpu, &allowed)) cpus.push_back(cpu);
+  }
+  return cpus;
+}
+
+// A call with memory of its own.
+struct Tokens {
+  Tokens(int n, unsigned seed) : x(n * kHidden), y(n * kHidden), ids(n * kTopK), weights(n * kTopK) {
+    std::mt19937 random(seed);
+    std::uniform_real_distribution<float> uniform(-1, 1);
+    for (float& value : x) value = uniform(random);
+    for (float& value : weights) value = uniform(random);
+    for (int32_t& id : ids) id = static_cast<int32_t>(random() % kExperts);
+  }
+  Call call(int32_t layer = kLayer) {
+    return {
+        layer,     static_cast<uint32_t>(ids.size() / kTopK), x.data(), ids.data(), weights.data(), y.data(),
+        DType::f32};
+  }
+  std::vector<float> x, y;
+  std::vector<int32_t> ids;
+  std::vector<float> weights;
+};
+
+// An engine of one layer with random weights.
+class Bench {
+ public:
+  Bench() : pool(some_cpus()), engine(pool, *select_isa("auto").primitives, dims()) {
+    std::mt19937 random(1);
+    std::uniform_real_distribution<float> uniform(-1, 1);
+    weights_.resize(3 * kExperts * kHidden * kWide);
+    for (float& value : weights_) value = uniform(random);
+    const size_t bytes = weights_.size() / 3 * sizeof(float);
+    const auto* data = reinterpret_cast<const uint8_t*>(weights_.data());
+    const auto matrix = [&](size_t i) { return Matrix{GgmlType::F32, data + i * bytes, bytes, false}; };
+    engine.add_layer(kLayer, {matrix(0), matrix(1), matrix(2), 0, kExperts});
+  }
+  static EngineDims dims() { return {kHidden, kWide, kExperts, kTopK, kMost}; }
+
+  bool answers_as_alone(Tokens& tokens) {
+    const std::vector<float> got = tokens.y;
+    CallGate gate(engine);
+    CHECK(gate.run(tokens.call(), std::numeric_limits<uint32_t>::max()) == 0);
+    return std::memcmp(got.data(), tokens.y.data(), got.size() * sizeof(float)) == 0;
+  }
+
+  ThreadPool pool;
+  ExpertEngine engine;
+
+ private:
+  std::vector<float> weights_;
+};
+
+template <class Condition>
+void wait_until(const Condition& condition) {
+  const auto deadline = Clock::now() + std::chrono::seconds(60);
+  while (!condition()) {
+    CHECK(Clock::now() < deadline);
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
+// While somebody holds the pool, the first call is stuck in the engine and the others must merge.
+void test_waiting_calls_become_one(Bench& bench) {
+  CallGate gate(bench.engine);
+  std::atomic<bool> held{false}, release{false};
+  std::thread holder([&] {
+    bench.pool.parallel_for(1, [&](int64_t, int) {
+      held = true;
+      while (!release) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    });
+  });
+  wait_until([&] { return held.load(); });
+  std::vector<std::unique_ptr<Tokens>> calls;
+  std::vector<std::thread> callers;
+  std::vector<int32_t> statuses(5, -1);
+  for (size_t i = 0; i < statuses.size(); ++i) {
+    calls.push_back(std::make_unique<Tokens>(1 + static_cast<int>(i), static_cast<unsigned>(i)));
+    if (i == 2) calls[i]->x[5] = std::numeric_limits<float>::quiet_NaN();
+    callers.emplace_back([&, i] { statuses[i] = gate.run(calls[i]->call(), kMost); });
+    wait_until([&] { return gate.counters().waiting + gate.counters().calls == i + 1; });
+  }
+  // Counted is not queued yet, if only by a moment.
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  release = true;
+  for (std::thread& caller : callers) caller.join();
+  holder.join();
+  const GateCounters counters = gate.counters();
+  CHECK(counters.calls == 5 && counters.failures == 1 && counters.waiting == 0);
+  CHECK(counters.engine_calls == 2 && counters.merged_calls == 3);
+  for (size_t i = 0; i < statuses.size(); ++i) {
+    CHECK(statuses[i] == (i == 2 ? kNotFinite : 0));
+    if (i != 2) CHECK(bench.answers_as_alone(*calls[i]));
+  }
+}
+
+// Good and bad calls from many threads, counters read and a recording begun and ended meanwhile.
+void test_a_crowd(Bench& bench, const std::string& folder) {
+  CallGate gate(bench.engine);
+  std::atomic<bool> done{false};
+  std::vector<std::thread> threads;
+  for (unsigned seed = 0; seed < 6; ++seed) {
+    threads.emplace_back([&gate, seed] {
+      for (unsigned turn = 0; turn < 60; ++turn) {
+        Tokens tokens(static_cast<int>((seed + turn) % 40), 100 * seed + turn);
+        const bool bad_id = turn % 7 == 3 && !tokens.ids.empty();
+        if (bad_id) tokens.ids[0] = -1;
+        const int32_t layer = turn % 11 == 5 ? kLayer + 1 : kLayer;
+        const int32_t expected = layer != kLayer ? 1 : bad_id ? 3 : 0;
+        CHECK(gate.run(tokens.call(layer), 64) == expected);
+      }
+    });
+  }
+  threads.emplace_back([&] {
+    for (int i = 0; !done.load(); ++i) {
+      const std::string path = folder + "/recording-" + std::to_string(i);
+      auto recorder = std::make_shared<Recorder>(path, 100'000, Bench::dims(), "print");
+      gate.record(recorder);
+      (void)gate.counters();
+      (void)gate.expert_tokens();
+      (void)gate.latencies();
+      (void)recorder->calls();
+      gate.record(nullptr);
+      unlink(path.c_str());
+    }
+  });
+  for (size_t i = 0; i + 1 < threads.size(); ++i) threads[i].join();
+  done = true;
+  threads.back().join();
+  CHECK(gate.counters().calls == 360 && gate.counters().waiting == 0);
+}
+
+// An arena as the attention service makes one.
+std::string make_arena(const std::string& path, const ArenaDims& dims) {
+  const ArenaLayout layout = arena_layout(dims);
+  const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+  CHECK(fd >= 0 && ftruncate(fd, static_cast<off_t>(layout.file_bytes)) == 0);
+  struct {
+    char magic[8];
+    uint32_t fields[6];
+    uint64_t sizes[2];
+  } header{
+      {},
+      {kVersion, static_cast<uint32_t>(dims.dtype), dims.hidden, dims.top_k, dims.max_tokens, dims.n_slots},
+      {layout.slot_stride, layout.file_bytes}};
+  std::memcpy(header.magic, kMagic, sizeof header.magic);
+  CHECK(pwrite(fd, &header, sizeof header, 0) == static_cast<ssize_t>(sizeof header));
+  close(fd);
+  return path;
+}
+
+// Two clients of two arenas, one of which writes nonsense; then the worker is stopped amid calls.
+void test_workers(Bench& bench, const std::string& folder) {
+  CallGate gate(bench.engine);
+  const ArenaDims dims{kHidden, kTopK, 4, 2, DType::f32};
+  const Arena arena(make_arena(folder + "/arena", dims));
+  const Arena hostile_arena(make_arena(folder + "/hostile", {kHidden, kTopK, 4, 2, DType::bf16}));
+  auto worker = std::make_unique<ArenaWorker>(arena, gate, -1);
+  ArenaWorker hostile_worker(hostile_arena, gate, -1);
+  std::thread hostile([&] {
+    std::mt19937 random(5);
+    for (uint32_t i = 1; i < 300; ++i) {
+      const Tokens tokens(4, i);
+      put_tokens(hostile_arena, 0, 4, tokens.x.data(), DType::f32, tokens.ids.data(), tokens.weights.data());
+      ring(hostile_arena, 0, i, static_cast<int32_t>(random() % 5),
+           random() % 7 * (i % 3 == 0 ? 1u << 28 : 1));
+      CHECK(wait_done(hostile_arena, 0, i, Clock::now() + std::chrono::seconds(30), default_spin()));
+    }
+  });
+  for (uint32_t i = 1; i < 200; ++i) {
+    Tokens tokens(3, i);
+    put_tokens(arena, i % 2, 3, tokens.x.data(), DType::f32, tokens.ids.data(), tokens.weights.data());
+    ring(arena, i % 2, i, kLayer, 3);
+    const auto status = wait_done(arena, i % 2, i, Clock::now() + std::chrono::seconds(30), default_spin());
+    CHECK(status && *status == 0);
+    add_answer(arena, i % 2, 3, tokens.y.data());
+    CHECK(bench.answers_as_alone(tokens));
+  }
+  hostile.join();
+  ring(arena, 0, 1000, kLayer, 3);
+  worker->request_stop();
+  const auto last = wait_done(arena, 0, 1000, Clock::now() + std::chrono::seconds(30), default_spin());
+  CHECK(last && (*last == 0 || *last == kShuttingDown));
+  worker.reset();
+  hostile_worker.stop();
+}
+
+}  // namespace
+
+int main() {
+  char folder[] = "/tmp/trimaran-gate-XXXXXX";
+  CHECK(mkdtemp(folder) != nullptr);
+  Bench bench;
+  test_waiting_calls_become_one(bench);
+  test_a_crowd(bench, folder);
+  test_workers(bench, folder);
+  for (const char* name : {"/arena", "/hostile"}) unlink((std::string(folder) + name).c_str());
+  rmdir(folder);
+  std::puts("the gate passed");
+}
