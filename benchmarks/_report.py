@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 BENCH_DIR = Path("build/bench")
+_TABLE_WIDTH = 120  # narrower, its cells would be cut
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,7 +91,7 @@ class Report:
 
     def _print(self, path: Path) -> None:
         table = Table(title=self.name, caption=str(path))
-        table.add_column("case", no_wrap=True)
+        table.add_column("case")
         for column in ("value", "unit", "peer", "ratio", "floor", "of floor"):
             table.add_column(column, justify="right")
         for row in self.rows:
@@ -99,7 +100,8 @@ class Report:
             table.add_row(
                 row.case, _number(row.value), row.unit, peer, _number(row.ratio), _number(row.floor), of_floor
             )
-        Console().print(table)
+        console = Console()
+        console.print(table, width=max(console.width, _TABLE_WIDTH))
 
 
 def machine_facts() -> dict[str, Any]:

@@ -19,14 +19,19 @@ from trimaran_attn.registry import Site
 class MoE:
     """Sum of the routed experts' weighted outputs and the shared experts' output.
 
-    The shared ones are computed here while the routed ones are computed elsewhere.
+    Args:
+        overlap: whether the shared ones are computed while the routed ones are: right where these have cores
+            of their own. Two pools of threads on the same cores preempt each other for whole time slices.
     """
 
-    def __init__(self, layer: int, gate: Gate, experts: Experts, shared: FeedForward | None) -> None:
+    def __init__(
+        self, layer: int, gate: Gate, experts: Experts, shared: FeedForward | None, *, overlap: bool
+    ) -> None:
         self._layer = layer
         self._gate = gate
         self._experts = experts
         self._shared = shared
+        self._overlap = overlap
 
     def begin(self, x: Tensor, step: Step) -> Pending:
         """Route x and submit it."""
@@ -37,11 +42,21 @@ class MoE:
         return partial(self._finish, x, ticket, step)
 
     def _finish(self, x: Tensor, ticket: Any, step: Step) -> Tensor:
+        if self._shared is None:
+            return self._wait(x, ticket, step)
+        if self._overlap:
+            shared = self._compute_shared(self._shared, x, step)
+            return self._wait(x, ticket, step) + shared
+        routed = self._wait(x, ticket, step)
+        return routed + self._compute_shared(self._shared, x, step)
+
+    def _compute_shared(self, shared: FeedForward, x: Tensor, step: Step) -> Tensor:
         with step.tracer.span("shared experts", self._layer):
-            shared = None if self._shared is None else self._shared.begin(x, step)()
+            return shared.begin(x, step)()
+
+    def _wait(self, x: Tensor, ticket: Any, step: Step) -> Tensor:
         with step.tracer.span("wait", self._layer):
-            routed = self._experts.wait(ticket).to(x.device, x.dtype)
-        return routed if shared is None else routed + shared
+            return self._experts.wait(ticket).to(x.device, x.dtype)
 
 
 def build_moe(site: Site) -> MoE:
@@ -53,6 +68,7 @@ def build_moe(site: Site) -> MoE:
         site.child("gate", GATE, shape),
         site.child("experts", EXPERTS),
         site.child("shared_experts", MLP_KIND) if spec.moe.n_shared else None,
+        overlap=site.device.type != "cpu",
     )
 
 
