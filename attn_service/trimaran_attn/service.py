@@ -162,9 +162,8 @@ class AttnService:
 
     def _say_goodbye(self) -> None:
         """Send what is left. Closing drops what a gateway has not read yet, so it gets a moment to read."""
-        waited_for = bool(self._routes)
         self._publish()
-        if waited_for:
+        if self._peers:
             time.sleep(GOODBYE_S)
 
     def _answer(self, event: TokenBatch | RequestFailed) -> None:

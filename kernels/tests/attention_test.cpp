@@ -1,7 +1,5 @@
 // Runs the attention kernels on buffers of exactly the right size, under AddressSanitizer and
 // UndefinedBehaviorSanitizer, and compares instruction sets; pytest checks the values against the definition.
-#include <sched.h>
-
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -14,35 +12,17 @@
 #include "attention/mla.h"
 #include "attention/norm.h"
 #include "isa/isa.h"
+#include "support.h"
 
 namespace {
 
 using namespace trimaran;
-
-#define CHECK(condition)                                                   \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                        \
-    }                                                                      \
-  } while (false)
 
 std::vector<float> random_floats(size_t n, std::mt19937& random) {
   std::normal_distribution<float> distribution;
   std::vector<float> values(n);
   for (float& value : values) value = distribution(random);
   return values;
-}
-
-std::vector<int> usable_cpus() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  sched_getaffinity(0, sizeof set, &set);
-  std::vector<int> cpus;
-  for (int cpu = 0; cpu < CPU_SETSIZE && cpus.size() < 3; ++cpu) {
-    if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
-  }
-  return cpus;
 }
 
 struct Request {
@@ -97,7 +77,7 @@ std::vector<float> attend(const AttentionPrimitives& primitives, ThreadPool& poo
 }
 
 void test_attention() {
-  ThreadPool pool(usable_cpus());
+  ThreadPool pool(some_cpus(3));
   const std::vector<MlaDims> shapes = {
       {1, 1, 2, 1, 1, 0.5f}, {3, 10, 6, 36, 13, 0.2f}, {4, 16, 8, 136, 16, 0.2f}, {40, 33, 10, 40, 9, 0.1f}};
   const std::vector<std::vector<Request>> batches = {
@@ -126,7 +106,7 @@ void test_attention() {
 }
 
 void test_norm_and_gate() {
-  ThreadPool pool(usable_cpus());
+  ThreadPool pool(some_cpus(3));
   std::mt19937 random(3);
   const auto x = random_floats(5 * 13, random);
   const auto weight = random_floats(13, random);

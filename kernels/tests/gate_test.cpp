@@ -1,7 +1,6 @@
 // Many threads at the call gate, and hostile slots before the worker, to be compiled with AddressSanitizer
 // and UndefinedBehaviorSanitizer, or with ThreadSanitizer: races and overruns of the hop show here.
 #include <fcntl.h>
-#include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -23,32 +22,14 @@
 #include "hop/slot_io.h"
 #include "hop/worker.h"
 #include "isa/isa.h"
+#include "support.h"
 
 namespace {
 
 using namespace trimaran;
 using namespace trimaran::hop;
 
-#define CHECK(condition)                                                   \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                        \
-    }                                                                      \
-  } while (false)
-
 constexpr int kHidden = 32, kWide = 40, kExperts = 5, kTopK = 2, kMost = 16, kLayer = 3;
-
-std::vector<int> some_cpus() {
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  sched_getaffinity(0, sizeof allowed, &allowed);
-  std::vector<int> cpus;
-  for (int cpu = 0; cpu < CPU_SETSIZE && cpus.size() < 2; ++cpu) {
-    if (CPU_ISSET(cpu, &allowed)) cpus.push_back(cpu);
-  }
-  return cpus;
-}
 
 // A call with memory of its own.
 struct Tokens {

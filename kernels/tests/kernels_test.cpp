@@ -1,8 +1,6 @@
 // Runs every kernel on buffers of exactly the right size, to be compiled with AddressSanitizer and
 // UndefinedBehaviorSanitizer: reads past a row, misaligned access or a data race with the pool's end show
 // here. Values are checked against the portable reference; pytest checks them against the format.
-#include <sched.h>
-
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -16,18 +14,11 @@
 #include "runtime/engine.h"
 #include "runtime/linear.h"
 #include "runtime/read_memory.h"
+#include "support.h"
 
 namespace {
 
 using namespace trimaran;
-
-#define CHECK(condition)                                                   \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                        \
-    }                                                                      \
-  } while (false)
 
 std::vector<const Primitives*> implementations() {
   std::vector<const Primitives*> all;
@@ -154,18 +145,6 @@ void test_engine(ThreadPool& pool, const Primitives& primitives, std::mt19937& r
   ids[4] = kExperts;
   CHECK(engine.forward(7, kTokens, x.data(), ids.data(), weights.data(), y.data(), DType::f32) ==
         Status::bad_expert_id);
-}
-
-// Up to two CPUs that this process may use.
-std::vector<int> some_cpus() {
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  sched_getaffinity(0, sizeof allowed, &allowed);
-  std::vector<int> cpus;
-  for (int cpu = 0; cpu < CPU_SETSIZE && cpus.size() < 2; ++cpu) {
-    if (CPU_ISSET(cpu, &allowed)) cpus.push_back(cpu);
-  }
-  return cpus;
 }
 
 void test_pools_come_and_go() {
