@@ -95,6 +95,15 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "2 pays when they sit on different hardware",
         ),
     ] = 1
+    defer_experts: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=31,
+            description="experts of each token, the lightest ones, that are added one layer later, so that"
+            " they are computed beside the next layer's attention; changes the results a little; 0: none",
+        ),
+    ] = 0
     threads: Annotated[
         Annotated[int, Meta(ge=1)] | None, Meta(description="CPU threads; none: the cores it may use")
     ] = None
