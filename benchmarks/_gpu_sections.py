@@ -1,7 +1,7 @@
 """The sections of gpu-check, in the order in which they run. To add one: write its function, and a line here.
 
-A section is a function of a `Bench` in a file of its own, or beside related ones. The worker alone imports it,
-when its turn comes: what fails in one, be it the import, does not touch the others.
+A section is a function of a `Bench` in a file of its own, or beside related ones. Only the worker imports it,
+and when its turn comes: what fails in one, be it the import, does not touch the others.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
 Each kernel is compared with its torch reference on fresh random inputs; then whole models on the GPU with the
 CPU; then speeds are held against the GPU's own copy and product. Exit code 1: something differs or broke.
 
-Sections run one after the other in a worker process, and each has its time. The JSON file is written as results
-come, so it holds them even if the run is killed. Without a GPU everything is skipped, and a line says so.
+Sections run one after the other in a worker process, and each has its time. The JSON file is written as
+results come, so it holds them even if the run is killed. Without a GPU all is skipped, and a line says so.
 """
 
 from __future__ import annotations
