@@ -11,7 +11,7 @@ from torch.nn.functional import linear, silu
 from trimaran_attn.registry import Site
 
 SKIPPED = -1
-"""In place of an expert's id: nobody computes this place."""
+"""In place of an expert id: this choice of the token is computed elsewhere."""
 
 
 class Experts(Protocol):
@@ -23,7 +23,7 @@ class Experts(Protocol):
         Args:
             layer: index of the layer in the model.
             x: [T, hidden].
-            ids: [T, top_k] int32; places with `SKIPPED` add nothing.
+            ids: [T, top_k] int32. -1 skips this place, whatever its weight; a token without others gets 0.
             weights: [T, top_k] float32.
 
         Returns:

@@ -164,7 +164,8 @@ class ExpertEngine:
 
         x, y: [n, hidden], both float32 or both bfloat16 (torch, or its bits as numpy uint16); ids: int32
         [n, top_k]; weights: float32 [n, top_k]. Releases the GIL.
-        Ids of other shards add nothing, so the shards' outputs can be summed; an id may repeat. A NaN or
+        Ids of other shards add nothing, so the shards' outputs can be summed; -1 adds nothing either, and its
+        weight may be anything; an id may repeat. A NaN or
         infinity in x or weights shows in that token's y only. Experts are summed in the order of ids, so a
         token's result does not depend on the other tokens or on the number of threads, to the bit.
 

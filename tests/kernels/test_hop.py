@@ -154,7 +154,7 @@ def test_bad_requests_are_a_status(
     assert not arena.slot(1).y.any()
 
 
-@pytest.mark.parametrize("bad", [-1, EXPERTS, 2**31 - 1, -(2**31)])
+@pytest.mark.parametrize("bad", [-2, EXPERTS, 2**31 - 1, -(2**31)])
 def test_bad_expert_ids_are_a_status(arena: Arena, client: HopArena, worker: ArenaWorker, bad: int) -> None:
     fill(arena, 0)
     arena.slot(0).ids[3, 1] = bad
@@ -162,6 +162,24 @@ def test_bad_expert_ids_are_a_status(arena: Arena, client: HopArena, worker: Are
     assert client.wait_done(0, 1, 5) == Status.BAD_EXPERT_ID
     client.ring(0, 2, LAYER, 3)
     assert client.wait_done(0, 2, 5) == Status.OK
+
+
+def test_skipped_choices_add_nothing_and_are_not_counted(
+    arena: Arena, client: HopArena, engine: ExpertEngine
+) -> None:
+    gate = CallGate(engine)
+    fill(arena, 0)
+    slot = arena.slot(0)
+    slot.ids[1, 0] = slot.ids[2] = -1
+    slot.weights[1, 0], slot.weights[2] = np.nan, np.inf
+    assert gate.run_slot(client, 0, LAYER, 4) == Status.OK
+    assert not slot.y[2].any()
+    assert slot.y[[0, 1, 3]].any(1).all()
+    assert sum(gate.expert_tokens()[LAYER]) == 4 * TOP_K - 1 - TOP_K
+    whole = slot.y[1].copy()
+    slot.ids[1, 0], slot.weights[1, 0] = 0, 0.0
+    assert gate.run_slot(client, 0, LAYER, 4) == Status.OK
+    np.testing.assert_array_equal(slot.y[1], whole)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

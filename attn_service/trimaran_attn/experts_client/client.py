@@ -140,7 +140,8 @@ class ExpertsClient:
             layer: index of a MoE layer in the model.
             x: [n, hidden] float32, or uint16 holding bf16 bits if the hop's element type is bf16. It may be
                 written to again after the return if n is at most `max_tokens`, else after `wait`.
-            ids: int32 [n, top_k]. weights: float32 [n, top_k].
+            ids: int32 [n, top_k]; -1 skips this place, whatever its weight.
+            weights: float32 [n, top_k].
 
         Raises:
             ValueError: an array of another shape or type, or a layer without experts.
