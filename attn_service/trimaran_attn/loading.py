@@ -33,6 +33,7 @@ from trimaran_attn.pages import PageAllocator
 from trimaran_attn.registry import Registry, Rule, Site
 from trimaran_attn.runner import Runner
 from trimaran_attn.scheduler import Limits, Scheduler
+from trimaran_attn.seat import SeatedModel
 from trimaran_attn.weights import Weights
 
 _log = Log(__name__)
@@ -130,7 +131,8 @@ def load_engine(
     scheduler = Scheduler(limits, pages, prefix_cache=attn.prefix_cache)
     table = read_token_table(model.file.metadata)
     constraints = None if table is None else Constraints(GrammarCompiler(table))
-    runner = Runner(network, cache, device)
+    seated = SeatedModel(network, pool.cpus[0]) if device.type == "cpu" else network
+    runner = Runner(seated, cache, device)
     return Engine(scheduler, runner, spec.vocab_size, meter, constraints=constraints, tracer=tracer)
 
 
