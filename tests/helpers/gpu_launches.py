@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from hop_launches import hop_launches
 from trimaran.gguf import GGMLType
 from trimaran_kernels.gpu.expand import expand_rows
 from trimaran_kernels.gpu.gemm import gemm
@@ -21,7 +22,7 @@ HIDDEN = 7168
 
 def launches() -> dict[str, Callable[[], object]]:
     """By name; launch one with Triton's driver replaced, or on a GPU."""
-    return {**linear_launches(), **attention_launches()}
+    return {**linear_launches(), **attention_launches(), **hop_launches()}
 
 
 def linear_launches() -> dict[str, Callable[[], object]]:
