@@ -1,8 +1,8 @@
 """The hop to the experts from a GPU: tokens into the arenas, the request, the wait, the answers out again.
 
 Everything that changes from step to step (sequence numbers, addresses, how many rows are real) is read from
-device memory, so that launches can be replayed. An error ends the hops of a step: later launches see the
-error word and do nothing, rows of answers are 0, and the host reads the word when the step is over.
+device memory, so that launches can be replayed. An error ends the hops of a step: later launches see
+it in the report and do nothing, rows of answers are 0, and the host reads it when the step is over.
 
 The layout of an arena is that of `trimaran.arena`; each shard has one, of the same dimensions.
 """
@@ -65,15 +65,14 @@ class HopState:
         arenas: int64 [shards], addresses of the arenas, as the device sees them.
         sequences: int32 [slots], of the last request in each slot.
         arrivals: int32 [1], programs of a submit that have written their part; 0 between launches.
-        error: int32 [4], 0 or a `HopFailure`, then layer, shard and status.
-        waits: int64 [2], nanoseconds waited since the host cleared it, and how many waits.
+        report: int64 [7], 0 or a `HopFailure`, its layer, shard and status; then, since ever, nanoseconds
+            waited, waits, and rows that were asked for.
     """
 
     arenas: Tensor
     sequences: Tensor
     arrivals: Tensor
-    error: Tensor
-    waits: Tensor
+    report: Tensor
 
     @classmethod
     def make(cls, n_shards: int, n_slots: int, device: torch.device) -> HopState:
@@ -82,8 +81,7 @@ class HopState:
             torch.zeros(n_shards, dtype=torch.int64, device=device),
             torch.zeros(n_slots, dtype=torch.int32, device=device),
             torch.zeros(1, dtype=torch.int32, device=device),
-            torch.zeros(4, dtype=torch.int32, device=device),
-            torch.zeros(2, dtype=torch.int64, device=device),
+            torch.zeros(7, dtype=torch.int64, device=device),
         )
 
 
@@ -113,12 +111,12 @@ def bf16_bits(x):
 
 @triton.jit
 def submit_kernel(
-    x, ids, weights, live, arenas, sequences, arrivals, error,
+    x, ids, weights, live, arenas, sequences, arrivals, report,
     base, x_at, ids_at, weights_at, slot, layer, hidden, top_k, n_shards,
     BF16: tl.constexpr, CHUNK: tl.constexpr, ROUTES: tl.constexpr,
 ):  # fmt: skip
     """Copies `live` rows of x, ids and weights to every shard; the last program to be done rings."""
-    if tl.load(error) == 0:
+    if tl.load(report) == 0:
         row = tl.program_id(0)
         part = tl.program_id(1)
         n_live = tl.load(live)
@@ -156,12 +154,12 @@ def submit_kernel(
 
 
 @triton.jit
-def await_kernel(arenas, sequences, error, waits, base, slot, layer, limit, n_shards):
-    """One program of one warp: waits for every shard in turn, and says in `error` what went wrong.
+def await_kernel(live, arenas, sequences, report, base, slot, layer, limit, n_shards):
+    """One program of one warp: waits for every shard in turn, and says in `report` what went wrong.
 
     limit: of each wait, in nanoseconds; in looks in the interpreter.
     """
-    if tl.load(error) == 0:
+    if tl.load(report) == 0:
         expected = tl.load(sequences + slot)
         began = nanoseconds()
         failure = tl.full([], 0, tl.int32)
@@ -188,23 +186,24 @@ def await_kernel(arenas, sequences, error, waits, base, slot, layer, limit, n_sh
                     if status != 0:
                         failure = tl.full([], _BAD, tl.int32)
                 if failure != 0:
-                    tl.store(error + 1, layer)
-                    tl.store(error + 2, shard)
-                    tl.store(error + 3, status)
-                    tl.store(error, failure)
-        tl.store(waits, tl.load(waits) + nanoseconds() - began)
-        tl.store(waits + 1, tl.load(waits + 1) + 1)
+                    tl.store(report + 1, layer)
+                    tl.store(report + 2, shard)
+                    tl.store(report + 3, status)
+                    tl.store(report, failure)
+        tl.store(report + 4, tl.load(report + 4) + nanoseconds() - began)
+        tl.store(report + 5, tl.load(report + 5) + 1)
+        tl.store(report + 6, tl.load(report + 6) + tl.load(live))
 
 
 @triton.jit
 def collect_kernel(
-    out, live, arenas, error, base, y_at, hidden, n_shards, BF16: tl.constexpr, CHUNK: tl.constexpr
+    out, live, arenas, report, base, y_at, hidden, n_shards, BF16: tl.constexpr, CHUNK: tl.constexpr
 ):
     """out = the sum of the shards' answers; 0 in rows that are not live, and everywhere after an error."""
     row = tl.program_id(0)
     column = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     there = column < hidden
-    n_live = tl.where(tl.load(error) == 0, tl.load(live), 0)
+    n_live = tl.where(tl.load(report) == 0, tl.load(live), 0)
     wanted = column < tl.where(row < n_live, hidden, 0)
     total = tl.zeros([CHUNK], tl.float32)
     for shard in range(n_shards):
@@ -238,7 +237,7 @@ def submit(
         state.arenas,
         state.sequences,
         state.arrivals,
-        state.error,
+        state.report,
         place.base,
         place.x,
         place.ids,
@@ -268,10 +267,10 @@ def wait(
     limit = int(timeout_s / LOOK_S) if INTERPRETED.value else int(timeout_s * 1e9)
     n, hidden = out.shape
     await_kernel[(1,)](
+        live,
         state.arenas,
         state.sequences,
-        state.error,
-        state.waits,
+        state.report,
         place.base,
         place.slot,
         layer,
@@ -283,7 +282,7 @@ def wait(
         out,
         live,
         state.arenas,
-        state.error,
+        state.report,
         place.base,
         place.y,
         hidden,

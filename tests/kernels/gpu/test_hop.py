@@ -107,7 +107,7 @@ class Rig:
 
     @property
     def error(self) -> list[int]:
-        return self.state.error.tolist()
+        return self.state.report[:4].tolist()
 
 
 @pytest.fixture(params=["f32", "bf16"])
@@ -142,7 +142,7 @@ def test_the_shards_answers_are_summed(rig: Rig, n: int, live: int) -> None:
     torch.testing.assert_close(rig.call(*tokens, live), rig.expected(*tokens, live), rtol=0, atol=0)
     assert rig.error == [0, 0, 0, 0]
     assert all(arena.slot(0).x[live:].any() == 0 for arena in rig.arenas)
-    assert rig.state.waits[1] == 1
+    assert rig.state.report[5] == 1
 
 
 @pytest.mark.parametrize("element", ["bf16"], indirect=True)
@@ -175,7 +175,7 @@ def test_a_shard_that_does_not_answer_is_a_timeout(rig: Rig) -> None:
     before = rig.state.sequences.tolist()
     assert not rig.call(*tokens, 2, slot=1).any()
     assert rig.state.sequences.tolist() == before
-    rig.state.error.zero_()
+    rig.state.report[:4] = 0
     rig.serve()  # and answers the old request first
     torch.testing.assert_close(rig.call(*tokens, 2), rig.expected(*tokens, 2), rtol=0, atol=0)
 
