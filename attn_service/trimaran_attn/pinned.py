@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ class CudaPinning:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         self._driver = ctypes.CDLL("libcuda.so.1")
 
     def register(self, memory: NDArray[np.uint8]) -> int:
@@ -45,13 +46,13 @@ class CudaPinning:
         with torch.cuda.device(self._device):
             torch.cuda.synchronize()  # makes the context current, too
             start, nbytes = memory.ctypes.data, memory.nbytes
-            _check(torch.cuda.cudart().cudaHostRegister(start, nbytes, _PORTABLE | _MAPPED), nbytes)
+            _check(self._runtime.cudaHostRegister(start, nbytes, _PORTABLE | _MAPPED), nbytes)
             address = ctypes.c_uint64()
             code = self._driver.cuMemHostGetDevicePointer_v2(
                 ctypes.byref(address), ctypes.c_void_p(start), ctypes.c_uint(0)
             )
             if code != 0:
-                torch.cuda.cudart().cudaHostUnregister(start)
+                self._runtime.cudaHostUnregister(start)
             _check(code, nbytes)
         return address.value
 
@@ -59,7 +60,7 @@ class CudaPinning:
         """See `Pinning.unregister`. Waits for the device first."""
         with torch.cuda.device(self._device):
             torch.cuda.synchronize()
-            torch.cuda.cudart().cudaHostUnregister(memory.ctypes.data)
+            self._runtime.cudaHostUnregister(memory.ctypes.data)
 
 
 class SameMemory:

@@ -88,7 +88,7 @@ class Deepseek2:
         tracer = self._options.tracer
         parts = split_batch(batch, self._options.micro_batches)
         steps = [Step(part, *self._rope.angles(part.positions), cache, tracer) for part in parts]
-        embedded = [partial(self._embedding, part.token_ids) for part in parts]
+        embedded = [partial(self._embed, part) for part in parts]
         x = self._through_layers(embedded, steps)
         with tracer.span("head"):
             scores = tuple(score(self._logits, x, scored) for scored in batch.scored)
@@ -105,6 +105,13 @@ class Deepseek2:
                 pending[index] = layer.begin(pending[index](), step)
         parts = [finish() for finish in pending]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """token_ids: int64 [T] on the CPU → [T, hidden]."""
+        return self._embedding(token_ids)
+
+    def _embed(self, part: Batch) -> Tensor:
+        return self._embedding(part.token_ids) if part.decode is None else part.decode.x
 
     def _logits(self, x: Tensor) -> Tensor:
         """x: [n, hidden] → [n, vocab] float32."""
