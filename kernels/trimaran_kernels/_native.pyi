@@ -223,6 +223,15 @@ class HopArena:
     def wait_done(self, slot: int, sequence: int, timeout_s: float) -> int | None:
         """The `wire.Status` code of request `sequence`, or None after `timeout_s`. Releases the GIL."""
 
+    def begin_step(self) -> None:
+        """Requests may come without `ring` from now on, from a GPU: the worker polls until `end_step`."""
+
+    def end_step(self) -> None:
+        """The worker may sleep again."""
+
+    def abandon(self) -> None:
+        """End the waits of a GPU that still expects an answer in this arena."""
+
     def put(self, slot: int, x: Any, ids: Any, weights: Any) -> int:
         """Write n tokens into a slot: x [n, hidden], ids int32 and weights float32 [n, top_k]; returns n.
 
