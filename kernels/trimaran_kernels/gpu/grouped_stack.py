@@ -94,7 +94,7 @@ class ExpertStack:
 def slice_rows(matrix: QuantMatrix, first: int, n: int) -> QuantMatrix:
     """A view of rows [first, first + n)."""
     planes = [plane[first : first + n] for plane in matrix.planes[:-1]]
-    return QuantMatrix(matrix.type, (n, matrix.shape[1]), Planes(*planes, matrix.planes.levels))
+    return QuantMatrix(matrix.type, (n, matrix.shape[1]), Planes._make((*planes, matrix.planes.levels)))
 
 
 def _zeros(type_: GGMLType, rows: int, columns: int, device: torch.device) -> QuantMatrix:
@@ -104,5 +104,5 @@ def _zeros(type_: GGMLType, rows: int, columns: int, device: torch.device) -> Qu
     for plane in one[:-1]:
         if id(plane) not in made:
             made[id(plane)] = plane.new_zeros(rows, plane.shape[1])
-    planes = Planes(*(made[id(plane)] for plane in one[:-1]), one.levels)
+    planes = Planes._make((*(made[id(plane)] for plane in one[:-1]), one.levels))
     return QuantMatrix(type_, (rows, columns), planes)
