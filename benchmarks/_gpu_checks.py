@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from _gpu_bench import Bench
 from _gpu_inputs import poison, random_layer, random_matrix, random_tokens
 from torch import Tensor
 from trimaran.gguf import GGMLType
@@ -40,57 +40,56 @@ REAL = Sizes(2051, 7168, (1, 2, 16, 17, 64, 200, 300), 128, 512, 64, (1, 64, 700
 TINY = Sizes(5, 256, (1, 3), 2, 64, 16, (1, 70), torch.float32)
 
 
-@dataclass(frozen=True)
-class Check:
-    """One comparison."""
-
-    case: str
-    error: float
-    limit: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether the error is explained; NaN never is."""
-        return self.error <= self.limit
-
-
-def run_checks(sizes: Sizes, device: torch.device) -> Iterator[Check]:
-    """All comparisons, on fresh inputs."""
+def check_linears(bench: Bench) -> None:
+    """Quantised matrices, by every way that a batch takes through them."""
+    sizes = _sizes(bench)
     for type_ in LAYOUTS:
-        yield from _check_linear(type_, sizes, device)
-    yield from _check_swiglu(sizes, device)
+        _check_linear(type_, sizes, bench)
+    _check_swiglu(sizes, bench)
+
+
+def check_attention(bench: Bench) -> None:
+    """Everything between the projections, for each form of the cache."""
+    sizes = _sizes(bench)
     for kind in ("bf16", "fp8", "int8"):
         if kind != "bf16" or sizes.dtype != torch.float32:  # the interpreter cuts bfloat16 off
-            yield _check_store(kind, sizes, device)
-            yield _check_decode(kind, sizes, device)
-    yield _check_prefill(sizes, device)
+            _check_store(kind, sizes, bench)
+            _check_decode(kind, sizes, bench)
+    _check_prefill(sizes, bench)
 
 
-def _check_linear(type_: GGMLType, sizes: Sizes, device: torch.device) -> Iterator[Check]:
+def _sizes(bench: Bench) -> Sizes:
+    return TINY if bench.tiny else REAL
+
+
+def _check_linear(type_: GGMLType, sizes: Sizes, bench: Bench) -> None:
+    device = bench.device
     matrix = random_matrix(type_, sizes.rows, sizes.width, device)
     expected = expand_reference(matrix)
     poison(4 * expected.numel(), device)
     got = expand_rows(matrix, slice(0, sizes.rows), torch.float32)
-    yield Check(f"expand {type_.name}", _error(got, expected), 1e-6)
+    bench.check(f"expand {type_.name}", _error(got, expected), 1e-6)
     for n in sizes.batches:
         x = random_tokens(n, sizes.width, device, sizes.dtype)
         expected = linear_reference(x, matrix)
         poison(4 * expected.numel(), device)
         error = _error(quant_linear(x, matrix), expected)
-        yield Check(f"linear {type_.name} {n}", error, LIMITS[sizes.dtype])
+        bench.check(f"linear {type_.name} {n}", error, LIMITS[sizes.dtype])
 
 
-def _check_swiglu(sizes: Sizes, device: torch.device) -> Iterator[Check]:
+def _check_swiglu(sizes: Sizes, bench: Bench) -> None:
+    device = bench.device
     gate, up = (random_matrix(GGMLType.Q4_K, sizes.rows, sizes.width, device) for _ in range(2))
     for n in sizes.batches:
         x = random_tokens(n, sizes.width, device, sizes.dtype)
         expected = linear_reference(x, gate, up)
         poison(4 * expected.numel(), device)
         limit = 2 * LIMITS[sizes.dtype]
-        yield Check(f"swiglu Q4_K {n}", _error(quant_swiglu(x, gate, up), expected), limit)
+        bench.check(f"swiglu Q4_K {n}", _error(quant_swiglu(x, gate, up), expected), limit)
 
 
-def _check_store(kind: str, sizes: Sizes, device: torch.device) -> Check:
+def _check_store(kind: str, sizes: Sizes, bench: Bench) -> None:
+    device = bench.device
     n, width = 3, sizes.latent + sizes.rope
     entry = describe_entry(kind, sizes.latent, sizes.rope, 64)
     nbytes = entry.code_stride * (1 if entry.form else 2)
@@ -101,10 +100,11 @@ def _check_store(kind: str, sizes: Sizes, device: torch.device) -> Check:
     store_latents(kv, weight, 1e-6, angles.cos(), angles.sin(), slots, layer, entry)
     expected = store_reference(kv, weight, 1e-6, angles.cos(), angles.sin(), entry)
     limit = {"bf16": 4e-3, "fp8": 4e-2, "int8": 2e-2}[kind]
-    return Check(f"mla store {kind}", _error(entries_reference(layer, entry, slots), expected), limit)
+    bench.check(f"mla store {kind}", _error(entries_reference(layer, entry, slots), expected), limit)
 
 
-def _check_decode(kind: str, sizes: Sizes, device: torch.device) -> Check:
+def _check_decode(kind: str, sizes: Sizes, bench: Bench) -> None:
+    device = bench.device
     pages = -(-max(sizes.contexts) // 64)
     layer, entry = random_layer(kind, pages, sizes.latent, sizes.rope, device)
     n = len(sizes.contexts)
@@ -117,11 +117,12 @@ def _check_decode(kind: str, sizes: Sizes, device: torch.device) -> Check:
     poison(4 * expected.numel() * 300, device)
     longest = max(sizes.contexts)
     got = decode_attention(queries, layer, entry, tables, requests, lengths, longest=longest, scale=0.05)
-    return Check(f"mla decode {kind}", _error(got, expected), LIMITS[sizes.dtype])
+    bench.check(f"mla decode {kind}", _error(got, expected), LIMITS[sizes.dtype])
 
 
-def _check_prefill(sizes: Sizes, device: torch.device) -> Check:
+def _check_prefill(sizes: Sizes, bench: Bench) -> None:
     """A chunk behind a prefix, in two parts."""
+    device = bench.device
     n, prefix, nope = 70, 60, 2 * sizes.rope
     queries = random_tokens(n * sizes.heads, nope + sizes.rope, device, sizes.dtype).view(n, sizes.heads, -1)
     length = n + prefix
@@ -136,7 +137,7 @@ def _check_prefill(sizes: Sizes, device: torch.device) -> Check:
     seen = torch.arange(length, device=device) <= prefix + torch.arange(n, device=device)[:, None]
     weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
     expected = torch.einsum("hqk,hkd->qhd", weights, values.float())
-    return Check("mla prefill", _error(attention.result(), expected), LIMITS[sizes.dtype])
+    bench.check("mla prefill", _error(attention.result(), expected), LIMITS[sizes.dtype])
 
 
 def _error(got: Tensor, expected: Tensor) -> float:

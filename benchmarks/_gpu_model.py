@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 import trimaran_kernels
+from _gpu_bench import Bench
 from torch import Tensor
 from trimaran.gguf import GGUFFile
 from trimaran.spec import read_spec
@@ -32,15 +32,16 @@ PROMPT, STEPS = 100, 3
 Form = Literal["naive", "absorbed"]
 
 
-def compare_models(device: torch.device) -> Iterator[tuple[str, float]]:
-    """Name and relative error of the logits of a prompt and some single tokens, for each form of MLA."""
+def check_models(bench: Bench) -> None:
+    """Logits of a prompt and some single tokens, for each form of MLA and two of the cache."""
     with tempfile.TemporaryDirectory() as folder:
         path = write_random_model(Path(folder) / "m.gguf", "v3", mix="Q4_K_M", tokenizer=False)
         for form in ("naive", "absorbed"):
             for kind in ("bf16", "fp8"):
                 cpu = _logits(path, torch.device("cpu"), form, kind)
-                gpu = _logits(path, device, form, kind)
-                yield f"model {form} {kind}", float((gpu - cpu).norm() / cpu.norm())
+                gpu = _logits(path, bench.device, form, kind)
+                error = float((gpu - cpu).norm() / cpu.norm())
+                bench.check(f"model {form} {kind}", error, MODEL_LIMIT)
 
 
 def _logits(path: Path, device: torch.device, form: Form, kind: Literal["bf16", "fp8"]) -> Tensor:

@@ -82,12 +82,18 @@ class Report:
 
     def write(self, path: Path | None = None) -> Path:
         """Print the table and write the JSON file, by default `build/bench/<name>.json`; returns its path."""
+        path = self.save(path)
+        self._print(path)
+        return path
+
+    def save(self, path: Path | None = None) -> Path:
+        """Write the JSON file without printing: never half a file, even if this process is killed."""
         path = path or BENCH_DIR / f"{self.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         body = msgspec.json.encode({"machine": self.machine, "rows": self.rows})
-        path.write_bytes(msgspec.json.format(body, indent=2) + b"\n")
-        self._print(path)
-        return path
+        draft = path.with_name(path.name + ".new")
+        draft.write_bytes(msgspec.json.format(body, indent=2) + b"\n")
+        return draft.replace(path)
 
     def _print(self, path: Path) -> None:
         table = Table(title=self.name, caption=str(path))

@@ -1,89 +1,114 @@
 """Build, check and measure everything that needs a GPU: one command, a table, a JSON file.
 
     make gpu-check
-    python benchmarks/gpu_check.py --interpret     the checks alone, tiny, without a GPU
+    python benchmarks/gpu_check.py --interpret          the checks alone, tiny, without a GPU
+    python benchmarks/gpu_check.py --sections linear    some sections
 
-Each kernel is compared with its torch reference on fresh random inputs; then a whole random model on the GPU
-with the CPU; then speeds are held against the GPU's own copy and product. Exit code 1: something differs.
-Without a GPU everything is skipped, and a line says so.
+Each kernel is compared with its torch reference on fresh random inputs; then whole models on the GPU with the
+CPU; then speeds are held against the GPU's own copy and product. Exit code 1: something differs or broke.
+
+Sections run one after the other in a worker process, and each has its time. The JSON file is written as
+results come, so it holds them even if the run is killed. Without a GPU all is skipped, and a line says so.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-import torch
+from _gpu_messages import Begin, End, Facts, Failed, Figure, Message, Skipped
+from _gpu_sections import SECTIONS, TOTAL_SECONDS, Section
+from _gpu_watch import Watch
 from _report import Report
+
+
+class Check:
+    """One run: takes what workers say, keeps the report.
+
+    Args:
+        report: takes the figures.
+        path: where it is written.
+    """
+
+    def __init__(self, report: Report, path: Path | None) -> None:
+        self.report = report
+        self.failures: list[str] = []
+        self._path = path
+        self._seconds: dict[str, float] = {}
+        self._skipped: dict[str, str] = {}
+        self._began = 0.0
+
+    def take(self, message: Message) -> None:
+        """Record a message and bring the file up to date."""
+        match message:
+            case Facts(values):
+                self.report.machine |= values
+            case Begin(section):
+                self._began = time.monotonic()
+                print(f"gpu-check: {section} …", flush=True)
+            case Figure():
+                self._add(message)
+            case Failed(what):
+                self.failures.append(what)
+                print(f"gpu-check: FAILED {what}", flush=True)
+            case Skipped(what, why):
+                self._skipped[what] = why
+                print(f"gpu-check: skipped {what}: {why}", flush=True)
+            case End(section):
+                self._seconds[section] = round(time.monotonic() - self._began, 1)
+        self.report.machine |= {
+            "failures": self.failures,
+            "skipped_sections": self._skipped,
+            "section_seconds": self._seconds,
+        }
+        self.report.save(self._path)
+
+    def _add(self, figure: Figure) -> None:
+        self.report.row(
+            figure.case,
+            math.nan if figure.value is None else figure.value,
+            figure.unit,
+            peer=figure.peer,
+            peer_value=figure.peer_value,
+            floor=figure.floor,
+            higher_is_better=figure.higher_is_better,
+        )
 
 
 def main() -> int:
     """Run; the exit code."""
     options = parse_options()
-    if options.interpret:
-        os.environ["TRITON_INTERPRET"] = "1"
-    elif not torch.cuda.is_available():
-        print("gpu-check: skipped: torch sees no CUDA GPU here")
-        Report("gpu-check", skipped="no CUDA GPU").write(options.json)
-        return 0
     started = time.monotonic()
-    torch.manual_seed(options.seed)
-    device = torch.device("cpu" if options.interpret else "cuda:0")
-    report = Report("gpu-check", seed=options.seed, **gpu_facts(device))
-    failures = check(report, device, tiny=options.interpret)
-    if options.interpret:
-        print("gpu-check: skipped without a GPU: the whole model, and all speeds")
-    else:
-        failures += measure(report, device)
-    report.write(options.json)
+    check = Check(Report("gpu-check", seed=options.seed), options.json)
+    sections = chosen(options)
+    for section in SECTIONS if options.interpret else ():
+        if not section.interpreted:
+            check.take(Skipped(section.name, "it needs a GPU"))
+    arguments = ["--seed", str(options.seed), *(["--interpret"] if options.interpret else [])]
+    for message in Watch(sections, arguments, TOTAL_SECONDS).messages():
+        check.take(message)
+        if isinstance(message, Facts) and "skipped" in message.values:
+            print("gpu-check: skipped: torch sees no CUDA GPU here")
+            check.report.write(options.json)
+            return 0
+    check.report.write(options.json)
+    failures = check.failures
     print(f"gpu-check: {'FAILED: ' + ', '.join(failures) if failures else 'passed'}", end="")
     print(f" in {time.monotonic() - started:.0f} s, seed {options.seed}")
     return 1 if failures else 0
 
 
-def check(report: Report, device: torch.device, *, tiny: bool) -> list[str]:
-    """Compare every kernel with its reference; the cases that differ."""
-    # Triton decides when it is imported whether it interprets.
-    from _gpu_checks import REAL, TINY, run_checks  # noqa: PLC0415
-
-    failures = []
-    for result in run_checks(TINY if tiny else REAL, device):
-        report.row(
-            f"check {result.case}", result.error, "rel. error", peer="allowed", peer_value=result.limit
-        )
-        if not result.passed:
-            failures.append(f"{result.case} (error {result.error:.2g}, allowed {result.limit:.2g})")
-    return failures
-
-
-def measure(report: Report, device: torch.device) -> list[str]:
-    """The whole model against the CPU, then speeds; what differs."""
-    from _gpu_model import MODEL_LIMIT, compare_models  # noqa: PLC0415
-    from _gpu_speed import add_rows, measure_ceilings  # noqa: PLC0415
-
-    failures = []
-    for case, error in compare_models(device):
-        report.row(f"check {case}", error, "rel. error", peer="allowed", peer_value=MODEL_LIMIT)
-        if not error <= MODEL_LIMIT:
-            failures.append(f"{case} (error {error:.2g}, allowed {MODEL_LIMIT:.2g})")
-    add_rows(report, measure_ceilings(device), device)
-    return failures
-
-
-def gpu_facts(device: torch.device) -> dict[str, Any]:
-    """The GPU and the versions that a reader needs."""
-    import triton  # noqa: PLC0415 as in `check`
-
-    facts: dict[str, Any] = {"torch": str(torch.__version__), "triton": triton.__version__}
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        facts |= {"gpu": properties.name, "gpu_memory": properties.total_memory, "cuda": torch.version.cuda}
-        facts["multiprocessors"] = properties.multi_processor_count
-    return facts
+def chosen(options: argparse.Namespace) -> list[Section]:
+    """The sections that are wanted and can run."""
+    wanted = [name.strip() for name in options.sections.split(",") if name.strip()]
+    return [
+        section
+        for section in SECTIONS
+        if (not wanted or section.name in wanted) and (section.interpreted or not options.interpret)
+    ]
 
 
 def parse_options() -> argparse.Namespace:
@@ -92,7 +117,13 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--interpret", action="store_true", help="check in Triton's interpreter, on the CPU")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the inputs; default: the time")
     parser.add_argument("--json", type=Path, default=None, help="where the results go")
-    return parser.parse_args()
+    parser.add_argument("--sections", default="", help="names, with commas between; default: all")
+    options = parser.parse_args()
+    names = {section.name for section in SECTIONS}
+    for name in filter(None, map(str.strip, options.sections.split(","))):
+        if name not in names:
+            parser.error(f"--sections: {name!r} is none of {', '.join(sorted(names))}")
+    return options
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from trimaran.cgroup import cpu_quota, memory_limit
+
 _ISA_FLAGS = {
     "avx2": ("avx2", "fma", "f16c"),
     "avx512": ("avx512f", "avx512bw", "avx512vl", "avx512dq"),
@@ -19,7 +21,6 @@ _ISA_FLAGS = {
     "amx": ("amx_tile", "amx_int8", "amx_bf16"),
 }
 _GPU_QUERY = "name,memory.total,memory.free,compute_cap,driver_version,uuid"
-_NO_LIMIT = 1 << 60
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def read_machine(root: Path = Path("/"), *, with_gpus: bool = True) -> Machine:
         cpu=_field(cpuinfo, "model name") or _field(cpuinfo, "Processor") or "unknown processor",
         isas=parse_isas(_field(cpuinfo, "flags") or ""),
         cpus=tuple(sorted(os.sched_getaffinity(0))),
-        cpu_quota=_cpu_quota(root),
+        cpu_quota=cpu_quota(root),
         memory=_memory(root),
         nodes=_nodes(root),
         shared_memory=_shared_memory(root / "dev/shm"),
@@ -174,51 +175,10 @@ def _field(text: str, name: str) -> str | None:
     return match[1].strip() if match else None
 
 
-def _cgroup_folders(root: Path) -> list[Path]:
-    """The folders of this process's cgroup (version 2, then 1), each with its ancestors: any may limit it."""
-    base = root / "sys/fs/cgroup"
-    folders = []
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        number, controllers, path = line.split(":", 2)
-        for hierarchy in [""] if number == "0" else controllers.split(","):
-            folder = base / hierarchy / path.lstrip("/")
-            while folder != base and base in folder.parents:
-                folders.append(folder)
-                folder = folder.parent
-            folders.append(base / hierarchy)
-    return list(dict.fromkeys(folders)) or [base]
-
-
-def _cpu_quota(root: Path) -> float | None:
-    quotas = [quota for folder in _cgroup_folders(root) if (quota := _folder_quota(folder)) is not None]
-    return min(quotas, default=None)
-
-
-def _folder_quota(folder: Path) -> float | None:
-    text = _text(folder / "cpu.max")  # version 2: "max 100000" or "150000 100000"
-    if not text:
-        text = f"{_text(folder / 'cpu.cfs_quota_us').strip()} {_text(folder / 'cpu.cfs_period_us').strip()}"
-    match text.split():
-        case [quota, period] if quota.isdigit() and period.isdigit() and int(period) > 0:
-            return int(quota) / int(period)
-        case _:
-            return None
-
-
-def _memory_limit(root: Path) -> int:
-    limits = [_NO_LIMIT]
-    for folder in _cgroup_folders(root):
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            text = _text(folder / name).strip()
-            if text.isdigit():
-                limits.append(int(text))
-    return min(limits)
-
-
 def _memory(root: Path) -> Memory:
     meminfo = _text(root / "proc/meminfo")
     total = _kilobytes(meminfo, "MemTotal")
-    limit = min(total, _memory_limit(root))
+    limit = min(total, memory_limit(root) or total)
     thp = re.search(r"\[(\w+)\]", _text(root / "sys/kernel/mm/transparent_hugepage/enabled"))
     return Memory(
         total=total,

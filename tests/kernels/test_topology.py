@@ -3,7 +3,8 @@ from __future__ import annotations
 import os
 
 import pytest
-from trimaran_kernels.topology import cpu_quota, usable_cpus
+from trimaran.cgroup import cpu_quota
+from trimaran_kernels.topology import usable_cpus
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -16,6 +17,13 @@ from trimaran.gguf import GGMLType
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(ON_GPU, reason="`make gpu-check` runs it whole")
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Modules of the benchmarks' folder."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
 
 
 def run_script(tmp_path: Path, *arguments: str) -> tuple[str, dict]:
@@ -36,38 +44,90 @@ def test_without_a_gpu_it_says_so(tmp_path):
 def test_every_kernel_is_checked_in_the_interpreter(tmp_path):
     output, report = run_script(tmp_path, "--interpret")
     assert "gpu-check: passed" in output
+    assert "skipped model: it needs a GPU" in output
     cases = {row["case"].split()[1] for row in report["rows"]}
     assert cases == {"expand", "linear", "swiglu", "mla"}
     assert all(0 <= row["value"] <= row["peer_value"] for row in report["rows"])
 
 
-def test_errors_that_rounding_does_not_explain_fail(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    from _gpu_checks import Check
+def test_sections_exist_and_fit_into_ten_minutes(load):
+    sections = load("_gpu_sections")
+    assert len({section.name for section in sections.SECTIONS}) == len(sections.SECTIONS)
+    assert sum(section.seconds for section in sections.SECTIONS) <= sections.TOTAL_SECONDS < 600
+    for section in sections.SECTIONS:
+        module, _, function = section.function.partition(":")
+        assert callable(getattr(load(module), function))
 
-    assert Check("good", 0.01, 0.01).passed
-    assert not Check("bad", 0.011, 0.01).passed
-    assert not Check("worse", float("nan"), 0.01).passed
+
+def test_errors_that_rounding_does_not_explain_fail(load):
+    said = []
+    bench = load("_gpu_bench").Bench(CPU, said.append)
+    failed = load("_gpu_messages").Failed
+    for error, fails in ((0.01, False), (0.011, True), (float("nan"), True)):
+        said.clear()
+        bench.check("case", error, 0.01)
+        assert isinstance(said[-1], failed) == fails
 
 
-def test_speeds_are_held_against_bytes_and_operations(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import _gpu_speed
-    from _report import Report
+def follow(load, monkeypatch, tmp_path, script: str) -> list:
+    """What the watcher makes of a worker that runs `script`, in which `say` writes a message."""
+    messages, watch, sections = (load(f"_gpu_{name}") for name in ("messages", "watch", "sections"))
+    worker = tmp_path / "worker.py"
+    head = f"import os, sys, time\nsys.path.insert(0, {str(BENCHMARKS)!r})\nfrom _gpu_messages import *\n"
+    say = "def say(m):\n    os.write(1, encode(m))\n"
+    worker.write_text(f"{head}{say}names = sys.argv[1:]\n{script}")
+    monkeypatch.setattr(watch, "_WORKER", worker)
+    listed = [sections.Section(name, "none:none", 1.0) for name in ("a", "b")]
+    said = list(watch.Watch(listed, [], 100.0).messages())
+    assert all(isinstance(message, messages.Message) for message in said)
+    return [(type(message).__name__, str(message)) for message in said]
 
-    calls = []
-    monkeypatch.setattr(_gpu_speed, "_seconds", lambda call: calls.append(call()) or 1e-3)
+
+def test_a_section_that_breaks_does_not_stop_the_next(load, monkeypatch, tmp_path):
+    script = """
+for name in names:
+    say(Begin(name))
+    if name == "a":
+        os.kill(os.getpid(), 9)
+    say(End(name))
+"""
+    said = follow(load, monkeypatch, tmp_path, script)
+    assert [kind for kind, _ in said] == ["Begin", "Failed", "Begin", "End"]
+    assert "a: ended with code -9" in said[1][1]
+
+
+def test_a_section_that_hangs_is_stopped(load, monkeypatch, tmp_path):
+    script = """
+for name in names:
+    say(Begin(name))
+    time.sleep(60 if name == "a" else 0)
+    say(End(name))
+"""
+    said = follow(load, monkeypatch, tmp_path, script)
+    assert [kind for kind, _ in said] == ["Begin", "Failed", "Begin", "End"]
+    assert "a: stopped" in said[1][1]
+
+
+def test_a_worker_that_never_starts_ends_the_run(load, monkeypatch, tmp_path):
+    said = follow(load, monkeypatch, tmp_path, "sys.exit(3)")
+    assert [kind for kind, _ in said] == ["Failed", "Skipped", "Skipped"]
+
+
+def test_speeds_are_held_against_bytes_and_operations(load, monkeypatch):
+    speed, bench_module = load("_gpu_speed"), load("_gpu_bench")
+    calls, rows = [], []
+    monkeypatch.setattr(bench_module, "seconds_of", lambda call: calls.append(call()) or 1e-3)
     sizes = {"HIDDEN": 256, "WIDTH": 32, "HEADS": 2, "LATENT": 64, "ROPE": 16, "ROTATED_BYTES": 1}
     for name, value in sizes.items():
-        monkeypatch.setattr(_gpu_speed, name, value)
-    report = Report("test")
-    speeds = _gpu_speed.Speeds(report, _gpu_speed.Ceilings(copy=1e6, product=1e9), CPU)
-    speeds.linear(GGMLType.Q4_K, (32, 256), (1,))
-    speeds.swiglu()
-    speeds.decode("fp8", 1, 64)
-    linear, swiglu, decode = report.rows
+        monkeypatch.setattr(speed, name, value)
+    bench = bench_module.Bench(CPU, rows.append)
+    bench.ceilings = bench_module.Ceilings(copy=1e6, product=1e9)
+    speed.time_linear(bench, GGMLType.Q4_K, (32, 256), (1,))
+    speed.time_swiglu(bench)
+    speed.time_decode(bench, "fp8", 1, 64)
+    linear, swiglu, decode = rows
     assert len(calls) == 3
+    assert linear.value == pytest.approx(1e3)  # µs
     assert linear.floor == pytest.approx(32 * 148)  # µs at 1 MB/s
     assert swiglu.floor == pytest.approx(2 * 32 * 148)
     assert decode.floor == pytest.approx(64 * (64 + 4 + 32))
-    assert linear.of_floor == pytest.approx(linear.floor / 1e3)

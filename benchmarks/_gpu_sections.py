@@ -1,0 +1,39 @@
+"""The sections of gpu-check, in the order in which they run. To add one: write its function, and a line here.
+
+A section is a function of a `Bench` in a file of its own, or beside related ones. Only the worker imports it,
+and when its turn comes: what fails in one, be it the import, does not touch the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the run.
+
+    Attributes:
+        name: for `--sections` and the log.
+        function: "module:function", relative to this folder.
+        seconds: a hard limit: then the worker is killed and the next section starts in a new one.
+        interpreted: whether it also runs, tiny, in Triton's interpreter without a GPU.
+    """
+
+    name: str
+    function: str
+    seconds: float
+    interpreted: bool = False
+
+
+SECTIONS = (
+    Section("linear", "_gpu_checks:check_linears", 90, interpreted=True),
+    Section("attention", "_gpu_checks:check_attention", 60, interpreted=True),
+    Section("model", "_gpu_model:check_models", 90),
+    Section("ceilings", "_gpu_speed:measure_ceilings", 20),
+    Section("speed of linear", "_gpu_speed:measure_linears", 90),
+    Section("speed of attention", "_gpu_speed:measure_attention", 60),
+)
+
+TOTAL_SECONDS = 560.0
+"""No section starts after so long: the whole run stays below ten minutes."""

@@ -1,0 +1,93 @@
+"""Runs the sections in a worker process, each within its time; a new worker goes on behind one that broke."""
+
+from __future__ import annotations
+
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from _gpu_messages import Begin, End, Failed, Message, Skipped, decode
+from _gpu_sections import Section
+
+START_SECONDS = 120.0
+"""For importing torch and finding the GPU, before the first section begins."""
+
+_WORKER = Path(__file__).with_name("_gpu_worker.py")
+
+
+class Watch:
+    """Yields what the workers say.
+
+    Args:
+        sections: to be run, in order.
+        arguments: of the worker.
+        total_seconds: no section starts after so long.
+    """
+
+    def __init__(self, sections: Sequence[Section], arguments: Sequence[str], total_seconds: float) -> None:
+        self._waiting = list(sections)
+        self._arguments = arguments
+        self._end = time.monotonic() + total_seconds
+
+    def messages(self) -> Iterator[Message]:
+        """Until every section has run, failed, or been left out because time is up."""
+        while self._waiting and time.monotonic() < self._end:
+            before = len(self._waiting)
+            yield from self._one_worker()
+            if len(self._waiting) == before:  # not even a section began
+                break
+        for section in self._waiting:
+            yield Skipped(
+                section.name, f"no time was left, or no worker started; its share is {section.seconds:.0f} s"
+            )
+
+    def _one_worker(self) -> Iterator[Message]:
+        names = [section.name for section in self._waiting]
+        command = [sys.executable, str(_WORKER), *self._arguments, *names]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as worker:
+            try:
+                yield from self._follow(worker)
+            finally:
+                worker.kill()
+
+    def _follow(self, worker: subprocess.Popen[bytes]) -> Iterator[Message]:
+        lines = _lines(worker)
+        running: Section | None = None
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                line = lines.get(timeout=max(0.0, min(deadline, self._end) - time.monotonic()))
+            except queue.Empty:
+                name = running.name if running else "start of the worker"
+                yield Failed(f"{name}: stopped, its time is over")
+                return
+            if line is None:
+                break
+            message = decode(line)
+            yield message
+            if isinstance(message, Begin):
+                running = self._waiting.pop(0)
+                deadline = time.monotonic() + running.seconds
+            elif isinstance(message, End):
+                running, deadline = None, time.monotonic() + START_SECONDS
+        if worker.wait() < 0 or (worker.returncode and running is None):
+            what = running.name if running else "the worker"
+            yield Failed(f"{what}: ended with code {worker.returncode}")
+
+
+def _lines(worker: subprocess.Popen[bytes]) -> queue.Queue[bytes | None]:
+    """The worker's lines as they come; None at their end."""
+    lines: queue.Queue[bytes | None] = queue.Queue()
+
+    def read() -> None:
+        assert worker.stdout is not None
+        for line in worker.stdout:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
