@@ -8,6 +8,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from trimaran.errors import PeerError
+from trimaran.telemetry import Log
 from trimaran.wire import TokenLogprob
 
 from trimaran_attn.device import explained_memory
@@ -17,6 +19,8 @@ from trimaran_attn.kv_cache import PAGE_SIZE, LatentCache
 from trimaran_attn.model.batch import Batch, Output, Segment
 from trimaran_attn.model.scoring import Scored, Scores
 from trimaran_attn.scheduler import Chunk, StepPlan
+
+_log = Log(__name__)
 
 
 class Model(Protocol):
@@ -74,9 +78,13 @@ class Runner:
 
     def warm_up(self) -> None:
         """Record steps before the first request comes."""
-        if self._graphs is not None:
+        if self._graphs is None:
+            return
+        try:
             with explained_memory("recording decode steps"):
                 self._graphs.warm_up()
+        except PeerError as error:
+            _log.warning("decode steps are recorded when they come", reason=str(error))
 
     def _run_eagerly(self, plan: StepPlan) -> StepOutput:
         output = self._model.forward(make_batch(plan, self._device), self._cache)
