@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from trimaran_attn.model.scoring import Scored, Scores
@@ -63,7 +64,7 @@ class DecodeRows:
 
 @dataclass(frozen=True)
 class Batch:
-    """T tokens of one step, on the model's device.
+    """T tokens of one step, on one device.
 
     Attributes:
         token_ids: [T] int64.
@@ -82,6 +83,20 @@ class Batch:
     sampled_rows: Tensor
     scored: tuple[Scored, ...] = ()
     decode: DecodeRows | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device; itself, if it is there."""
+        if self.token_ids.device == device:
+            return self
+        assert self.decode is None, "steps over static inputs stay on one device"
+        return Batch(
+            self.token_ids.to(device),
+            self.positions.to(device),
+            self.slots.to(device),
+            self.segments,
+            self.sampled_rows.to(device),
+            tuple(replace(scored, targets=scored.targets.to(device)) for scored in self.scored),
+        )
 
 
 @dataclass(frozen=True)
