@@ -10,6 +10,9 @@ from torch.nn.functional import linear, silu
 
 from trimaran_attn.registry import Site
 
+SKIPPED = -1
+"""In place of an expert id: this choice of the token is computed elsewhere."""
+
 
 class Experts(Protocol):
     """Where routed experts are computed: another process, or `LocalExperts`."""
@@ -20,7 +23,7 @@ class Experts(Protocol):
         Args:
             layer: index of the layer in the model.
             x: [T, hidden].
-            ids: [T, top_k] int32.
+            ids: [T, top_k] int32. -1 skips this place, whatever its weight; a token without others gets 0.
             weights: [T, top_k] float32.
 
         Returns:
@@ -56,7 +59,7 @@ class LocalExperts:
         assert layer == self._layer
         x = x.float()
         y = torch.zeros_like(x)
-        for expert in sorted(set(ids.flatten().tolist())):
+        for expert in sorted(set(ids.flatten().tolist()) - {SKIPPED}):
             token, place = torch.where(ids == expert)
             hidden = silu(linear(x[token], self._gate[expert])) * linear(x[token], self._up[expert])
             y.index_add_(0, token, linear(hidden, self._down[expert]) * weights[token, place, None])

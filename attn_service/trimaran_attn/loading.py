@@ -27,6 +27,7 @@ from trimaran_attn.grammar.vocabulary import read_token_table
 from trimaran_attn.kv_cache import PAGE_SIZE, LatentCache
 from trimaran_attn.metrics import Meter
 from trimaran_attn.model.deepseek2 import ForwardOptions, build_model
+from trimaran_attn.model.deferral import check_deferral
 from trimaran_attn.model.modules import register_modules
 from trimaran_attn.pages import PageAllocator
 from trimaran_attn.registry import Registry, Rule, Site
@@ -83,11 +84,13 @@ def load_engine(
         tracer: records timelines.
 
     Raises:
-        ConfigError: a context longer than the model's, or a rule that names an unknown implementation.
+        ConfigError: a context longer than the model's, as many deferred experts as a token uses, or a rule
+            that names an unknown implementation.
         PlanError: the model or the context do not fit the memory.
         ModelFileError: a tensor is missing or has another shape.
     """
     spec, device, attn = model.spec, model.device, config.attn
+    check_deferral(spec, attn.defer_experts)
     machine = read_machine(with_gpus=device.type == "cuda")
     plan = make_plan(spec, model.file.tensors, machine, config)
     check_plan(plan)
@@ -109,6 +112,7 @@ def load_engine(
         mla=attn.mla,
         native=True,
         exact_maps=exact,
+        defer_experts=attn.defer_experts,
     )
     with explained_memory("loading the model"):
         network = build_model(

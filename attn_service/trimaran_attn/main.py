@@ -10,7 +10,7 @@ import msgspec.structs
 import torch
 import trimaran_kernels
 from trimaran.channel import Server
-from trimaran.config import Config, ExpertsConfig
+from trimaran.config import AttnConfig, Config, ExpertsConfig
 from trimaran.lifecycle import Stop
 from trimaran.run_dir import attn_endpoint, default_run_dir, open_run_dir
 from trimaran.telemetry import Log
@@ -42,7 +42,8 @@ def serve(config: Config, stop: Stop) -> None:
         server: AttnServer = stack.enter_context(Server(attn_endpoint(run_dir.path), GatewayToEngine))
         experts = hop_config(config.experts, model.device)
         tokens = config.attn.max_step_tokens
-        link = ExpertsClient(experts, facts_of(model), run_dir.path, max_tokens=tokens)
+        slots = calls_in_flight(config.attn)
+        link = ExpertsClient(experts, facts_of(model), run_dir.path, max_tokens=tokens, n_slots=slots)
         stack.enter_context(closing(link))
         dtype = torch.bfloat16 if experts.dtype == "bf16" else torch.float32
         tracer = Tracer()
@@ -58,6 +59,11 @@ def hop_config(config: ExpertsConfig, device: torch.device) -> ExpertsConfig:
     if config.dtype != "auto":
         return config
     return msgspec.structs.replace(config, dtype="f32" if device.type == "cpu" else "bf16")
+
+
+def calls_in_flight(config: AttnConfig) -> int:
+    """Calls that the model has under way at most: each part of a step one, and with deferral two more."""
+    return max(4, config.micro_batches * (3 if config.defer_experts else 1))
 
 
 def facts_of(model: OpenModel) -> ModelFacts:

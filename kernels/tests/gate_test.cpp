@@ -22,6 +22,7 @@
 #include "hop/slot_io.h"
 #include "hop/worker.h"
 #include "isa/isa.h"
+#include "runtime/route.h"
 #include "support.h"
 
 namespace {
@@ -49,6 +50,14 @@ struct Tokens {
   std::vector<int32_t> ids;
   std::vector<float> weights;
 };
+
+// Every third choice after the first; their weights must not matter.
+void skip_some(Tokens& tokens) {
+  for (size_t i = 1; i < tokens.ids.size(); i += 3) {
+    tokens.ids[i] = kSkipped;
+    tokens.weights[i] = std::numeric_limits<float>::quiet_NaN();
+  }
+}
 
 // An engine of one layer with random weights.
 class Bench {
@@ -132,7 +141,8 @@ void test_a_crowd(Bench& bench, const std::string& folder) {
       for (unsigned turn = 0; turn < 60; ++turn) {
         Tokens tokens(static_cast<int>((seed + turn) % 40), 100 * seed + turn);
         const bool bad_id = turn % 7 == 3 && !tokens.ids.empty();
-        if (bad_id) tokens.ids[0] = -1;
+        if (bad_id) tokens.ids[0] = -2;
+        if (turn % 5 == 2) skip_some(tokens);
         const int32_t layer = turn % 11 == 5 ? kLayer + 1 : kLayer;
         const int32_t expected = layer != kLayer ? 1 : bad_id ? 3 : 0;
         CHECK(gate.run(tokens.call(layer), 64) == expected);
@@ -188,7 +198,8 @@ void test_workers(Bench& bench, const std::string& folder) {
   std::thread hostile([&] {
     std::mt19937 random(5);
     for (uint32_t i = 1; i < 300; ++i) {
-      const Tokens tokens(4, i);
+      Tokens tokens(4, i);
+      tokens.ids[i % tokens.ids.size()] = static_cast<int32_t>(random() % 9) - 4;
       put_tokens(hostile_arena, 0, 4, tokens.x.data(), DType::f32, tokens.ids.data(), tokens.weights.data());
       ring(hostile_arena, 0, i, static_cast<int32_t>(random() % 5),
            random() % 7 * (i % 3 == 0 ? 1u << 28 : 1));
@@ -197,6 +208,7 @@ void test_workers(Bench& bench, const std::string& folder) {
   });
   for (uint32_t i = 1; i < 200; ++i) {
     Tokens tokens(3, i);
+    if (i % 4 == 1) skip_some(tokens);
     put_tokens(arena, i % 2, 3, tokens.x.data(), DType::f32, tokens.ids.data(), tokens.weights.data());
     ring(arena, i % 2, i, kLayer, 3);
     const auto status = wait_done(arena, i % 2, i, Clock::now() + std::chrono::seconds(30), default_spin());

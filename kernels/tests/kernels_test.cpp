@@ -1,9 +1,11 @@
 // Runs every kernel on buffers of exactly the right size, to be compiled with AddressSanitizer and
 // UndefinedBehaviorSanitizer: reads past a row, misaligned access or a data race with the pool's end show
 // here. Values are checked against the portable reference; pytest checks them against the format.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 #include <random>
 #include <vector>
@@ -14,6 +16,7 @@
 #include "runtime/engine.h"
 #include "runtime/linear.h"
 #include "runtime/read_memory.h"
+#include "runtime/route.h"
 #include "support.h"
 
 namespace {
@@ -142,6 +145,12 @@ void test_engine(ThreadPool& pool, const Primitives& primitives, std::mt19937& r
         Status::bad_layer);
   CHECK(engine.forward(7, kTokens + 1, x.data(), ids.data(), weights.data(), y.data(), DType::f32) ==
         Status::bad_token_count);
+  std::fill(ids.begin(), ids.begin() + kTopK, kSkipped);
+  std::vector<float> weighted = weights;
+  weighted[0] = std::numeric_limits<float>::quiet_NaN();
+  CHECK(engine.forward(7, kTokens, x.data(), ids.data(), weighted.data(), y.data(), DType::f32) ==
+        Status::ok);
+  CHECK(std::all_of(y.begin(), y.begin() + kHidden, [](float value) { return value == 0.0f; }));
   ids[4] = kExperts;
   CHECK(engine.forward(7, kTokens, x.data(), ids.data(), weights.data(), y.data(), DType::f32) ==
         Status::bad_expert_id);

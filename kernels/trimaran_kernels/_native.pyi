@@ -164,7 +164,8 @@ class ExpertEngine:
 
         x, y: [n, hidden], both float32 or both bfloat16 (torch, or its bits as numpy uint16); ids: int32
         [n, top_k]; weights: float32 [n, top_k]. Releases the GIL.
-        Ids of other shards add nothing, so the shards' outputs can be summed; an id may repeat. A NaN or
+        Ids of other shards add nothing, so the shards' outputs can be summed; -1 adds nothing either, and its
+        weight may be anything; an id may repeat. A NaN or
         infinity in x or weights shows in that token's y only. Experts are summed in the order of ids, so a
         token's result does not depend on the other tokens or on the number of threads, to the bit.
 
@@ -221,6 +222,15 @@ class HopArena:
 
     def wait_done(self, slot: int, sequence: int, timeout_s: float) -> int | None:
         """The `wire.Status` code of request `sequence`, or None after `timeout_s`. Releases the GIL."""
+
+    def begin_step(self) -> None:
+        """Requests may come without `ring` from now on, from a GPU: the worker polls until `end_step`."""
+
+    def end_step(self) -> None:
+        """The worker may sleep again."""
+
+    def abandon(self) -> None:
+        """End the waits of a GPU that still expects an answer in this arena."""
 
     def put(self, slot: int, x: Any, ids: Any, weights: Any) -> int:
         """Write n tokens into a slot: x [n, hidden], ids int32 and weights float32 [n, top_k]; returns n.

@@ -6,7 +6,9 @@ bytes, which `kernels/csrc/hop/arena.h` states too:
 
     0                   header: magic "TRIARENA", then u32 version, dtype (0 f32, 1 bf16), hidden size, top_k,
                         max_tokens, n_slots, then u64 slot stride, file size;
-                        at 64 the bell word and at 128 the server's sleeping word, both u32
+                        at 64 the bell word, at 128 the server's sleeping word, at 192 the word that is not 0
+                        while a step is in flight, at 256 the one that is not 0 once the client has given the
+                        arena up, all u32
     4096 + i · stride   slot i: at 0 the client's line (u32 request sequence, i32 layer, u32 n_tokens),
                         at 64 the server's (u32 done sequence, i32 status), at 128 the client's sleeping word
                         (u32), then x, ids, weights and y, each on its own 64-byte border
@@ -34,7 +36,7 @@ from trimaran.errors import PeerError
 ElementType = Literal["f32", "bf16"]
 
 MAGIC = b"TRIARENA"
-VERSION = 1
+VERSION = 2
 _HEADER = struct.Struct("<8s6I2Q")
 _PAGE = 4096
 _LINE = 64

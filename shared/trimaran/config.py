@@ -16,6 +16,7 @@ Precision = Literal["int8", "exact"]
 Notifier = Literal["doorbell", "zmq", "tcp"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 _DAY_S = 86400.0  # no wait is longer
+_DEVICE = r"^(auto|cpu|cuda(:\d+)?(\+cuda:\d+)*)$"
 _MEMORY = r"^(auto|\d+(\.\d+)?\s?([KMGT]i?)?B?)$"
 
 
@@ -55,7 +56,19 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The attention service."""
 
     device: Annotated[
-        str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto takes the first GPU, else the CPU")
+        str,
+        Meta(
+            pattern=_DEVICE,
+            description="cpu, cuda:N, or several GPUs that share the layers, e.g. cuda:0+cuda:1; auto: the"
+            " first GPU, with the next ones if it takes them to fit; else the CPU",
+        ),
+    ] = "auto"
+    layers: Annotated[
+        str,
+        Meta(
+            pattern=r"^(auto|\d+-\d+(,\d+-\d+)*)$",
+            description="layers of each of several GPUs, e.g. 0-30,31-60; auto: balanced by their memory",
+        ),
     ] = "auto"
     gpu_memory: Annotated[
         str, Meta(pattern=_MEMORY, description="GPU memory to plan for, e.g. 24GiB; auto: all of the card")
@@ -95,6 +108,15 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "2 pays when they sit on different hardware",
         ),
     ] = 1
+    defer_experts: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=31,
+            description="experts of each token, the lightest ones, that are added one layer later, so that"
+            " they are computed beside the next layer's attention; changes the results a little; 0: none",
+        ),
+    ] = 0
     threads: Annotated[
         Annotated[int, Meta(ge=1)] | None, Meta(description="CPU threads; none: the cores it may use")
     ] = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 HEARTBEAT_S = 1.0
 """How often each side of the expert link sends a `Heartbeat`."""
 SILENCE_S = 3.0

@@ -39,6 +39,7 @@ class Lab:
     spec: ModelSpec
     model: Deepseek2
     cache: LatentCache
+    defer_experts: int = 0
 
     def engine(self, constraints: Constraints | None = None, **changes: int) -> Engine:
         values = {
@@ -84,6 +85,7 @@ def lab_of(
     dtype: torch.dtype = torch.float32,
     native: bool = True,
     exact_maps: bool = True,
+    defer_experts: int = 0,
 ) -> Lab:
     file = GGUFFile.open(path)
     spec = read_spec(file)
@@ -97,5 +99,7 @@ def lab_of(
         mla=mla,
         native=native,
         exact_maps=exact_maps,
+        defer_experts=defer_experts,
     )
-    return Lab(spec, build_model(spec, registry, CPU), LatentCache(spec, N_PAGES, CPU, kv))
+    model = build_model(spec, registry, CPU)
+    return Lab(spec, model, LatentCache(spec, N_PAGES, CPU, kv), defer_experts)

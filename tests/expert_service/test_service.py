@@ -35,6 +35,20 @@ def test_every_notifier_gives_the_reference(
 
 
 @pytest.mark.parametrize("notifier", ["doorbell", "zmq", "tcp"])
+def test_skipped_places_add_nothing(model, shared_dir: Path, make_client: MakeClient, notifier: str) -> None:
+    client = make_client(at=shared_dir, notifier=notifier)
+    client.connect()
+    x, ids, weights = model.batch(11)
+    skipped = np.random.default_rng(1).random(ids.shape) < 0.4
+    skipped[[4, 9]] = True
+    expected = model.expected(2, x, ids, np.where(skipped, 0, weights))
+    ids[skipped], weights[skipped] = -1, np.nan
+    y = client.wait(client.submit(2, x, ids, weights))
+    assert_close(y, expected)
+    assert not y[[4, 9]].any()
+
+
+@pytest.mark.parametrize("notifier", ["doorbell", "zmq", "tcp"])
 def test_bf16_on_the_hop(model, shared_dir: Path, make_client: MakeClient, notifier: str) -> None:
     client = make_client(at=shared_dir, notifier=notifier, dtype="bf16")
     client.connect()
@@ -70,6 +84,18 @@ def test_a_failed_call_gives_its_slots_back(model, shared_dir: Path, make_client
             client.wait(client.submit(1, x, ids, weights))
     batch = model.batch(4)
     assert_close(client.wait(client.submit(1, *batch)), model.expected(1, *batch))
+
+
+def test_calls_that_nobody_waits_for_give_their_slots_back(
+    model, shared_dir: Path, make_client: MakeClient
+) -> None:
+    client = make_client(at=shared_dir, max_tokens=2, n_slots=2)
+    client.connect()
+    batch = model.batch(3)
+    for _ in range(5):
+        client.submit(1, *batch)
+        client.settle()
+        assert_close(client.wait(client.submit(2, *batch)), model.expected(2, *batch))
 
 
 def test_bad_arguments_are_refused_here(model, shared_dir: Path, make_client: MakeClient) -> None:

@@ -131,6 +131,20 @@ def test_a_bad_call_fails_alone(engine: ExpertEngine) -> None:
     assert not crowd.answers[1][1].any()
 
 
+def test_merged_calls_skip_each_their_own(engine: ExpertEngine) -> None:
+    calls = [(LAYERS[1], make_call(3, seed)) for seed in range(3)]
+    for number, (_, (_, ids, weights)) in enumerate(calls):
+        ids[number] = -1
+        weights[number] = np.nan
+    crowd, counters = crowded(engine, calls)
+    assert counters["merged_calls"] == 3
+    for number, (layer, call) in enumerate(calls):
+        status, y = crowd.answers[number]
+        assert status == Status.OK
+        assert not y[number].any()
+        np.testing.assert_array_equal(y, alone(engine, layer, call))
+
+
 def test_only_what_fits_together_is_merged(engine: ExpertEngine) -> None:
     one, other = LAYERS
     calls = [

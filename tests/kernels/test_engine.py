@@ -47,6 +47,8 @@ class Experts:
         y = np.zeros(x.shape, np.float64)
         for token, row in enumerate(x.astype(np.float64)):
             for expert, weight in zip(ids[token], weights[token], strict=True):
+                if expert < 0:
+                    continue
                 gate = self.gate[expert] @ row
                 hidden = gate / (1 + np.exp(-gate)) * (self.up[expert] @ row)
                 y[token] += weight * (self.down[expert] @ hidden)
@@ -182,6 +184,18 @@ def test_a_shard_without_work_gives_zeros(make_experts, make_call, pool):
     assert not forward(experts.shard(pool, 1, 2, 4), x, ids, weights).any()
 
 
+def test_skipped_choices_add_nothing(make_experts, make_call, pool, isa):
+    experts = make_experts()
+    x, ids, weights = make_call(experts, 7, 3)
+    ids[0, 1] = ids[2, 0] = ids[2, 2] = ids[4] = -1
+    weights[0, 1], weights[2, 0], weights[4] = np.nan, np.inf, np.nan
+    y = forward(experts.engine(pool, isa, 3), x, ids, weights)
+    assert_close(y, experts.reference(x, ids, weights))
+    np.testing.assert_array_equal(y[4], 0)
+    ids[:] = -1
+    np.testing.assert_array_equal(forward(experts.engine(pool, isa, 3), x, ids, weights), 0)
+
+
 def test_nan_stays_with_its_token(make_experts, make_call, pool, isa):
     experts = make_experts()
     engine = experts.engine(pool, isa, 3)
@@ -194,7 +208,7 @@ def test_nan_stays_with_its_token(make_experts, make_call, pool, isa):
     np.testing.assert_array_equal(dirty[[0, 3, 5]], clean[[0, 3, 5]])
 
 
-@pytest.mark.parametrize("bad_id", [-1, 6, 2**31 - 1, -(2**31)])
+@pytest.mark.parametrize("bad_id", [-2, 6, 2**31 - 1, -(2**31)])
 def test_bad_expert_id(make_experts, make_call, pool, bad_id):
     experts = make_experts()
     x, ids, weights = make_call(experts, 2, 2)

@@ -7,7 +7,7 @@ import resource
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -154,7 +154,7 @@ def test_bad_requests_are_a_status(
     assert not arena.slot(1).y.any()
 
 
-@pytest.mark.parametrize("bad", [-1, EXPERTS, 2**31 - 1, -(2**31)])
+@pytest.mark.parametrize("bad", [-2, EXPERTS, 2**31 - 1, -(2**31)])
 def test_bad_expert_ids_are_a_status(arena: Arena, client: HopArena, worker: ArenaWorker, bad: int) -> None:
     fill(arena, 0)
     arena.slot(0).ids[3, 1] = bad
@@ -162,6 +162,24 @@ def test_bad_expert_ids_are_a_status(arena: Arena, client: HopArena, worker: Are
     assert client.wait_done(0, 1, 5) == Status.BAD_EXPERT_ID
     client.ring(0, 2, LAYER, 3)
     assert client.wait_done(0, 2, 5) == Status.OK
+
+
+def test_skipped_choices_add_nothing_and_are_not_counted(
+    arena: Arena, client: HopArena, engine: ExpertEngine
+) -> None:
+    gate = CallGate(engine)
+    fill(arena, 0)
+    slot = arena.slot(0)
+    slot.ids[1, 0] = slot.ids[2] = -1
+    slot.weights[1, 0], slot.weights[2] = np.nan, np.inf
+    assert gate.run_slot(client, 0, LAYER, 4) == Status.OK
+    assert not slot.y[2].any()
+    assert slot.y[[0, 1, 3]].any(1).all()
+    assert sum(gate.expert_tokens()[LAYER]) == 4 * TOP_K - 1 - TOP_K
+    whole = slot.y[1].copy()
+    slot.ids[1, 0], slot.weights[1, 0] = 0, 0.0
+    assert gate.run_slot(client, 0, LAYER, 4) == Status.OK
+    np.testing.assert_array_equal(slot.y[1], whole)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -223,11 +241,88 @@ def test_a_stopped_worker_says_so(arena: Arena, client: HopArena, worker: ArenaW
 
 
 def test_nobody_spins_when_idle(arena: Arena, client: HopArena, worker: ArenaWorker) -> None:
+    assert cpu_seconds(lambda: client.wait_done(0, 1, 1.0)) < 0.02
+
+
+class Stepper:
+    """Writes requests as a GPU does: the sequence alone, neither bell nor system call."""
+
+    def __init__(self, arena: Arena) -> None:
+        self.bytes = np.memmap(arena.path, np.uint8, "r+")
+        self.layout = arena.layout
+
+    def word(self, slot: int, offset: int) -> np.ndarray:
+        at = 4096 + slot * self.layout.slot_stride + offset
+        return self.bytes[at : at + 4].view(np.uint32)
+
+    def ask(self, slot: int, sequence: int, n_tokens: int) -> None:
+        self.word(slot, 4)[0], self.word(slot, 8)[0] = LAYER, n_tokens
+        self.word(slot, 0)[0] = sequence
+
+    def wait(self, slot: int, sequence: int, timeout_s: float = 10) -> None:
+        deadline = time.monotonic() + timeout_s
+        while self.word(slot, 64)[0] != sequence:
+            assert time.monotonic() < deadline
+            time.sleep(0)
+
+
+def cpu_seconds(body: Callable[[], object]) -> float:
+    """What the threads of this process use while `body` runs."""
     before = resource.getrusage(resource.RUSAGE_SELF)
-    client.wait_done(0, 1, 1.0)
+    body()
     after = resource.getrusage(resource.RUSAGE_SELF)
-    used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    assert used < 0.02
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def test_requests_without_a_bell_are_seen_while_a_step_is_in_flight(
+    arena: Arena, client: HopArena, worker: ArenaWorker
+) -> None:
+    gpu = Stepper(arena)
+    for sequence in range(1, 60):  # asleep before each step, and woken before it rings
+        client.begin_step()
+        for slot in (0, 2):
+            fill(arena, slot)
+            gpu.ask(slot, sequence, 2)
+        for slot in (0, 2):
+            gpu.wait(slot, sequence, 0.4)  # sooner than the sleep that ends by itself
+        client.end_step()
+
+
+def test_nobody_spins_after_a_step(arena: Arena, client: HopArena, worker: ArenaWorker) -> None:
+    client.begin_step()
+    Stepper(arena).ask(0, 1, 0)
+    assert client.wait_done(0, 1, 5) == Status.OK
+    client.end_step()
+    assert cpu_seconds(lambda: client.wait_done(0, 2, 1.0)) < 0.02
+
+
+def test_a_step_that_is_never_ended_costs_little_after_a_second(
+    arena: Arena, client: HopArena, worker: ArenaWorker
+) -> None:
+    """Its client may have been killed; if not, the next request is still seen."""
+    gpu = Stepper(arena)
+    client.begin_step()
+    client.wait_done(0, 1, 1.3)
+    assert cpu_seconds(lambda: client.wait_done(0, 1, 1.0)) < 0.2
+    gpu.ask(0, 1, 0)
+    gpu.wait(0, 1, 0.4)
+
+
+def test_a_polling_worker_stops(arena: Arena, client: HopArena, worker: ArenaWorker) -> None:
+    client.begin_step()
+    started = time.monotonic()
+    worker.stop()
+    assert worker.finished
+    assert time.monotonic() - started < 5
+
+
+def test_sequences_wrap_around(arena: Arena, client: HopArena, worker: ArenaWorker) -> None:
+    gpu = Stepper(arena)
+    client.begin_step()
+    for sequence in (2**31 - 1, 2**31, 2**32 - 1, 1):
+        gpu.ask(1, sequence, 0)
+        gpu.wait(1, sequence)
+    client.end_step()
 
 
 def test_the_gate_counts(arena: Arena, client: HopArena, engine: ExpertEngine) -> None:
@@ -354,7 +449,7 @@ def corrupt(path: Path, offset: int, data: bytes) -> None:
     ("offset", "data", "reason"),
     [
         (0, b"NOTARENA", "not an arena"),
-        (8, struct.pack("<I", 2), "version 2"),
+        (8, struct.pack("<I", 3), "version 3"),
         (12, struct.pack("<I", 9), "element type"),
         (16, struct.pack("<I", 0), "hidden size"),
         (16, struct.pack("<I", 2**32 - 1), "hidden size"),

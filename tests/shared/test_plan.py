@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from trimaran.config_loader import load_config
-from trimaran.errors import PlanError
+from trimaran.errors import ConfigError, PlanError
 from trimaran.gguf import GGMLType, GGUFFile, TensorInfo
 from trimaran.gguf.mix import mix_named
 from trimaran.machine import Gpu, Machine, Memory
@@ -53,8 +53,10 @@ def part(plan: Plan, name: str) -> tuple[str, int]:
 def test_deepseek_v3_on_a_gpu() -> None:
     plan = plan_v3(machine(512 * GIB, 80 * GIB), attn__context_length=32768)
     assert plan.problems() == []
-    # 58 layers × 256 experts × 3 matrices of 7168 × 2048 at 4.5 bits
-    assert part(plan, "routed experts") == ("RAM", 58 * 256 * 3 * 7168 * 2048 * 144 // 256)
+    # 58 layers × 256 experts × 3 matrices of 7168 × 2048 at 4.5 bits, packed at 4.625
+    assert part(plan, "routed experts") == ("RAM", 58 * 256 * 3 * 7168 * 2048 * 148 // 256)
+    mapped = plan_v3(machine(512 * GIB, 80 * GIB), experts__store="off")
+    assert part(mapped, "routed experts") == ("RAM", 58 * 256 * 3 * 7168 * 2048 * 144 // 256)
     assert part(plan, "embeddings") == ("RAM", 129280 * 7168 * 144 // 256)
     assert part(plan, "head") == ("GPU", 129280 * 7168 * 148 // 256 + 4 * 7168)
     assert part(plan, "latent maps") == ("GPU", 2 * 61 * 512 * 128 * 256)
@@ -111,7 +113,7 @@ def test_every_byte_of_the_file_is_counted_once() -> None:
 
 def test_decode_is_bound_by_the_bytes_read() -> None:
     plan = plan_v3(machine(512 * GIB, 80 * GIB), Bandwidth(ram=440e9, gpu=1000e9))
-    experts = 58 * 8 * 3 * 7168 * 2048 * 144 // 256
+    experts = 58 * 8 * 3 * 7168 * 2048 * 148 // 256
     assert plan.speed.ram_bytes == experts
     assert plan.speed.tokens_per_second == pytest.approx(
         1 / (experts / 440e9 + plan.speed.gpu_bytes / 1000e9)
@@ -161,6 +163,67 @@ def test_a_missing_gpu_and_limits() -> None:
     limited = plan_v3(machine(512 * GIB, 80 * GIB), attn__gpu_memory="24GiB", attn__context_length=4096)
     assert limited.gpu is not None
     assert limited.gpu.available == 24 * GIB
+
+
+def test_layers_are_shared_by_two_gpus() -> None:
+    """What one 16 GiB card cannot hold two can; each has about half of it, the last one the head too."""
+    two = machine(512 * GIB, 16 * GIB, 16 * GIB)
+    plan = plan_v3(two, attn__device="cuda:0+cuda:1", attn__context_length=65536)
+    assert plan.problems() == []
+    first, second = plan.gpus
+    assert (first.first_layer, first.last_layer + 1, second.last_layer) == (0, second.first_layer, 60)
+    assert [share.number for share in plan.gpus] == [0, 1]
+    fullness = [share.budget.needed / share.budget.available for share in plan.gpus]
+    assert max(fullness) - min(fullness) < 0.05
+    one = plan_v3(machine(512 * GIB, 80 * GIB), attn__context_length=65536)
+    assert first.weights + second.weights == one.gpus[0].weights
+    assert first.kv_bytes + second.kv_bytes == plan.kv_bytes == one.kv_bytes
+    assert second.workspace - first.workspace == 16 * 129280 * 4 * 2, "the logits are beside the head"
+    assert plan.gpu is not None
+    assert plan.gpu.needed == first.budget.needed + second.budget.needed
+
+
+def test_auto_takes_as_few_gpus_as_it_needs() -> None:
+    cards = [16 * GIB] * 3
+    assert len(plan_v3(machine(512 * GIB, *cards), attn__context_length=4096).gpus) == 1
+    assert len(plan_v3(machine(512 * GIB, *cards), attn__context_length=98304).gpus) == 2
+    assert len(plan_v3(machine(512 * GIB, 6 * GIB, 6 * GIB, 6 * GIB)).gpus) == 3
+
+
+def test_layers_by_hand() -> None:
+    two = machine(512 * GIB, 24 * GIB, 24 * GIB)
+    options: dict[str, object] = {"attn__device": "cuda:1+cuda:0", "attn__context_length": 4096}
+    plan = plan_v3(two, attn__layers="0-9,10-60", **options)
+    assert [(s.number, s.first_layer, s.last_layer) for s in plan.gpus] == [(1, 0, 9), (0, 10, 60)]
+    with pytest.raises(ConfigError, match=r"attn.layers has 1 ranges, attn.device names 2"):
+        plan_v3(two, attn__layers="0-60", **options)
+
+
+def test_what_is_missing_on_which_gpu() -> None:
+    there = machine(512 * GIB, 24 * GIB, 4 * GIB)
+    options = {"attn__device": "cuda:0+cuda:1", "attn__layers": "0-30,31-60"}
+    plan = plan_v3(there, **options, attn__context_length=4096)
+    (problem,) = plan.problems()
+    assert problem.startswith("GPU cuda:1: ")
+    assert "layers 31-60" in problem
+    assert "4.00 GiB are there" in problem
+    assert "--context" not in problem, "no context fits a card that cannot hold the weights"
+
+
+def test_a_context_that_fits_several_gpus_is_named() -> None:
+    there = machine(512 * GIB, 12 * GIB, 12 * GIB)
+    big = plan_v3(there, attn__device="cuda:0+cuda:1", attn__context_length=163840)
+    fits = int(big.problems()[0].split("--context ")[1].split()[0])
+    fitting = plan_v3(there, attn__device="cuda:0+cuda:1", attn__context_length=fits)
+    assert fitting.problems() == []
+
+
+def test_wrong_gpus_are_refused() -> None:
+    two = machine(512 * GIB, 24 * GIB, 24 * GIB)
+    with pytest.raises(PlanError, match="shows 2 GPUs"):
+        plan_v3(two, attn__device="cuda:0+cuda:2")
+    with pytest.raises(PlanError, match="named twice"):
+        plan_v3(two, attn__device="cuda:1+cuda:1")
 
 
 def test_a_real_file(tmp_path: Path) -> None:

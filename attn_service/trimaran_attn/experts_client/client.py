@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from trimaran.arena import Arena, ArenaDims, ElementType, arena_directory, remove_leftovers
 from trimaran.channel import ChannelOptions, CurveKeys
 from trimaran.config import ExpertsConfig
-from trimaran.errors import OverloadedError, PeerError
+from trimaran.errors import OverloadedError, PeerError, TrimaranError
 from trimaran.run_dir import experts_endpoint
 from trimaran.telemetry import Log
 from trimaran.wire import Status
@@ -41,7 +42,7 @@ _SAY_EVERY_S = 3.0
 _log = Log(__name__)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Ticket:
     """A layer's computation under way.
 
@@ -111,6 +112,7 @@ class ExpertsClient:
         self._received_bytes = self._dims.hidden_size * self._dims.element.itemsize  # of one token
         self._sent_bytes = self._received_bytes + 8 * facts.top_k
         self._traffic = {link: Traffic() for link in self._links}
+        self._open: set[Ticket] = set()
         self._stopped = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="experts-keeper", daemon=True)
 
@@ -140,7 +142,8 @@ class ExpertsClient:
             layer: index of a MoE layer in the model.
             x: [n, hidden] float32, or uint16 holding bf16 bits if the hop's element type is bf16. It may be
                 written to again after the return if n is at most `max_tokens`, else after `wait`.
-            ids: int32 [n, top_k]. weights: float32 [n, top_k].
+            ids: int32 [n, top_k]; -1 skips this place, whatever its weight.
+            weights: float32 [n, top_k].
 
         Raises:
             ValueError: an array of another shape or type, or a layer without experts.
@@ -154,6 +157,7 @@ class ExpertsClient:
         except BaseException:
             _abandon(ticket)
             raise
+        self._open.add(ticket)
         return ticket
 
     def wait(self, ticket: Ticket) -> NDArray[np.float32]:
@@ -164,6 +168,7 @@ class ExpertsClient:
             KernelError: a shard refused the call.
             OverloadedError: other tickets hold all slots; wait for them first.
         """
+        self._open.discard(ticket)
         try:
             while ticket.flights or not _is_sent(ticket):
                 if not ticket.flights:
@@ -175,6 +180,17 @@ class ExpertsClient:
             _abandon(ticket)
             raise
         return ticket.y
+
+    def settle(self) -> None:
+        """Wait out the calls that a step left behind when it broke off: the next one needs their slots.
+
+        Bounded by the calls' own deadlines; what they answer is dropped.
+        """
+        while self._open:
+            ticket = self._open.pop()
+            ticket.sent, ticket.started = len(ticket.batch), True
+            with contextlib.suppress(TrimaranError):
+                self.wait(ticket)
 
     def ready(self) -> bool:
         """Whether every shard serves now; a shard that went away comes back by itself."""

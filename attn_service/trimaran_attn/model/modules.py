@@ -33,6 +33,7 @@ def register_modules(
     mla: MlaForm,
     native: bool,
     exact_maps: bool = False,
+    defer_experts: int = 0,
 ) -> None:
     """Fill a registry.
 
@@ -46,6 +47,7 @@ def register_modules(
         native: whether modules in float32 on the CPU use the kernels for everything, or torch, the reference,
             for all but quantised matrices.
         exact_maps: whether the kernels keep Wkv_b in float32 instead of binary16.
+        defer_experts: how many of a token's experts are added one layer later.
     """
     threads = pool if native else None
     kernels = cache(partial(make_native, pool=pool, exact_maps=exact_maps)) if native else None
@@ -61,7 +63,7 @@ def register_modules(
         build = partial(build_attention, form=form, native=kernels, gpu=gpu)
         registry.register(ATTENTION, form, build, default=form == mla)
     registry.register(MLP, "swiglu", build_mlp)
-    registry.register(MOE, "moe", build_moe)
+    registry.register(MOE, "moe", partial(build_moe, defer=defer_experts))
     registry.register(GATE, "topk", partial(build_gate, pool=threads))
     registry.register(EXPERTS, "service", experts)
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from trimaran_attn.experts import Experts
+from trimaran_attn.model.deferral import deferred_by, split_lightest
 from trimaran_attn.model.gate import Gate
 from trimaran_attn.model.kinds import EXPERTS, GATE, LINEAR
 from trimaran_attn.model.kinds import MLP as MLP_KIND
@@ -19,36 +20,60 @@ from trimaran_attn.registry import Site
 class MoE:
     """Sum of the routed experts' weighted outputs and the shared experts' output.
 
+    With deferral the sum takes the layer before's deferred outputs in, and leaves its own to the next layer.
+
     Args:
         overlap: whether the shared ones are computed while the routed ones are: right where these have cores
             of their own. Two pools of threads on the same cores preempt each other for whole time slices.
+        defer: how many of a token's experts the next layer adds.
     """
 
     def __init__(
-        self, layer: int, gate: Gate, experts: Experts, shared: FeedForward | None, *, overlap: bool
+        self,
+        layer: int,
+        gate: Gate,
+        experts: Experts,
+        shared: FeedForward | None,
+        *,
+        overlap: bool,
+        defer: int = 0,
     ) -> None:
         self._layer = layer
         self._gate = gate
         self._experts = experts
         self._shared = shared
         self._overlap = overlap
+        self._defer = defer
 
     def begin(self, x: Tensor, step: Step) -> Pending:
         """Route x and submit it."""
         with step.tracer.span("gate", self._layer):
             ids, weights = self._gate(x)
+        earlier = step.deferred.pop(self._layer - 1, None)
         with step.tracer.span("submit", self._layer):
-            ticket = self._experts.submit(self._layer, x, ids, weights)
-        return partial(self._finish, x, ticket, step)
+            ticket = self._submit(x, ids, weights, step)
+        return partial(self._finish, x, ticket, earlier, step)
 
-    def _finish(self, x: Tensor, ticket: Any, step: Step) -> Tensor:
-        if self._shared is None:
-            return self._wait(x, ticket, step)
-        if self._overlap:
+    def _submit(self, x: Tensor, ids: Tensor, weights: Tensor, step: Step) -> Any:
+        """Submit all experts, or those of now first: who waits for the others has a layer's time."""
+        if not self._defer:
+            return self._experts.submit(self._layer, x, ids, weights)
+        now, later = split_lightest(ids, weights, self._defer)
+        ticket = self._experts.submit(self._layer, x, now, weights)
+        step.deferred[self._layer] = self._experts.submit(self._layer, x, later, weights)
+        return ticket
+
+    def _finish(self, x: Tensor, ticket: Any, earlier: Any, step: Step) -> Tensor:
+        """The layer before's deferred experts + this one's + the shared ones, added in this order."""
+        shared = None
+        if self._shared is not None and self._overlap:
             shared = self._compute_shared(self._shared, x, step)
-            return self._wait(x, ticket, step) + shared
         routed = self._wait(x, ticket, step)
-        return routed + self._compute_shared(self._shared, x, step)
+        if earlier is not None:
+            routed = self._wait(x, earlier, step) + routed
+        if self._shared is not None and shared is None:
+            shared = self._compute_shared(self._shared, x, step)
+        return routed if shared is None else routed + shared
 
     def _compute_shared(self, shared: FeedForward, x: Tensor, step: Step) -> Tensor:
         with step.tracer.span("shared experts", self._layer):
@@ -59,8 +84,13 @@ class MoE:
             return self._experts.wait(ticket).to(x.device, x.dtype)
 
 
-def build_moe(site: Site) -> MoE:
-    """A layer's gate, its way to the routed experts, and its shared experts."""
+def build_moe(site: Site, defer: int = 0) -> MoE:
+    """A layer's gate, its way to the routed experts, and its shared experts.
+
+    Args:
+        site: where.
+        defer: how many of a token's experts a layer leaves to the next one, if that has experts too.
+    """
     spec = site.spec
     shape = (spec.moe.n_experts, spec.hidden_size)
     return MoE(
@@ -69,6 +99,7 @@ def build_moe(site: Site) -> MoE:
         site.child("experts", EXPERTS),
         site.child("shared_experts", MLP_KIND) if spec.moe.n_shared else None,
         overlap=site.device.type != "cpu",
+        defer=deferred_by(spec, site.layer, defer),
     )
 
 

@@ -44,6 +44,7 @@ class Step:
         cos, sin: [T, rope / 2] of their positions.
         cache: where their latents go.
         tracer: records what the layers do, if it is asked to.
+        deferred: by layer, the call for experts that the next layer adds.
     """
 
     batch: Batch
@@ -51,6 +52,7 @@ class Step:
     sin: Tensor
     cache: LatentCache
     tracer: Tracer
+    deferred: dict[int, Any] = field(default_factory=dict)
     _ragged: dict[Hashable, Ragged] = field(default_factory=dict)
     _shared: dict[Hashable, Any] = field(default_factory=dict)
 

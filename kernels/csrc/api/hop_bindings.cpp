@@ -217,6 +217,9 @@ void bind_hop(nanobind::module_& m) {
       .def_prop_ro("dims", &dims_of)
       .def("ring", &ring, nb::arg("slot"), nb::arg("sequence"), nb::arg("layer"), nb::arg("n_tokens"))
       .def("wait_done", &wait_done, nb::arg("slot"), nb::arg("sequence"), nb::arg("timeout_s"))
+      .def("begin_step", &trimaran::hop::begin_step)
+      .def("end_step", &trimaran::hop::end_step)
+      .def("abandon", &trimaran::hop::abandon)
       .def("put", &put, nb::arg("slot"), nb::arg("x"), nb::arg("ids"), nb::arg("weights"))
       .def("submit", &submit, nb::arg("slot"), nb::arg("sequence"), nb::arg("layer"), nb::arg("x"),
            nb::arg("ids"), nb::arg("weights"))

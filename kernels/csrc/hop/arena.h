@@ -24,7 +24,7 @@ static_assert(Word::is_always_lock_free && sizeof(Word) == 4, "the arena needs p
 
 constexpr size_t kPage = 4096;
 constexpr size_t kLine = 64;
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr char kMagic[8] = {'T', 'R', 'I', 'A', 'R', 'E', 'N', 'A'};
 
 struct ArenaHeader {
@@ -39,9 +39,12 @@ struct ArenaHeader {
   uint64_t file_bytes;
   alignas(kLine) Word bell;             // grows with every request of any slot; the server's futex
   alignas(kLine) Word server_sleeping;  // not 0 while the server may be in the futex
+  alignas(kLine) Word in_flight;        // not 0 during a step whose requests come without a bell
+  alignas(kLine) Word abandoned;        // not 0 once the client's host has given this arena up
 };
 static_assert(offsetof(ArenaHeader, slot_stride) == 32 && offsetof(ArenaHeader, file_bytes) == 40);
 static_assert(offsetof(ArenaHeader, bell) == 64 && offsetof(ArenaHeader, server_sleeping) == 128);
+static_assert(offsetof(ArenaHeader, in_flight) == 192 && offsetof(ArenaHeader, abandoned) == 256);
 
 // Each side writes its own cache line.
 struct SlotControl {

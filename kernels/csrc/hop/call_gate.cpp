@@ -5,6 +5,7 @@
 
 #include "hop/doorbell.h"
 #include "runtime/buffers.h"
+#include "runtime/route.h"
 
 namespace trimaran::hop {
 namespace {
@@ -89,8 +90,11 @@ int32_t CallGate::check(const Call& call, uint32_t max_tokens, Ticket& ticket) c
   ticket.status = code(Status::internal);
   ticket.done = ticket.leads = false;
   ticket.next = nullptr;
-  const auto valid = [&dims](int32_t id) { return id >= 0 && id < dims.n_experts; };
+  const auto valid = [&dims](int32_t id) { return id >= kSkipped && id < dims.n_experts; };
   if (!std::all_of(ticket.ids.begin(), ticket.ids.end(), valid)) return code(Status::bad_expert_id);
+  for (size_t i = 0; i < routes; ++i) {
+    if (ticket.ids[i] == kSkipped) ticket.weights[i] = 0.0f;
+  }
   if (!finite_vectors(ticket.weights.data(), routes, DType::f32) ||
       !finite_vectors(call.x, size_t{call.n_tokens} * static_cast<size_t>(dims.hidden), call.dtype)) {
     return kNotFinite;

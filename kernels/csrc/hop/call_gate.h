@@ -87,6 +87,7 @@ class CallGate {
   };
 
   std::unique_ptr<Ticket> take_ticket();
+  // What keeps a call from the engine, else ok. In the ticket's copies, skipped choices have weight 0.
   int32_t check(const Call& call, uint32_t max_tokens, Ticket& ticket) const;
   void wait_and_serve(Ticket& ticket);
   void take_batch(Ticket& first);

@@ -2,13 +2,17 @@
 
 #include <algorithm>
 
+#include "runtime/route.h"
+
 namespace trimaran::hop {
 
 void CallStats::count_routes(int32_t layer, const std::vector<int32_t>& ids, int n_experts) {
   const std::lock_guard<std::mutex> lock(mutex_);
   std::vector<uint64_t>& counts = routes_[layer];
   counts.resize(static_cast<size_t>(n_experts));
-  for (const int32_t id : ids) ++counts[static_cast<size_t>(id)];
+  for (const int32_t id : ids) {
+    if (id != kSkipped) ++counts[static_cast<size_t>(id)];
+  }
 }
 
 void CallStats::count_latency(int32_t layer, uint64_t nanoseconds) {

@@ -19,7 +19,8 @@ using Latencies = std::array<uint64_t, kBusyBounds.size() + 1>;
 
 class CallStats {
  public:
-  // Counts the router's choices of one call. `n_experts` are those of the whole model.
+  // Counts the router's choices of one call, without the skipped ones. `n_experts` are those of the whole
+  // model.
   void count_routes(int32_t layer, const std::vector<int32_t>& ids, int n_experts);
   void count_latency(int32_t layer, uint64_t nanoseconds);
 

@@ -65,6 +65,18 @@ bool wait_word(Word& word, Word& sleeping, Clock::time_point deadline, std::chro
   return is_done;
 }
 
+bool has_request(const Arena& arena, const std::vector<uint32_t>& served) {
+  for (uint32_t slot = 0; slot < served.size(); ++slot) {
+    if (arena.control(slot).request_sequence.load(std::memory_order_acquire) != served[slot]) return true;
+  }
+  return false;
+}
+
+void ring_bell(ArenaHeader& header) {
+  header.bell.fetch_add(1);
+  if (header.server_sleeping.load() != 0) futex_wake(header.bell);
+}
+
 }  // namespace
 
 std::chrono::nanoseconds default_spin() {
@@ -78,8 +90,7 @@ void ring(const Arena& arena, uint32_t slot, uint32_t sequence, int32_t layer, u
   control.layer.store(layer, std::memory_order_relaxed);
   control.n_tokens.store(n_tokens, std::memory_order_relaxed);
   control.request_sequence.store(sequence, std::memory_order_release);
-  arena.header().bell.fetch_add(1);
-  if (arena.header().server_sleeping.load() != 0) futex_wake(arena.header().bell);
+  ring_bell(arena.header());
 }
 
 std::optional<int32_t> wait_done(const Arena& arena, uint32_t slot, uint32_t sequence,
@@ -89,6 +100,16 @@ std::optional<int32_t> wait_done(const Arena& arena, uint32_t slot, uint32_t seq
   if (!wait_word(control.done_sequence, control.client_sleeping, deadline, spin, done)) return std::nullopt;
   return control.status.load(std::memory_order_relaxed);
 }
+
+// The bell changes after the word: a server that was about to sleep finds one of the two.
+void begin_step(const Arena& arena) {
+  arena.header().in_flight.store(1);
+  ring_bell(arena.header());
+}
+
+void end_step(const Arena& arena) { arena.header().in_flight.store(0); }
+
+void abandon(const Arena& arena) { arena.header().abandoned.store(1); }
 
 void answer(const Arena& arena, uint32_t slot, uint32_t sequence, int32_t status) {
   SlotControl& control = arena.control(slot);
@@ -101,6 +122,23 @@ void wait_bell(const Arena& arena, uint32_t seen, Clock::time_point deadline, st
   ArenaHeader& header = arena.header();
   wait_word(header.bell, header.server_sleeping, deadline, spin,
             [seen](uint32_t value) { return value != seen; });
+}
+
+bool step_in_flight(const Arena& arena) { return arena.header().in_flight.load() != 0; }
+
+void poll_slots(const Arena& arena, const std::vector<uint32_t>& served, uint32_t seen,
+                Clock::time_point deadline, bool yields) {
+  ArenaHeader& header = arena.header();
+  do {
+    for (int i = 0; i < 16; ++i) {
+      if (has_request(arena, served) || header.bell.load(std::memory_order_acquire) != seen) return;
+      if (yields) {
+        sched_yield();
+      } else {
+        relax();
+      }
+    }
+  } while (step_in_flight(arena) && Clock::now() < deadline);
 }
 
 void wake_server(const Arena& arena) {

@@ -11,6 +11,10 @@ namespace {
 // A bound on every sleep, so that even a lost wake-up costs no more than this.
 constexpr auto kLongestSleep = std::chrono::milliseconds(500);
 
+// How long a step is polled for that asks nothing, and how often it is looked at from then on.
+constexpr auto kLongestPoll = std::chrono::seconds(1);
+constexpr auto kRareLook = std::chrono::milliseconds(2);
+
 void pin_to(int cpu) {
   if (cpu < 0 || cpu >= CPU_SETSIZE) return;
   cpu_set_t cpus;
@@ -31,10 +35,7 @@ ArenaWorker::ArenaWorker(const Arena& arena, CallGate& gate, int cpu)
   const auto spin = default_spin();
   thread_ = std::thread([this, cpu, spin] {
     pin_to(cpu);
-    while (!stopping_.load()) {
-      const uint32_t bell = arena_.header().bell.load(std::memory_order_acquire);
-      if (!serve_pending() && !stopping_.load()) wait_bell(arena_, bell, Clock::now() + kLongestSleep, spin);
-    }
+    serve(spin);
     serve_pending();
     finished_.store(true);
   });
@@ -51,6 +52,26 @@ void ArenaWorker::stop() {
   if (!thread_.joinable()) return;
   request_stop();
   thread_.join();
+}
+
+void ArenaWorker::serve(std::chrono::nanoseconds spin) {
+  uint32_t last_bell = 0;
+  Clock::time_point poll_end{};
+  while (!stopping_.load()) {
+    const uint32_t bell = arena_.header().bell.load(std::memory_order_acquire);
+    if (serve_pending() || bell != last_bell) {
+      last_bell = bell;
+      poll_end = Clock::now() + kLongestPoll;
+      continue;
+    }
+    if (!step_in_flight(arena_)) {
+      wait_bell(arena_, bell, Clock::now() + kLongestSleep, spin);
+    } else if (Clock::now() < poll_end) {
+      poll_slots(arena_, served_, bell, poll_end, spin.count() == 0);
+    } else {
+      wait_bell(arena_, bell, Clock::now() + kRareLook, std::chrono::nanoseconds(0));
+    }
+  }
 }
 
 bool ArenaWorker::next_request(uint32_t slot, uint32_t& sequence) {

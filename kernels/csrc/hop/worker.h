@@ -1,7 +1,11 @@
 // The native loop that serves one client's arena: no Python, no GIL, asleep when there is nothing to do.
+//
+// While the client has a step in flight it keeps looking instead: a GPU rings by its request sequence alone.
+// A client that is silent in the middle of a step, as a killed one is, is looked at rarely after a second.
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <thread>
 #include <vector>
@@ -28,6 +32,7 @@ class ArenaWorker {
   void stop();
 
  private:
+  void serve(std::chrono::nanoseconds spin);
   bool serve_pending();
   bool next_request(uint32_t slot, uint32_t& sequence);
 

@@ -49,10 +49,10 @@ class ExpertEngine {
   void add_layer(int layer, const LayerWeights& weights);
 
   // x, y: [n_tokens, hidden] of dtype, row-major; ids: [n_tokens, top_k]; weights: [n_tokens, top_k] f32.
-  // Ids outside this shard's range (but inside the model's) add nothing, so shards' outputs can be summed; an
-  // id may repeat. n_tokens is in [0, max_tokens]. On an error y is untouched. A NaN or infinity in x or
-  // weights shows in that token's y and nowhere else. Safe to call from several threads; calls run one after
-  // another.
+  // Ids outside this shard's range (but inside the model's) add nothing, so shards' outputs can be summed;
+  // kSkipped adds nothing either, whatever its weight; an id may repeat. n_tokens is in [0, max_tokens]. On
+  // an error y is untouched. A NaN or infinity in x or weights shows in that token's y and nowhere else. Safe
+  // to call from several threads; calls run one after another.
   Status forward(int layer, int n_tokens, const void* x, const int32_t* ids, const float* weights, void* y,
                  DType dtype) noexcept;
 

@@ -12,7 +12,7 @@ Status Route::set(const int32_t* ids, int n_tokens, int top_k, int n_model_exper
   const auto owned = [=](int32_t id) { return id >= first_owned && id < first_owned + n_owned; };
   for (int slot = 0; slot < n_slots; ++slot) {
     const int32_t id = ids_[static_cast<size_t>(slot)];
-    if (id < 0 || id >= n_model_experts) return Status::bad_expert_id;
+    if (id < kSkipped || id >= n_model_experts) return Status::bad_expert_id;
     if (owned(id)) ++next_[static_cast<size_t>(id - first_owned)];
   }
   groups_.clear();

@@ -41,7 +41,9 @@ Host = Annotated[
     str | None, typer.Option("--host", help="Address to listen on; 0.0.0.0 opens it to the network.")
 ]
 Port = Annotated[int | None, typer.Option("--port", "-p", help="TCP port; 0 takes a free one.")]
-Device = Annotated[str | None, typer.Option("--device", help="Where attention runs: auto, cpu or cuda:N.")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="Where attention runs: auto, cpu, cuda:N, or cuda:0+cuda:1.")
+]
 Context = Annotated[
     str | None, typer.Option("--context", metavar="TOKENS", help="Longest prompt + answer, e.g. 32K.")
 ]

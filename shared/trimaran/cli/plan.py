@@ -17,7 +17,8 @@ from trimaran.errors import PlanError
 from trimaran.gguf import GGUFFile
 from trimaran.machine import Gpu, Machine, read_machine
 from trimaran.model_path import resolve_model
-from trimaran.plan import Bandwidth, Plan, check_plan, make_plan
+from trimaran.plan import Bandwidth, GpuShare, Plan, check_plan, make_plan
+from trimaran.plan.devices import gpu_numbers
 from trimaran.spec import read_spec
 from trimaran.units import format_bytes, parse_bytes
 
@@ -32,7 +33,7 @@ def plan(
     device: options.Device = None,
     context: options.Context = None,
     gpu_memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Plan for a GPU with this memory, e.g. 48GiB.")
+        str | None, typer.Option(metavar="SIZE", help="Plan for GPUs with this memory each, e.g. 48GiB.")
     ] = None,
     ram: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Plan for this much RAM, e.g. 512GiB.")
@@ -57,6 +58,7 @@ def plan(
 
       trimaran plan DeepSeek-R1-Q4_K_M-00001-of-00010.gguf
       trimaran plan r1.gguf --gpu-memory 48GiB --ram 512GiB --context 64K
+      trimaran plan r1.gguf --device cuda:0+cuda:1 --gpu-memory 16GiB
       trimaran plan r1.gguf --ram-bandwidth 440GB --gpu-bandwidth 1000GB --json
     """
     config = options.make_config(
@@ -105,13 +107,27 @@ def _summary(plan: Plan) -> list[str]:
     lines.append(f"cache: {format_bytes(plan.kv_per_token * 1000)} per 1,000 tokens")
     if plan.context < plan.wanted_context:
         lines.append(f"context: {plan.context} of the model's {plan.wanted_context} tokens fit")
-    if plan.gpu is not None:
-        lines.append(_budget_line("GPU", plan.gpu.needed, plan.gpu.available))
+    lines += [_gpu_line(share, several=len(plan.gpus) > 1) for share in plan.gpus]
     lines.append(_budget_line("RAM", plan.ram.needed, plan.ram.available))
     lines.append(_speed_line(plan))
     if not plan.problems():
         lines.append("verdict: it fits")
     return lines
+
+
+def _gpu_line(share: GpuShare, *, several: bool) -> str:
+    if not several:
+        return _budget_line("GPU", share.budget.needed, share.budget.available)
+    parts = ", ".join(
+        (
+            f"layers {share.first_layer}-{share.last_layer}",
+            f"{format_bytes(share.weights)} weights",
+            f"{format_bytes(share.kv_bytes)} cache",
+            f"{format_bytes(share.workspace)} workspace",
+        )
+    )
+    line = _budget_line(f"cuda:{share.number}", share.budget.needed, share.budget.available)
+    return f"{line}: {parts}"
 
 
 def _budget_line(name: str, needed: int, available: int) -> str:
@@ -136,13 +152,15 @@ def _for_machine(
         memory = replace(machine.memory, limit=parse_bytes(ram), total=parse_bytes(ram))
         machine = replace(machine, memory=memory)
     if gpu_memory is not None:
-        if config.attn.device == "cpu":
+        device = config.attn.device
+        if device == "cpu":
             raise PlanError("--gpu-memory contradicts --device cpu")
+        device = "cuda:0" if device == "auto" else device
         size = parse_bytes(gpu_memory)
         gpu = Gpu("planned", memory=size, memory_free=size, capability="", driver="")
-        machine = replace(machine, gpus=(gpu,))
+        machine = replace(machine, gpus=(gpu,) * (max(gpu_numbers(device)) + 1))
         config = msgspec.structs.replace(
-            config, attn=msgspec.structs.replace(config.attn, device="cuda:0", gpu_memory="auto")
+            config, attn=msgspec.structs.replace(config.attn, device=device, gpu_memory="auto")
         )
     return machine, config
 

@@ -69,6 +69,10 @@ def test_plan_of_a_small_model(tmp_path: Path) -> None:
     assert fields["gpu"]["available"] == 8 << 30
     assert fields["ram"]["available"] == 64 << 30
     assert fields["speed"]["tokens_per_second"] is None
+    two = run("plan", str(path), "--device", "cuda:0+cuda:1", "--gpu-memory", "8GiB", "--ram", "64GiB")
+    assert "cuda:0: " in two
+    assert "cuda:1: " in two
+    assert "layers 0-" in two
     measured = json.loads(run("plan", str(path), "--device", "cpu", "--json"))
     assert measured["speed"]["tokens_per_second"] > 0
 

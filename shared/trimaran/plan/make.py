@@ -1,0 +1,198 @@
+"""The plan, from the model, the machine and the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from trimaran.config import Config
+from trimaran.errors import PlanError
+from trimaran.gguf import TensorInfo
+from trimaran.kv_format import choose_format, entry_bytes
+from trimaran.machine import Machine
+from trimaran.plan.cache import cache_bytes, choose_context
+from trimaran.plan.devices import Card, find_cards
+from trimaran.plan.placement import parse_layers, place_layers
+from trimaran.plan.report import Bandwidth, Budget, GpuShare, Item, Place, Plan, Speed
+from trimaran.plan.sizes import GPU_RESERVE, RAM_RESERVE
+from trimaran.plan.weights import Form, Weights, weigh
+from trimaran.plan.workspace import cpu_workspace, gpu_workspace
+from trimaran.spec import ModelSpec
+
+
+def make_plan(
+    spec: ModelSpec,
+    tensors: Mapping[str, TensorInfo],
+    machine: Machine,
+    config: Config,
+    bandwidth: Bandwidth | None = None,
+) -> Plan:
+    """Plans a model on a machine.
+
+    With `attn.device: auto` the first GPU is taken, and further ones only if it takes them to fit.
+
+    Args:
+        spec: the model's dimensions.
+        tensors: its tensor directory, by name.
+        machine: what is there; `memory.limit` and `gpus` count.
+        config: `precision`, `attn.device`, `layers`, `gpu_memory`, `context_length`, `kv_memory`, `kv_dtype`,
+            `max_step_tokens`, `max_running`, `experts.store`.
+        bandwidth: for the prediction of speed.
+
+    Raises:
+        PlanError: the configuration asks for a GPU that is not there.
+        ConfigError: `attn.layers` does not fit the model or the devices.
+    """
+    choices = find_cards(machine, config.attn)
+    exact = config.precision == "exact"
+    form = Form(on_gpu=bool(choices), exact=exact, packs_experts=not exact and config.experts.store != "off")
+    entry = entry_bytes(spec, choose_format(config.attn.kv_dtype, exact=exact and not choices))
+    planner = _Planner(spec, config, weigh(spec, tensors, form), entry, machine.memory.limit)
+    speed = _speed(spec, planner.weights.items, bandwidth or Bandwidth())
+    if not choices:
+        return planner.on_cpu(speed)
+    plan = planner.on_gpus(choices[0], speed)
+    for cards in choices[1:]:
+        if all(share.budget.spare >= 0 for share in plan.gpus):
+            break
+        plan = planner.on_gpus(cards, speed)
+    return plan
+
+
+def check_plan(plan: Plan) -> None:
+    """Refuses a plan that cannot work.
+
+    Raises:
+        PlanError: with the sentences of `Plan.problems`.
+    """
+    problems = plan.problems()
+    if problems:
+        raise PlanError(f"{plan.model} does not fit. " + "; ".join(problems))
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """A model and its weights, ready to be planned for several choices of devices.
+
+    Attributes:
+        entry: bytes of the cache per token and layer.
+        ram: bytes that there are.
+    """
+
+    spec: ModelSpec
+    config: Config
+    weights: Weights
+    entry: int
+    ram: int
+
+    @property
+    def kv_per_token(self) -> int:
+        """Over all layers."""
+        return self.spec.n_layers * self.entry
+
+    @property
+    def wanted(self) -> int:
+        """Tokens."""
+        return self.config.attn.context_length or self.spec.context_length
+
+    def on_cpu(self, speed: Speed) -> Plan:
+        """Everything in RAM."""
+        fixed = self.weights.total("RAM") + RAM_RESERVE
+        context = choose_context(
+            self.config.attn, self.wanted, lambda tokens: fixed + sum(self._in_ram(tokens)) <= self.ram
+        )
+        kv_bytes, workspace = self._in_ram(context)
+        ram = Budget(fixed + kv_bytes + workspace, self.ram)
+        return self._plan(context, (kv_bytes, workspace), ram, speed)
+
+    def on_gpus(self, cards: Sequence[Card], speed: Speed) -> Plan:
+        """The layers on GPUs, the experts and the embeddings in RAM."""
+
+        def fits(tokens: int) -> bool:
+            return all(share.budget.spare >= 0 for share in self._shares(cards, tokens))
+
+        context = choose_context(self.config.attn, self.wanted, fits)
+        shares = self._shares(cards, context)
+        sums = sum(share.kv_bytes for share in shares), sum(share.workspace for share in shares)
+        ram = Budget(self.weights.total("RAM") + RAM_RESERVE, self.ram)
+        return self._plan(context, sums, ram, speed, shares)
+
+    def _in_ram(self, tokens: int) -> tuple[int, int]:
+        """Cache and workspace."""
+        kv_bytes = cache_bytes(self.config.attn, tokens, self.kv_per_token)
+        return kv_bytes, cpu_workspace(self.spec, self.config.attn, tokens)
+
+    def _shares(self, cards: Sequence[Card], context: int) -> tuple[GpuShare, ...]:
+        """Each GPU's layers, and what they take."""
+        attn, n_layers = self.config.attn, self.spec.n_layers
+        kv_bytes = cache_bytes(attn, context, self.kv_per_token)
+        kv_layer = -(-kv_bytes // n_layers)
+        workspaces = [gpu_workspace(self.spec, attn, has_head=card is cards[-1]) for card in cards]
+        if attn.layers == "auto":
+            loads = [nbytes + kv_layer for nbytes in self.weights.layers]
+            rooms = [c.memory - GPU_RESERVE - used for c, used in zip(cards, workspaces, strict=True)]
+            ranges = place_layers(loads, self.weights.head, rooms)
+        else:
+            ranges = parse_layers(attn.layers, n_layers, len(cards))
+        return tuple(
+            self._share(card, layers, kv_layer, workspace, has_head=card is cards[-1])
+            for card, layers, workspace in zip(cards, ranges, workspaces, strict=True)
+        )
+
+    def _share(self, card: Card, layers: range, kv_layer: int, workspace: int, *, has_head: bool) -> GpuShare:
+        weights = sum(self.weights.layers[layer] for layer in layers)
+        weights += self.weights.head if has_head else 0
+        kv_bytes = kv_layer * len(layers)
+        return GpuShare(
+            number=card.number,
+            name=card.name,
+            first_layer=layers[0],
+            last_layer=layers[-1],
+            weights=weights,
+            kv_bytes=kv_bytes,
+            workspace=workspace,
+            kv_per_token=self.entry * len(layers),
+            budget=Budget(weights + kv_bytes + workspace + GPU_RESERVE, card.memory),
+        )
+
+    def _plan(
+        self,
+        context: int,
+        attention: tuple[int, int],
+        ram: Budget,
+        speed: Speed,
+        shares: tuple[GpuShare, ...] = (),
+    ) -> Plan:
+        needed = sum(share.budget.needed for share in shares)
+        available = sum(share.budget.available for share in shares)
+        return Plan(
+            model=self.spec.name,
+            device=" + ".join(f"cuda:{share.number} ({share.name})" for share in shares) or "cpu",
+            items=self.weights.items,
+            skipped=self.weights.skipped,
+            kv_per_token=self.kv_per_token,
+            context=context,
+            wanted_context=self.wanted,
+            kv_bytes=attention[0],
+            workspace=attention[1],
+            gpu=Budget(needed, available) if shares else None,
+            gpus=shares,
+            ram=ram,
+            re_encoded=self.weights.re_encoded,
+            speed=speed,
+        )
+
+
+def _speed(spec: ModelSpec, items: tuple[Item, ...], bandwidth: Bandwidth) -> Speed:
+    """Bytes of weights that one token reads: everything dense once, and `top_k` experts of each layer."""
+    read: dict[Place, int] = {"GPU": 0, "RAM": 0}
+    for item in items:
+        if item.part == "routed experts":
+            read[item.place] += item.nbytes * spec.moe.top_k // spec.moe.n_experts
+        elif item.part != "embeddings":
+            read[item.place] += item.nbytes
+    ram_s = read["RAM"] / bandwidth.ram if bandwidth.ram else None
+    gpu_s = read["GPU"] / bandwidth.gpu if bandwidth.gpu else None
+    if ram_s is None or (gpu_s is None and read["GPU"]):
+        return Speed(read["RAM"], read["GPU"], None)
+    return Speed(read["RAM"], read["GPU"], 1 / (ram_s + (gpu_s or 0.0)))

@@ -1,0 +1,59 @@
+"""What a step needs besides weights and cache: activations, logits, and what attention computes in.
+
+No scores, keys or values of a whole context exist at any time.
+"""
+
+from __future__ import annotations
+
+from trimaran.config import AttnConfig
+from trimaran.plan.sizes import GPU_PART_TOKENS
+from trimaran.spec import ModelSpec
+
+_GPU_SPLITS = 512
+_GPU_EXPANDED = 128 << 20
+"""Blocks of 64 heads that attention splits of long contexts hand over, and the most bytes of expanded weights
+with the product of one piece of them (trimaran_kernels.gpu)."""
+
+_PASS_ROWS = 16384
+_PART_BYTES = 256 << 20
+_ONE_PART = 128
+"""Rows of (token, head) that the CPU's attention computes in one pass, the most bytes that the parts of long
+contexts hand over, and the tokens of the smallest part."""
+
+
+def gpu_workspace(spec: ModelSpec, config: AttnConfig, *, has_head: bool) -> int:
+    """Bytes on one GPU; the one with the head has the logits too."""
+    logits = _logits(spec, config) if has_head else 0
+    return _activations(spec, config, element=2) + _gpu_scratch(spec, config) + logits
+
+
+def cpu_workspace(spec: ModelSpec, config: AttnConfig, context: int) -> int:
+    """Bytes of RAM if attention runs on the CPU."""
+    return _activations(spec, config, element=4) + _cpu_scratch(spec, config, context) + _logits(spec, config)
+
+
+def _activations(spec: ModelSpec, config: AttnConfig, *, element: int) -> int:
+    heads = spec.n_heads * (2 * spec.qk_nope_head_dim + 2 * spec.qk_rope_head_dim + spec.v_head_dim)
+    widest = max(spec.dense_intermediate_size, spec.moe.n_shared * spec.moe.intermediate_size)
+    return config.max_step_tokens * (4 * spec.hidden_size + heads + 3 * widest) * element
+
+
+def _logits(spec: ModelSpec, config: AttnConfig) -> int:
+    return config.max_running * spec.vocab_size * 4 * 2
+
+
+def _gpu_scratch(spec: ModelSpec, config: AttnConfig) -> int:
+    """Absorbed queries, mixed latents with the splits' sums, a part's expanded keys and values, weights."""
+    latent, rows = spec.kv_lora_rank, config.max_step_tokens * spec.n_heads
+    absorbed = rows * 2 * (2 * latent + spec.qk_rope_head_dim)
+    splits = 4 * latent * (rows + 64 * _GPU_SPLITS)
+    expanded = 2 * GPU_PART_TOKENS * spec.n_heads * (spec.qk_nope_head_dim + spec.v_head_dim)
+    return absorbed + splits + expanded + 4 * rows * spec.v_head_dim + _GPU_EXPANDED
+
+
+def _cpu_scratch(spec: ModelSpec, config: AttnConfig, context: int) -> int:
+    """Absorbed queries and mixed latents of a pass, and its parts (kernels/csrc/attention/absorbed.cpp)."""
+    width = spec.kv_lora_rank + spec.qk_rope_head_dim
+    rows = min(_PASS_ROWS, config.max_step_tokens * spec.n_heads)
+    parts = min(_PART_BYTES, 4 * spec.kv_lora_rank * spec.n_heads * 100 * config.max_running)
+    return 4 * rows * (width + spec.kv_lora_rank) + (parts if context > _ONE_PART else 0)
