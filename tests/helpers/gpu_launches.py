@@ -9,7 +9,7 @@ from hop_launches import hop_launches
 from trimaran.gguf import GGMLType
 from trimaran_kernels.gpu.expand import expand_rows
 from trimaran_kernels.gpu.gemm import gemm
-from trimaran_kernels.gpu.gemv import gemv
+from trimaran_kernels.gpu.gemv_fixed import fixed_gemv
 from trimaran_kernels.gpu.latents import Entry, LayerViews, describe_entry, view_layer
 from trimaran_kernels.gpu.layouts import LAYOUTS
 from trimaran_kernels.gpu.matrix import QuantMatrix
@@ -80,7 +80,7 @@ def _matrix(type_: GGMLType, rows: int) -> QuantMatrix:
 
 def _linear(n: int, matrix: QuantMatrix, up: QuantMatrix | None = None) -> Callable[[], object]:
     x = torch.empty(n, HIDDEN, dtype=torch.bfloat16)
-    return lambda: gemv(x, matrix, up) if n == 1 else gemm(x, matrix, up)
+    return lambda: fixed_gemv(x, matrix, up) if n == 1 else gemm(x, matrix, up)
 
 
 def _expand(matrix: QuantMatrix) -> Callable[[], object]:
