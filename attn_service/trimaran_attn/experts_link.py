@@ -30,6 +30,10 @@ class ExpertsLink(Protocol):
         """[n, hidden]; raises PeerError."""
         ...
 
+    def settle(self) -> None:
+        """Wait out the calls that a step left behind when it broke off."""
+        ...
+
     def ready(self) -> bool:
         """Whether every shard serves now."""
         ...

@@ -18,18 +18,23 @@ from trimaran.telemetry import Log
 from trimaran.timeline import Tracer
 
 from trimaran_attn.cache_plan import plan_cache
-from trimaran_attn.device import choose_device, compute_dtype, enter_gpu, explained_memory, start_threads
+from trimaran_attn.device import choose_device, compute_dtype, enter_gpus, explained_memory, start_threads
 from trimaran_attn.engine import Engine
 from trimaran_attn.experts import Experts
 from trimaran_attn.grammar.compiler import GrammarCompiler
 from trimaran_attn.grammar.constraints import Constraints
 from trimaran_attn.grammar.vocabulary import read_token_table
+from trimaran_attn.graph.capture import CudaRecorder
+from trimaran_attn.graph.inputs import InputShape
+from trimaran_attn.graph.steps import StepGraphs
+from trimaran_attn.hop_steps import HopSteps
 from trimaran_attn.kv_cache import PAGE_SIZE, LatentCache
 from trimaran_attn.metrics import Meter
 from trimaran_attn.model.deepseek2 import ForwardOptions, build_model
 from trimaran_attn.model.deferral import check_deferral
 from trimaran_attn.model.modules import register_modules
 from trimaran_attn.pages import PageAllocator
+from trimaran_attn.placement import Placement
 from trimaran_attn.registry import Registry, Rule, Site
 from trimaran_attn.runner import Runner
 from trimaran_attn.scheduler import Limits, Scheduler
@@ -41,7 +46,11 @@ _log = Log(__name__)
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A model file that was checked; its weights are not read yet."""
+    """A model file that was checked; its weights are not read yet.
+
+    Attributes:
+        device: where tokens enter; the plan may place layers on further ones of its kind.
+    """
 
     file: GGUFFile
     spec: ModelSpec
@@ -72,6 +81,7 @@ def load_engine(
     rules: tuple[Rule, ...] = (),
     progress: Callable[[float], None] = lambda _: None,
     tracer: Tracer | None = None,
+    hop: HopSteps | None = None,
 ) -> Engine:
     """Read the weights and size the cache.
 
@@ -83,6 +93,7 @@ def load_engine(
         rules: choose other implementations, devices or types for modules.
         progress: told the share that is done, 0 to 1.
         tracer: records timelines.
+        hop: the experts, to be told of steps.
 
     Raises:
         ConfigError: a context longer than the model's, as many deferred experts as a token uses, or a rule
@@ -95,15 +106,18 @@ def load_engine(
     machine = read_machine(with_gpus=device.type == "cuda")
     plan = make_plan(spec, model.file.tensors, machine, config)
     check_plan(plan)
-    if plan.gpu is not None:
-        enter_gpu(device, plan.gpu.available)
+    placement = Placement.planned(plan, spec.n_layers)
+    enter_gpus({torch.device("cuda", share.number): share.budget.available for share in plan.gpus})
+    if len(placement.stages) > 1:
+        _log.info("layers on several devices", placement=str(placement))
     if plan.re_encoded:
         _log.warning("held as the nearest Q8_0 weights on the GPU", types=" ".join(plan.re_encoded))
     dtype = compute_dtype(device)
     exact = config.precision == "exact" and device.type == "cpu"
     kind = choose_format(attn.kv_dtype, exact=exact)
     cache_plan = plan_cache(spec, attn, kind, plan)
-    registry = Registry(spec, Weights(model.file), device, dtype, rules)
+    replays = attn.cuda_graphs == "auto" and device.type == "cuda" and len(placement.stages) == 1
+    registry = Registry(spec, Weights(model.file), placement, dtype, rules)
     pool = start_threads(attn)
     register_modules(
         registry,
@@ -117,9 +131,9 @@ def load_engine(
     )
     with explained_memory("loading the model"):
         network = build_model(
-            spec, registry, device, progress, ForwardOptions(attn.micro_batches, tracer or Tracer())
+            spec, registry, placement, progress, ForwardOptions(attn.micro_batches, tracer or Tracer())
         )
-        cache = LatentCache(spec, cache_plan.n_pages, device, kind)
+        cache = LatentCache(spec, cache_plan.n_pages + replays, placement, kind)
     limits = Limits(
         context_length=cache_plan.context_length,
         max_running=attn.max_running,
@@ -131,8 +145,20 @@ def load_engine(
     scheduler = Scheduler(limits, pages, prefix_cache=attn.prefix_cache)
     table = read_token_table(model.file.metadata)
     constraints = None if table is None else Constraints(GrammarCompiler(table))
+    graphs = None
+    if hop is not None and replays:
+        widest = InputShape(limits.max_running, limits.context_length, spec.hidden_size, dtype, pages.n_pages)
+        graphs = StepGraphs(
+            network,
+            cache,
+            hop,
+            CudaRecorder(device),
+            widest=widest,
+            device=device,
+            tracer=tracer or Tracer(),
+        )
     seated = SeatedModel(network, pool.cpus[0]) if device.type == "cpu" else network
-    runner = Runner(seated, cache, device)
+    runner = Runner(seated, cache, placement.first, hop, graphs)
     return Engine(scheduler, runner, spec.vocab_size, meter, constraints=constraints, tracer=tracer)
 
 

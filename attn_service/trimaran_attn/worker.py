@@ -174,15 +174,21 @@ class EngineWorker:
     def _step(self, engine: Engine) -> None:
         try:
             self._emit(*engine.step())
-        except PeerError as error:
-            self._degrade(engine, str(error))
-        except TrimaranError as error:
-            _log.error("step failed", reason=str(error))
-            self._emit(*engine.fail_all("internal", str(error)))
-        except Exception:
-            # A fault of ours must not take the service down with all other requests to come.
-            _log.exception("step failed")
-            self._emit(*engine.fail_all("internal", "the step failed, see the attention service's log"))
+        except Exception as error:
+            # No fault, ours included, may take the service down with all other requests to come.
+            self._link.settle()
+            self._recover(engine, error)
+
+    def _recover(self, engine: Engine, error: Exception) -> None:
+        match error:
+            case PeerError():
+                self._degrade(engine, str(error))
+            case TrimaranError():
+                _log.error("step failed", reason=str(error))
+                self._emit(*engine.fail_all("internal", str(error)))
+            case _:
+                _log.exception("step failed")
+                self._emit(*engine.fail_all("internal", "the step failed, see the attention service's log"))
 
     def _degrade(self, engine: Engine, reason: str) -> None:
         if self.status.state != "degraded":

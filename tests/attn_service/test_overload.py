@@ -51,6 +51,8 @@ class QuickRunner:
 class FakeLink:
     """Experts that are always there."""
 
+    def settle(self) -> None: ...
+
     def ready(self) -> bool:
         return True
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 from trimaran.channel import Client, Received, Server
-from trimaran.errors import PeerError
+from trimaran.errors import KernelError, PeerError
 from trimaran.lifecycle import Stop
 from trimaran.wire import (
     Abort,
@@ -46,12 +46,16 @@ class FakeLink:
 
     def __init__(self) -> None:
         self.up = True
+        self.settled = 0
 
     def connect(self, on_progress: object = None) -> None: ...
 
     def submit(self, *_: object) -> None: ...
 
     def wait(self, ticket: object) -> Any: ...
+
+    def settle(self) -> None:
+        self.settled += 1
 
     def ready(self) -> bool:
         return self.up
@@ -71,11 +75,14 @@ class SlowRunner:
     def __init__(self, link: FakeLink) -> None:
         self._link = link
         self.step_s = 0.002
+        self.fault: Exception | None = None
 
     def run(self, plan: StepPlan) -> StepOutput:
         time.sleep(self.step_s)
         if not self._link.up:
             raise PeerError("expert service 0 is gone")
+        if self.fault is not None:
+            raise self.fault
         rows = torch.zeros(sum(chunk.samples for chunk in plan.chunks), VOCAB)
         sampling = [chunk.request for chunk in plan.chunks if chunk.samples]
         for row, request in zip(rows, sampling, strict=True):
@@ -389,6 +396,25 @@ def test_lost_experts_are_noticed_when_idle(start: Start) -> None:
         wait_state(client, "ready")
         bench.link.up = False
         assert hear(client, EngineStatus).state == "degraded"
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [(KernelError("a NaN in layer 3"), "a NaN in layer 3"), (RuntimeError("oops"), "see the attention")],
+)
+def test_a_step_that_breaks_off_fails_its_requests_only(start: Start, fault: Exception, said: str) -> None:
+    bench = start()
+    with bench.client() as client:
+        wait_state(client, "ready")
+        bench.runner.fault = fault
+        ask(client, generate("broken"))
+        failed = hear(client, RequestFailed)
+        assert failed.code == "internal"
+        assert said in failed.message
+        assert bench.link.settled == 1
+        bench.runner.fault = None
+        ask(client, generate("whole", max_tokens=2))
+        assert finish(client, "whole")
 
 
 def test_stopping_answers_open_requests(start: Start) -> None:

@@ -86,6 +86,18 @@ def test_a_failed_call_gives_its_slots_back(model, shared_dir: Path, make_client
     assert_close(client.wait(client.submit(1, *batch)), model.expected(1, *batch))
 
 
+def test_calls_that_nobody_waits_for_give_their_slots_back(
+    model, shared_dir: Path, make_client: MakeClient
+) -> None:
+    client = make_client(at=shared_dir, max_tokens=2, n_slots=2)
+    client.connect()
+    batch = model.batch(3)
+    for _ in range(5):
+        client.submit(1, *batch)
+        client.settle()
+        assert_close(client.wait(client.submit(2, *batch)), model.expected(2, *batch))
+
+
 def test_bad_arguments_are_refused_here(model, shared_dir: Path, make_client: MakeClient) -> None:
     client = make_client(at=shared_dir)
     client.connect()

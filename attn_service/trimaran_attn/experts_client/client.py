@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from trimaran.arena import Arena, ArenaDims, ElementType, arena_directory, remove_leftovers
 from trimaran.channel import ChannelOptions, CurveKeys
 from trimaran.config import ExpertsConfig
-from trimaran.errors import OverloadedError, PeerError
+from trimaran.errors import OverloadedError, PeerError, TrimaranError
 from trimaran.run_dir import experts_endpoint
 from trimaran.telemetry import Log
 from trimaran.wire import Status
@@ -31,7 +32,7 @@ from trimaran_attn.experts_client.link import (
     ShardStatus,
 )
 from trimaran_attn.experts_client.statuses import status_error
-from trimaran_attn.experts_client.transports import Batch, Vectors
+from trimaran_attn.experts_client.transports import Batch, SharedArena, Vectors
 
 Progress = Callable[[str, float], None]
 """Takes one line for people and the fraction of the weights that is read, 0 to 1."""
@@ -41,7 +42,7 @@ _SAY_EVERY_S = 3.0
 _log = Log(__name__)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Ticket:
     """A layer's computation under way.
 
@@ -83,6 +84,7 @@ class ExpertsClient:
         run_dir: where the shard of this host listens, and where arenas go if it is on a tmpfs.
         max_tokens: tokens of one call; larger batches are cut.
         n_slots: calls in flight per shard.
+        device_slots: slots beside these, for a GPU.
 
     Raises:
         PeerError: the shared memory has no room for the arenas; better known before the weights are read.
@@ -96,14 +98,18 @@ class ExpertsClient:
         *,
         max_tokens: int = 512,
         n_slots: int = 4,
+        device_slots: int = 0,
     ) -> None:
         self._config = config
         self._run_dir = Path(run_dir)
         self._facts = facts
+        self._n_slots = n_slots
         dtype: ElementType = "f32" if config.dtype == "auto" else config.dtype
-        self._dims = ArenaDims(facts.hidden_size, facts.top_k, max_tokens, n_slots, dtype)
+        self._dims = ArenaDims(facts.hidden_size, facts.top_k, max_tokens, device_slots + n_slots, dtype)
         curve = CurveKeys.load(config.curve_key) if config.curve_key else None
-        options = LinkOptions(config.notifier, self._dims, self._run_dir, ChannelOptions(curve=curve))
+        options = LinkOptions(
+            config.notifier, self._dims, self._run_dir, ChannelOptions(curve=curve), device_slots
+        )
         endpoints = config.endpoints or (config.listen or experts_endpoint(run_dir),)
         if config.notifier != "tcp":
             _try_arenas(self._dims, arena_directory(self._run_dir), len(endpoints))
@@ -111,6 +117,7 @@ class ExpertsClient:
         self._received_bytes = self._dims.hidden_size * self._dims.element.itemsize  # of one token
         self._sent_bytes = self._received_bytes + 8 * facts.top_k
         self._traffic = {link: Traffic() for link in self._links}
+        self._open: set[Ticket] = set()
         self._stopped = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="experts-keeper", daemon=True)
 
@@ -155,6 +162,7 @@ class ExpertsClient:
         except BaseException:
             _abandon(ticket)
             raise
+        self._open.add(ticket)
         return ticket
 
     def wait(self, ticket: Ticket) -> NDArray[np.float32]:
@@ -165,6 +173,7 @@ class ExpertsClient:
             KernelError: a shard refused the call.
             OverloadedError: other tickets hold all slots; wait for them first.
         """
+        self._open.discard(ticket)
         try:
             while ticket.flights or not _is_sent(ticket):
                 if not ticket.flights:
@@ -176,6 +185,48 @@ class ExpertsClient:
             _abandon(ticket)
             raise
         return ticket.y
+
+    def shared_arenas(self) -> tuple[SharedArena, ...]:
+        """Every shard's arena, for a GPU; the same objects as before unless a shard was lost meanwhile.
+
+        Raises:
+            PeerError: a shard is away.
+        """
+        return tuple(link.shared_arena() for link in self._links)
+
+    def count_tokens(self, n_tokens: int) -> None:
+        """A GPU had so many tokens computed by every shard, each of them once for a layer."""
+        for traffic in self._traffic.values():
+            traffic.sent += self._sent_bytes * n_tokens
+            traffic.received += self._received_bytes * n_tokens
+
+    def timed_out(self, shard: int) -> PeerError:
+        """A shard did not answer a GPU in time: it is given up, and said hello to anew."""
+        link = self._links[shard]
+        link.lose("did not answer in time")
+        return PeerError(f"expert service {link.endpoint} did not answer in time")
+
+    def went_away(self, shard: int) -> PeerError:
+        """The error for a shard that was lost while a GPU waited."""
+        return PeerError(f"expert service {self._links[shard].endpoint} went away during a step")
+
+    def refused(self, shard: int, layer: int, status: int) -> TrimaranError:
+        """The error for a shard's answer other than OK to a GPU."""
+        link = self._links[shard]
+        if status == Status.SHUTTING_DOWN:
+            link.lose("is shutting down")
+        return status_error(status, link.endpoint, layer)
+
+    def settle(self) -> None:
+        """Wait out the calls that a step left behind when it broke off: the next one needs their slots.
+
+        Bounded by the calls' own deadlines; what they answer is dropped.
+        """
+        while self._open:
+            ticket = self._open.pop()
+            ticket.sent, ticket.started = len(ticket.batch), True
+            with contextlib.suppress(TrimaranError):
+                self.wait(ticket)
 
     def ready(self) -> bool:
         """Whether every shard serves now; a shard that went away comes back by itself."""
@@ -285,7 +336,7 @@ class ExpertsClient:
     def _collect(self, ticket: Ticket) -> None:
         """Wait for the oldest call of the ticket and add its answer."""
         if not ticket.flights:
-            raise OverloadedError(f"all {self._dims.n_slots} slots of the experts are in use")
+            raise OverloadedError(f"all {self._n_slots} slots of the experts are in use")
         link, flight = ticket.flights[0]
         reply = link.wait(flight, ticket.deadline)
         ticket.flights.popleft()
