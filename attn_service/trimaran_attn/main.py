@@ -91,6 +91,7 @@ def _loader(
             meter,
             progress=lambda share: on_progress("reading weights", share / 2),
             tracer=tracer,
+            routed=link.expert_tokens,
         )
         link.connect(lambda detail, share: _say_waiting(on_progress, detail, share))
         _spare_the_collector()
