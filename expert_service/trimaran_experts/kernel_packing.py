@@ -10,7 +10,7 @@ from trimaran_kernels import ThreadPool, pack, packed_bytes
 
 from trimaran_experts.weights import Packing
 
-PACKING_VERSION = 1
+PACKING_VERSION = 2
 """Of kernels/csrc/packed/format.h: another one makes kept weights stale."""
 
 

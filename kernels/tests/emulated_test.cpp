@@ -109,11 +109,11 @@ void compare(const Format& f, int64_t n_cells, int fill, int tokens, std::mt1993
   DotFn reference[kTypeSlots] = {};
   generic::fill_dots(reference);
   const auto type = static_cast<int>(f.type);
-  reference[type](stripe.data(), n_cells, x.views.data(), tokens, expected.data());
+  reference[type](stripe.data(), n_cells, x.views.data(), tokens, expected.data(), nullptr);
   for (const Kernel& kernel : kKernels) {
     DotFn dots[kTypeSlots] = {};
     kernel.fill(dots);
-    dots[type](stripe.data(), n_cells, x.views.data(), tokens, got.data());
+    dots[type](stripe.data(), n_cells, x.views.data(), tokens, got.data(), nullptr);
     for (size_t i = 0; i < got.size(); ++i) {
       CHECK(same(got[i], expected[i]), "%s, type %d, cells %d, fill %d, token %d of %d, row %d: %g, not %g",
             kernel.name, type, static_cast<int>(n_cells), fill, static_cast<int>(i / kStripeRows), tokens,
@@ -168,7 +168,8 @@ void compare_tiles(const Format& f, int64_t n_cells, int tokens, std::mt19937& r
   DotFn reference[kTypeSlots] = {};
   generic::fill_dots(reference);
   for (int s = 0; s < kTileStripes; ++s) {
-    reference[type](stripes.data() + s * stripe_size, n_cells, codes.views.data(), tokens, expected.data());
+    reference[type](stripes.data() + s * stripe_size, n_cells, codes.views.data(), tokens, expected.data(),
+                    nullptr);
     const auto* first = got.data() + static_cast<size_t>(s) * floats;
     const std::vector<float> part(first, first + expected.size());
     const double error = distance(part, expected);

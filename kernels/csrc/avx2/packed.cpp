@@ -9,16 +9,15 @@
 
 #include "avx2/vectors.h"
 #include "isa/target.h"
+#include "packed/ahead.h"
 
 TRIMARAN_TARGET_BEGIN("avx2,fma,f16c")
 
 namespace trimaran::avx2 {
 namespace {
 
-constexpr int kRowHalves = 2;    // a stripe's 16 rows are two vectors of 8
-constexpr int kMostTokens = 4;   // what 16 registers hold
-constexpr int kAhead = 3 << 10;  // bytes to prefetch: measured, 2 to 8 KiB differ little
-constexpr int kCacheLine = 64;
+constexpr int kRowHalves = 2;          // a stripe's 16 rows are two vectors of 8
+constexpr int kMostTokens = 4;         // what 16 registers hold
 constexpr int kChunkBytes = 16 << 10;  // cells that stay in the first-level cache while tokens pass
 
 // A half's products are added up in 16-bit lanes, four vectors of two products each. Numbers are below 32, or
@@ -27,26 +26,51 @@ constexpr int kChunkBytes = 16 << 10;  // cells that stay in the first-level cac
 // product.
 constexpr bool adds_in_16_bits(const Format& f) { return f.kind == CodeKind::centered; }
 
-// The codes of 8 rows × 4 columns: unsigned, or the signed number itself.
+// By how many bits codes stay shifted up where they stand, which saves a shift, since they still fit as
+// above.
+constexpr int stays_up(const Format& f, int slot) {
+  const int shift = slot * f.low_bits;
+  if (!adds_in_16_bits(f) || f.high_bits > 0) return 0;
+  const bool fits = f.center > 0 ? f.center << shift <= 32 : ((1 << f.low_bits) - 1) << shift < 32;
+  return fits ? shift : 0;
+}
+
+// A cell's bytes, and a fourth run (packed/format.h) put together.
+struct Cell {
+  const uint8_t* bytes;
+  alignas(32) uint8_t fourth[kRunBytes];
+
+  template <class Tag>
+  void gather(int g) {
+    const uint8_t* run = bytes + Tag::format.low_run(g);
+    for (int i = 0; i < kRunBytes; i += 32) {
+      const __m256i low = field(load_32(run + i), 6, 0x03);
+      const __m256i middle = field(load_32(run + kRunBytes + i), 4, 0x0c);
+      const __m256i high = field(load_32(run + 2 * kRunBytes + i), 2, 0x30);
+      const __m256i all = _mm256_or_si256(_mm256_or_si256(low, middle), high);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(fourth + i), all);
+    }
+  }
+
+  template <class Tag>
+  const uint8_t* low_run(int g) const {
+    return Tag::format.scattered(g) ? fourth : bytes + Tag::format.low_run(g);
+  }
+};
+
+// The codes of 8 rows × 4 columns: unsigned, shifted up by stays_up, or the signed number itself.
 template <class Tag, int kSlot>
-inline __m256i numbers(const uint8_t* cell, int g, int v, int half) {
+inline __m256i numbers(const Cell& cell, int g, int v, int half) {
   constexpr const Format& f = Tag::format;
-  constexpr int shift = kSlot * f.low_bits;
+  constexpr int up = stays_up(f, kSlot);
   const int at = v * kVectorBytes + half * 32;
-  __m256i codes = load_32(cell + f.low_run(g) + at);
-  if constexpr (f.low_bits < 8) codes = field(codes, shift, (1 << f.low_bits) - 1);
+  __m256i codes = load_32(cell.low_run<Tag>(g) + at);
+  if constexpr (f.low_bits < 8) codes = field(codes, kSlot * f.low_bits - up, ((1 << f.low_bits) - 1) << up);
   if constexpr (f.high_bits == 1) {
-    const __m256i plane = load_32(cell + f.high_at() + g * kVectorBytes + half * 32);
+    const __m256i plane = load_32(cell.bytes + f.high_at() + g * kVectorBytes + half * 32);
     const __m256i moved =
         v > f.low_bits ? _mm256_srli_epi16(plane, v - f.low_bits) : _mm256_slli_epi16(plane, f.low_bits - v);
     codes = _mm256_or_si256(codes, _mm256_and_si256(moved, _mm256_set1_epi8(1 << f.low_bits)));
-  }
-  if constexpr (f.high_bits == 2) {
-    const __m256i plane = load_32(cell + f.high_at() + (2 * g + v / 4) * kVectorBytes + half * 32);
-    const int from = 2 * (v % 4);
-    const __m256i moved = from > f.low_bits ? _mm256_srli_epi16(plane, from - f.low_bits)
-                                            : _mm256_slli_epi16(plane, f.low_bits - from);
-    codes = _mm256_or_si256(codes, _mm256_and_si256(moved, _mm256_set1_epi8(3 << f.low_bits)));
   }
   if constexpr (f.kind == CodeKind::levels) codes = iq4_levels(codes);
   return codes;
@@ -72,11 +96,27 @@ inline __m256i add_products(__m256i sum, __m256i number, __m256i codes) {
 }
 
 // Where a half's lanes start, so that they end as if each code had been centred.
-template <class Tag>
+template <class Tag, int kSlot>
 inline __m256i start_of_half(const int16_t* lanes) {
   constexpr const Format& f = Tag::format;
   if constexpr (f.center == 0) return _mm256_setzero_si256();
-  return _mm256_mullo_epi16(broadcast_word(lanes), _mm256_set1_epi16(f.center));
+  return _mm256_mullo_epi16(broadcast_word(lanes), _mm256_set1_epi16(f.center << stays_up(f, kSlot)));
+}
+
+// The activations' scale for sums of numbers that stay shifted up: exactly as if they did not.
+template <class Tag, int kSlot>
+inline __m256 scale_of_half(float scale) {
+  constexpr int up = stays_up(Tag::format, kSlot);
+  const __m256 scales = _mm256_set1_ps(scale);
+  if constexpr (up == 0) return scales;
+  return _mm256_mul_ps(scales, _mm256_set1_ps(1.0f / (1 << up)));
+}
+
+// What shuffles 16 scales to words, two alike for each of the 8 rows of a half.
+inline __m256i pairs_of_rows(int row_half) {
+  const __m256i first = _mm256_setr_epi8(0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3, -1,  //
+                                         4, -1, 4, -1, 5, -1, 5, -1, 6, -1, 6, -1, 7, -1, 7, -1);
+  return _mm256_add_epi8(first, _mm256_set1_epi16(static_cast<int16_t>(8 * row_half)));
 }
 
 // The integer scales of 8 rows, or ones: what turns sums of products into words.
@@ -85,18 +125,21 @@ class ScaleOf {
  public:
   ScaleOf(const uint8_t* cell, int s, int row_half) {
     constexpr const Format& f = Tag::format;
+    const uint8_t* at = cell + f.scales_at() + s * kStripeRows;
     if constexpr (!f.integer_scales()) {
       scales_ = _mm256_set1_epi16(1);
+    } else if constexpr (f.has_offsets) {  // unsigned
+      __m256i bytes = _mm256_broadcastsi128_si256(load_16(at));
+      if constexpr (f.scale_kind == ScaleKind::integer_pairs) {
+        bytes = _mm256_and_si256(bytes, _mm256_set1_epi8(15));
+      }
+      scales_ = _mm256_shuffle_epi8(bytes, pairs_of_rows(row_half));
     } else {
-      const uint8_t* at = cell + f.scales_at() + s * kStripeRows + 8 * row_half;
-      const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at));
+      const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at + 8 * row_half));
       if constexpr (adds_in_16_bits(f)) {
         scales_ = _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(bytes, bytes));  // one for each of a pair
       } else {
         scales_ = _mm256_cvtepi8_epi32(bytes);
-      }
-      if constexpr (f.scale_kind == ScaleKind::integer_pairs) {
-        scales_ = _mm256_and_si256(scales_, _mm256_set1_epi16(15));
       }
     }
   }
@@ -128,11 +171,11 @@ inline __m256 halves_at(const uint8_t* halves, int half) {
 
 // Σ number · code over half h of group g, in 16-bit pairs, or in 32-bit words where those would overflow.
 template <class Tag, int kTokens, int kSlot>
-inline void half_sums(const uint8_t* cell, int g, int h, const QuantizedVector* x, int64_t column,
+inline void half_sums(const Cell& cell, int g, int h, const QuantizedVector* x, int64_t column,
                       __m256i (&sums)[kTokens][kRowHalves]) {
   const int64_t first = column + g * kGroupColumns;
   for (int t = 0; t < kTokens; ++t) {
-    const __m256i start = start_of_half<Tag>(x[t].lanes + 2 * (first / kHalfColumns + h));
+    const __m256i start = start_of_half<Tag, kSlot>(x[t].lanes + 2 * (first / kHalfColumns + h));
     for (int r = 0; r < kRowHalves; ++r) sums[t][r] = start;
   }
   TRIMARAN_UNROLL_8
@@ -150,7 +193,7 @@ inline void half_sums(const uint8_t* cell, int g, int h, const QuantizedVector* 
 
 // t += float(scale · Σ number · code) · scale of the activations, for both halves of a group.
 template <class Tag, int kTokens, int kSlot>
-inline void add_group(const uint8_t* cell, int g, const QuantizedVector* x, int64_t column,
+inline void add_group(const Cell& cell, int g, const QuantizedVector* x, int64_t column,
                       __m256 (&t)[kTokens][kRowHalves]) {
   constexpr const Format& f = Tag::format;
   TRIMARAN_UNROLL_8
@@ -159,10 +202,10 @@ inline void add_group(const uint8_t* cell, int g, const QuantizedVector* x, int6
     half_sums<Tag, kTokens, kSlot>(cell, g, h, x, column, sums);
     const int64_t half = (column + g * kGroupColumns) / kHalfColumns + h;
     for (int r = 0; r < kRowHalves; ++r) {
-      const ScaleOf<Tag> scales(cell, (g * kGroupColumns + h * kHalfColumns) / f.scale_columns, r);
+      const ScaleOf<Tag> scales(cell.bytes, (g * kGroupColumns + h * kHalfColumns) / f.scale_columns, r);
       for (int i = 0; i < kTokens; ++i) {
         const __m256 sum = _mm256_cvtepi32_ps(scales.times(sums[i][r]));
-        t[i][r] = _mm256_fmadd_ps(sum, _mm256_set1_ps(x[i].scales[half]), t[i][r]);
+        t[i][r] = _mm256_fmadd_ps(sum, scale_of_half<Tag, kSlot>(x[i].scales[half]), t[i][r]);
       }
     }
   }
@@ -193,7 +236,7 @@ inline void clear(__m256 (&t)[kTokens][kRowHalves]) {
 
 // One group into the cell's sum where scales are integers, else into y.
 template <class Tag, int kTokens, int kSlot>
-inline void add_group_to(const uint8_t* cell, int g, const QuantizedVector* x, int64_t column,
+inline void add_group_to(const Cell& cell, int g, const QuantizedVector* x, int64_t column,
                          __m256 (&sum)[kTokens][kRowHalves]) {
   if constexpr (Tag::format.integer_scales()) {
     add_group<Tag, kTokens, kSlot>(cell, g, x, column, sum);
@@ -201,26 +244,19 @@ inline void add_group_to(const uint8_t* cell, int g, const QuantizedVector* x, i
     __m256 t[kTokens][kRowHalves];
     clear<kTokens>(t);
     add_group<Tag, kTokens, kSlot>(cell, g, x, column, t);
-    scale_group<Tag, kTokens>(cell, g, x, column, t, sum);
+    scale_group<Tag, kTokens>(cell.bytes, g, x, column, t, sum);
   }
 }
 
-// Asks for a part of what comes kAhead bytes later: hardware stops prefetching at the end of a page.
-template <class Tag>
-inline void prefetch(const uint8_t* cell, int g) {
-  constexpr const Format& f = Tag::format;
-  constexpr int step = f.cell_bytes() / f.groups() * f.groups_per_byte();
-  const uint8_t* first = cell + kAhead + g / f.groups_per_byte() * step;
-  for (int i = 0; i < step; i += kCacheLine)
-    _mm_prefetch(reinterpret_cast<const char*>(first + i), _MM_HINT_T0);
-}
-
 template <class Tag, int kTokens>
-inline void add_groups(const uint8_t* cell, const QuantizedVector* x, int64_t column,
+inline void add_groups(const uint8_t* bytes, const uint8_t* ahead, const QuantizedVector* x, int64_t column,
                        __m256 (&acc)[kTokens][kRowHalves]) {
   constexpr const Format& f = Tag::format;
+  Cell cell;
+  cell.bytes = bytes;
   for (int g = 0; g < f.groups(); g += f.groups_per_byte()) {
-    prefetch<Tag>(cell, g);
+    prefetch_part<Tag>(ahead, g);
+    if (f.scattered(g)) cell.gather<Tag>(g);
     add_group_to<Tag, kTokens, 0>(cell, g, x, column, acc);
     if constexpr (f.groups_per_byte() > 1) add_group_to<Tag, kTokens, 1>(cell, g + 1, x, column, acc);
     if constexpr (f.groups_per_byte() > 2) {
@@ -252,15 +288,15 @@ inline void subtract_offsets(const uint8_t* cell, const QuantizedVector* x, int6
 }
 
 template <class Tag, int kTokens>
-inline void add_cell(const uint8_t* cell, const QuantizedVector* x, int64_t column,
+inline void add_cell(const uint8_t* cell, const uint8_t* ahead, const QuantizedVector* x, int64_t column,
                      __m256 (&y)[kTokens][kRowHalves]) {
   constexpr const Format& f = Tag::format;
   if constexpr (!f.integer_scales()) {
-    add_groups<Tag, kTokens>(cell, x, column, y);
+    add_groups<Tag, kTokens>(cell, ahead, x, column, y);
   } else {
     __m256 acc[kTokens][kRowHalves];
     clear<kTokens>(acc);
-    add_groups<Tag, kTokens>(cell, x, column, acc);
+    add_groups<Tag, kTokens>(cell, ahead, x, column, acc);
     for (int h = 0; h < kRowHalves; ++h) {
       const __m256 super = halves_at(cell + f.super_at(), h);
       for (int t = 0; t < kTokens; ++t) y[t][h] = _mm256_fmadd_ps(acc[t][h], super, y[t][h]);
@@ -271,14 +307,15 @@ inline void add_cell(const uint8_t* cell, const QuantizedVector* x, int64_t colu
 
 // Cells [begin, end) of a stripe for kTokens vectors; out goes on from where it stands.
 template <class Tag, int kTokens>
-void add_cells(const uint8_t* stripe, int64_t begin, int64_t end, const QuantizedVector* x, float* out) {
+void add_cells(const uint8_t* stripe, const Ahead& ahead, int64_t begin, int64_t end,
+               const QuantizedVector* x, float* out) {
   constexpr const Format& f = Tag::format;
   __m256 y[kTokens][kRowHalves];
   for (int t = 0; t < kTokens; ++t) {
     for (int h = 0; h < kRowHalves; ++h) y[t][h] = _mm256_loadu_ps(out + kStripeRows * t + 8 * h);
   }
   for (int64_t i = begin; i < end; ++i) {
-    add_cell<Tag, kTokens>(stripe + i * f.cell_bytes(), x, i * f.cell_columns, y);
+    add_cell<Tag, kTokens>(stripe + i * f.cell_bytes(), ahead.at(i), x, i * f.cell_columns, y);
   }
   for (int t = 0; t < kTokens; ++t) {
     for (int h = 0; h < kRowHalves; ++h) _mm256_storeu_ps(out + kStripeRows * t + 8 * h, y[t][h]);
@@ -286,17 +323,21 @@ void add_cells(const uint8_t* stripe, int64_t begin, int64_t end, const Quantize
 }
 
 template <class Tag>
-void dot(const uint8_t* stripe, int64_t n_cells, const QuantizedVector* x, int tokens, float* out) {
+void dot(const uint8_t* stripe, int64_t n_cells, const QuantizedVector* x, int tokens, float* out,
+         const uint8_t* next) {
+  const Ahead ahead(Tag::format, stripe, n_cells, next);
   constexpr int64_t chunk = std::max(1, kChunkBytes / Tag::format.cell_bytes());
   std::fill_n(out, static_cast<int64_t>(tokens) * kStripeRows, 0.0f);
   const int64_t step = tokens <= kMostTokens ? n_cells : chunk;
   for (int64_t begin = 0; begin < n_cells; begin += step) {
     const int64_t end = std::min(n_cells, begin + step);
     int t = 0;
-    for (; t + 4 <= tokens; t += 4) add_cells<Tag, 4>(stripe, begin, end, x + t, out + kStripeRows * t);
-    if (tokens - t == 3) add_cells<Tag, 3>(stripe, begin, end, x + t, out + kStripeRows * t);
-    if (tokens - t == 2) add_cells<Tag, 2>(stripe, begin, end, x + t, out + kStripeRows * t);
-    if (tokens - t == 1) add_cells<Tag, 1>(stripe, begin, end, x + t, out + kStripeRows * t);
+    for (; t + 4 <= tokens; t += 4) {
+      add_cells<Tag, 4>(stripe, ahead, begin, end, x + t, out + kStripeRows * t);
+    }
+    if (tokens - t == 3) add_cells<Tag, 3>(stripe, ahead, begin, end, x + t, out + kStripeRows * t);
+    if (tokens - t == 2) add_cells<Tag, 2>(stripe, ahead, begin, end, x + t, out + kStripeRows * t);
+    if (tokens - t == 1) add_cells<Tag, 1>(stripe, ahead, begin, end, x + t, out + kStripeRows * t);
   }
 }
 

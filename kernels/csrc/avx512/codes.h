@@ -25,17 +25,23 @@ inline __m512i field(__m512i bytes) {
   return _mm512_and_si512(bytes, _mm512_set1_epi8(static_cast<char>(((1 << kBits) - 1) << kTo)));
 }
 
+// A vector of a fourth run: the upper two bits of three.
+inline __m512i gathered(const uint8_t* run) {
+  const __m512i low = field<6, 0, 2>(load_64(run));
+  const __m512i middle = field<6, 2, 2>(load_64(run + kRunBytes));
+  return _mm512_or_si512(_mm512_or_si512(low, middle), field<6, 4, 2>(load_64(run + 2 * kRunBytes)));
+}
+
 // Vector kVector of group g, whose low codes stand kSlot-th in their bytes.
 template <class Tag, int kSlot, int kVector>
 inline __m512i codes_at(const uint8_t* cell, int g) {
   constexpr const Format& f = Tag::format;
-  __m512i codes = load_64(cell + f.low_run(g) + kVector * kVectorBytes);
+  const uint8_t* run = cell + f.low_run(g) + kVector * kVectorBytes;
+  __m512i codes = f.scattered(g) ? gathered(run) : load_64(run);
   if constexpr (f.low_bits < 8) codes = field<kSlot * f.low_bits, 0, f.low_bits>(codes);
   if constexpr (f.high_bits > 0) {
-    constexpr int vectors = 8 / f.high_bits;  // that share 64 bytes of the high plane
-    const __m512i plane = load_64(cell + f.high_at() + (g * f.high_bits + kVector / vectors) * kVectorBytes);
-    constexpr int from = kVector % vectors * f.high_bits;
-    codes = _mm512_or_si512(codes, field<from, f.low_bits, f.high_bits>(plane));
+    const __m512i plane = load_64(cell + f.high_at() + g * kVectorBytes);
+    codes = _mm512_or_si512(codes, field<kVector, f.low_bits, 1>(plane));
   }
   return codes;
 }

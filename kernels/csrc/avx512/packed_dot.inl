@@ -85,10 +85,11 @@ inline void add_group(const uint8_t* cell, int g, const QuantizedVector* x, int6
 }
 
 template <class Products, class Tag, int kTokens>
-inline void add_groups(const uint8_t* cell, const QuantizedVector* x, int64_t column,
+inline void add_groups(const uint8_t* cell, const uint8_t* ahead, const QuantizedVector* x, int64_t column,
                        __m512 (&sum)[kTokens]) {
   constexpr const Format& f = Tag::format;
   for (int g = 0; g < f.groups(); g += f.groups_per_byte()) {
+    prefetch_part<Tag>(ahead, g);
     add_group<Products, Tag, kTokens, 0>(cell, g, x, column, sum);
     if constexpr (f.groups_per_byte() > 1) add_group<Products, Tag, kTokens, 1>(cell, g + 1, x, column, sum);
     if constexpr (f.groups_per_byte() > 2) {
@@ -118,14 +119,15 @@ inline void subtract_offsets(const uint8_t* cell, const QuantizedVector* x, int6
 }
 
 template <class Products, class Tag, int kTokens>
-inline void add_cell(const uint8_t* cell, const QuantizedVector* x, int64_t column, __m512 (&y)[kTokens]) {
+inline void add_cell(const uint8_t* cell, const uint8_t* ahead, const QuantizedVector* x, int64_t column,
+                     __m512 (&y)[kTokens]) {
   constexpr const Format& f = Tag::format;
   if constexpr (!f.integer_scales()) {
-    add_groups<Products, Tag, kTokens>(cell, x, column, y);
+    add_groups<Products, Tag, kTokens>(cell, ahead, x, column, y);
   } else {
     __m512 sum[kTokens];
     clear<kTokens>(sum);
-    add_groups<Products, Tag, kTokens>(cell, x, column, sum);
+    add_groups<Products, Tag, kTokens>(cell, ahead, x, column, sum);
     const __m512 super = halves_at(cell + f.super_at());
     for (int t = 0; t < kTokens; ++t) y[t] = _mm512_fmadd_ps(sum[t], super, y[t]);
     if constexpr (f.has_offsets) subtract_offsets<Tag, kTokens>(cell, x, column, y);
@@ -134,43 +136,46 @@ inline void add_cell(const uint8_t* cell, const QuantizedVector* x, int64_t colu
 
 // Cells [begin, end) of a stripe for kTokens vectors; out goes on from where it stands.
 template <class Products, class Tag, int kTokens>
-void add_cells(const uint8_t* stripe, int64_t begin, int64_t end, const QuantizedVector* x, float* out) {
+void add_cells(const uint8_t* stripe, const Ahead& ahead, int64_t begin, int64_t end, const QuantizedVector* x,
+               float* out) {
   constexpr const Format& f = Tag::format;
   __m512 y[kTokens];
   for (int t = 0; t < kTokens; ++t) y[t] = _mm512_loadu_ps(out + kStripeRows * t);
   for (int64_t i = begin; i < end; ++i) {
-    add_cell<Products, Tag, kTokens>(stripe + i * f.cell_bytes(), x, i * f.cell_columns, y);
+    add_cell<Products, Tag, kTokens>(stripe + i * f.cell_bytes(), ahead.at(i), x, i * f.cell_columns, y);
   }
   for (int t = 0; t < kTokens; ++t) _mm512_storeu_ps(out + kStripeRows * t, y[t]);
 }
 
 // All tokens, in passes of 8, 4, 2 and 1.
 template <class Products, class Tag>
-void pass_tokens(const uint8_t* stripe, int64_t begin, int64_t end, const QuantizedVector* x, int tokens,
-                 float* out) {
+void pass_tokens(const uint8_t* stripe, const Ahead& ahead, int64_t begin, int64_t end,
+                 const QuantizedVector* x, int tokens, float* out) {
   int t = 0;
   for (; t + 8 <= tokens; t += 8) {
-    add_cells<Products, Tag, 8>(stripe, begin, end, x + t, out + kStripeRows * t);
+    add_cells<Products, Tag, 8>(stripe, ahead, begin, end, x + t, out + kStripeRows * t);
   }
   if ((tokens & 4) != 0) {
-    add_cells<Products, Tag, 4>(stripe, begin, end, x + t, out + kStripeRows * t);
+    add_cells<Products, Tag, 4>(stripe, ahead, begin, end, x + t, out + kStripeRows * t);
     t += 4;
   }
   if ((tokens & 2) != 0) {
-    add_cells<Products, Tag, 2>(stripe, begin, end, x + t, out + kStripeRows * t);
+    add_cells<Products, Tag, 2>(stripe, ahead, begin, end, x + t, out + kStripeRows * t);
     t += 2;
   }
-  if ((tokens & 1) != 0) add_cells<Products, Tag, 1>(stripe, begin, end, x + t, out + kStripeRows * t);
+  if ((tokens & 1) != 0) add_cells<Products, Tag, 1>(stripe, ahead, begin, end, x + t, out + kStripeRows * t);
 }
 
 template <class Products, class Tag>
-void dot(const uint8_t* stripe, int64_t n_cells, const QuantizedVector* x, int tokens, float* out) {
+void dot(const uint8_t* stripe, int64_t n_cells, const QuantizedVector* x, int tokens, float* out,
+         const uint8_t* next) {
+  const Ahead ahead(Tag::format, stripe, n_cells, next);
   constexpr int64_t chunk = std::max(1, kChunkBytes / Tag::format.cell_bytes());
   std::fill_n(out, static_cast<int64_t>(tokens) * kStripeRows, 0.0f);
   const bool one_pass = tokens <= kMostTokens && (tokens & (tokens - 1)) == 0;
   const int64_t step = one_pass ? n_cells : chunk;
   for (int64_t begin = 0; begin < n_cells; begin += step) {
-    pass_tokens<Products, Tag>(stripe, begin, std::min(n_cells, begin + step), x, tokens, out);
+    pass_tokens<Products, Tag>(stripe, ahead, begin, std::min(n_cells, begin + step), x, tokens, out);
   }
 }
 

@@ -9,6 +9,7 @@
 
 #include "avx512/codes.h"
 #include "isa/target.h"
+#include "packed/ahead.h"
 
 TRIMARAN_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")
 

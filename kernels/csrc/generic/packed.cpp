@@ -68,10 +68,11 @@ int code_at(const Format& f, const uint8_t* cell, int row, int column) {
   const int g = column / kGroupColumns;
   const int v = column % kGroupColumns / kVectorColumns;
   const int byte = kVectorColumns * row + column % kVectorColumns;
-  const int low = cell[f.low_run(g) + v * kVectorBytes + byte] >> f.low_shift(g) & ((1 << f.low_bits) - 1);
-  int high = 0;
-  if (f.high_bits == 1) high = cell[f.high_at() + g * kVectorBytes + byte] >> v & 1;
-  if (f.high_bits == 2) high = cell[f.high_at() + (2 * g + v / 4) * kVectorBytes + byte] >> (2 * (v % 4)) & 3;
+  const uint8_t* at = cell + f.low_run(g) + v * kVectorBytes + byte;
+  const int bits =
+      f.scattered(g) ? at[0] >> 6 | at[kRunBytes] >> 6 << 2 | at[2 * kRunBytes] >> 6 << 4 : at[0];
+  const int low = bits >> f.low_shift(g) & ((1 << f.low_bits) - 1);
+  const int high = f.high_bits == 1 ? cell[f.high_at() + g * kVectorBytes + byte] >> v & 1 : 0;
   return low | high << f.low_bits;
 }
 
@@ -143,7 +144,8 @@ QuantizedVector from_column(const QuantizedVector& x, int64_t column) {
 }
 
 template <class Tag>
-void dot(const uint8_t* stripe, int64_t n_cells, const QuantizedVector* x, int tokens, float* out) {
+void dot(const uint8_t* stripe, int64_t n_cells, const QuantizedVector* x, int tokens, float* out,
+         const uint8_t*) {
   constexpr const Format& f = Tag::format;
   for (int t = 0; t < tokens; ++t) {
     for (int row = 0; row < kStripeRows; ++row) {

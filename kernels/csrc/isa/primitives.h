@@ -43,9 +43,10 @@ using QuantizeFn = void (*)(const float* x, int64_t columns, int64_t first_group
 //   f16 scales, for each group:
 //                    t = Σ over its halves h of float(Σ number · code) · x.scales[h]       by fma from 0
 //                    y = fma(t, scale, y), then fma(offset, x.sums[g], y)
-// That order makes the result the same, to the bit, on every instruction set and in any batch.
+// That order makes the result the same, to the bit, on every instruction set and in any batch. `next` is the
+// stripe that is likely to be read after this one, prefetched towards the end; nullptr: what lies behind.
 using DotFn = void (*)(const uint8_t* stripe, int64_t n_cells, const QuantizedVector* x, int tokens,
-                       float* out);
+                       float* out, const uint8_t* next);
 
 struct AttentionPrimitives;  // attention/primitives.h
 struct TilePrimitives;       // isa/tiles.h

@@ -7,9 +7,10 @@
 //
 // A cell is, one after another:
 //   low plane     the low bits of all codes, in runs of 512 bytes = 8 vectors. A byte holds as many groups as
-//                 fit: two at 4 bits (group 2 p in the low nibble), four at 2 bits, one at 8 bits
-//   high plane    the bits above: at 1 bit 64 bytes a group, whose bit v belongs to vector v; at 2 bits 128
-//                 bytes a group, bits 2 (v % 4) of half v / 4
+//                 fit: two at 4 bits (group 2 p in the low nibble), four at 2 bits, one at 8 bits. At 3 and 6
+//                 bits, in six bits of a byte: two groups or one. Three runs out of four are stored so; the
+//                 fourth's six bits are the upper two of the bytes of those three, the first one's lowest
+//   high plane    the bit above, where there is one: 64 bytes a group, whose bit v belongs to vector v
 //   scales        per group or half group 16 small integers, or per group 16 f16 (rows side by side)
 //   offsets       the same shape, where the type has them
 //   super-scales  16 f16 for the scales, and 16 more for the offsets, where scales are integers
@@ -29,6 +30,7 @@ constexpr int kVectorColumns = 4;
 constexpr int kVectorBytes = kStripeRows * kVectorColumns;
 constexpr int kGroupVectors = kGroupColumns / kVectorColumns;
 constexpr int kHalfVectors = kHalfColumns / kVectorColumns;
+constexpr int kRunBytes = kGroupVectors * kVectorBytes;
 
 // How a code becomes a number.
 enum class CodeKind {
@@ -48,7 +50,7 @@ struct Format {
   GgmlType type;
   int cell_columns;
   int low_bits;
-  int high_bits;
+  int high_bits;  // 0 or 1
   CodeKind kind;
   int center;
   ScaleKind scale_kind;
@@ -74,9 +76,17 @@ struct Format {
     return super_at() + 2 * kStripeRows * (has_offsets ? 2 : 1);
   }
 
-  // Where a group's low codes lie, and by how many bits they are shifted up there.
-  constexpr int groups_per_byte() const { return 8 / low_bits; }
-  constexpr int low_run(int group) const { return group / groups_per_byte() * kGroupVectors * kVectorBytes; }
+  // Whether codes fill six bits of a byte, and a fourth run lies in the other two of three.
+  constexpr bool in_sixes() const { return low_bits % 3 == 0; }
+  constexpr int groups_per_byte() const { return (in_sixes() ? 6 : 8) / low_bits; }
+  // Whether a group lies in a fourth run.
+  constexpr bool scattered(int group) const { return in_sixes() && group / groups_per_byte() % 4 == 3; }
+  // Where a group's low codes lie, and by how many bits they are shifted up there; of a scattered one, the
+  // first of the three runs that hold it.
+  constexpr int low_run(int group) const {
+    const int run = group / groups_per_byte();
+    return (in_sixes() ? run / 4 * 3 + run % 4 % 3 : run) * kRunBytes;
+  }
   constexpr int low_shift(int group) const { return group % groups_per_byte() * low_bits; }
 };
 
@@ -110,7 +120,7 @@ struct Q2_K {
                                  ScaleKind::integer_pairs, 16,  true};
 };
 struct Q3_K {
-  static constexpr Format format{GgmlType::Q3_K,      256, 2,    1, CodeKind::centered, 4,
+  static constexpr Format format{GgmlType::Q3_K,      256, 3,    0, CodeKind::centered, 4,
                                  ScaleKind::integers, 16,  false};
 };
 struct Q4_K {
@@ -122,7 +132,7 @@ struct Q5_K {
                                  ScaleKind::integers, 32,  true};
 };
 struct Q6_K {
-  static constexpr Format format{GgmlType::Q6_K,      256, 4,    2, CodeKind::centered, 32,
+  static constexpr Format format{GgmlType::Q6_K,      256, 6,    0, CodeKind::centered, 32,
                                  ScaleKind::integers, 16,  false};
 };
 struct IQ4_XS {

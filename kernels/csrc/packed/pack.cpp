@@ -27,29 +27,42 @@ uint32_t four_codes(const RowCell& row, int g, int v) {
 
 constexpr uint32_t low_mask(const Format& f) { return 0x01010101u * ((1u << f.low_bits) - 1u); }
 
+// The low codes of vector v of the groups that share bytes with group g.
+template <class Tag>
+uint32_t low_codes(const RowCell& row, int g, int v) {
+  constexpr const Format& f = Tag::format;
+  uint32_t word = 0;
+  for (int i = 0; i < f.groups_per_byte(); ++i) {
+    word |= (four_codes(row, g + i, v) & low_mask(f)) << (i * f.low_bits);
+  }
+  return word;
+}
+
 // Vector v of the low plane's run that starts with group g.
 template <class Tag>
 void place_low(const Rows& rows, int g, int v, uint8_t* cell) {
   constexpr const Format& f = Tag::format;
   uint8_t* dst = cell + f.low_run(g) + v * kVectorBytes;
   for (const RowCell& row : rows) {
-    uint32_t word = 0;
-    for (int i = 0; i < f.groups_per_byte(); ++i) {
-      word |= (four_codes(row, g + i, v) & low_mask(f)) << (i * f.low_bits);
+    uint32_t word = low_codes<Tag>(row, g, v);
+    if constexpr (f.in_sixes()) {  // and two bits of the fourth run
+      const int run = g / f.groups_per_byte() % 4;
+      const uint32_t fourth = low_codes<Tag>(row, g + (3 - run) * f.groups_per_byte(), v);
+      word |= (fourth >> (2 * run) & 0x03030303u) << 6;
     }
     std::memcpy(dst, &word, sizeof word);
     dst += sizeof word;
   }
 }
 
-// 64 bytes of the high plane: the upper bits of vectors v .. v + 8 / high_bits - 1 of group g.
+// 64 bytes of the high plane: the upper bits of group g.
 template <class Tag>
-void place_high(const Rows& rows, int g, int v, uint8_t* dst) {
+void place_high(const Rows& rows, int g, uint8_t* dst) {
   constexpr const Format& f = Tag::format;
   for (const RowCell& row : rows) {
     uint32_t word = 0;
-    for (int i = 0; i < 8 / f.high_bits; ++i) {
-      word |= (four_codes(row, g, v + i) & ~low_mask(f)) >> f.low_bits << (i * f.high_bits);
+    for (int v = 0; v < kGroupVectors; ++v) {
+      word |= (four_codes(row, g, v) & ~low_mask(f)) >> f.low_bits << v;
     }
     std::memcpy(dst, &word, sizeof word);
     dst += sizeof word;
@@ -60,14 +73,11 @@ template <class Tag>
 void place_codes(const Rows& rows, uint8_t* cell) {
   constexpr const Format& f = Tag::format;
   for (int g = 0; g < f.groups(); g += f.groups_per_byte()) {
+    if (f.scattered(g)) continue;
     for (int v = 0; v < kGroupVectors; ++v) place_low<Tag>(rows, g, v, cell);
   }
   if constexpr (f.high_bits > 0) {
-    for (int i = 0; i < f.groups() * f.high_bits; ++i) {
-      constexpr int vectors = 8 / f.high_bits;
-      place_high<Tag>(rows, i / f.high_bits, i % f.high_bits * vectors,
-                      cell + f.high_at() + i * kVectorBytes);
-    }
+    for (int g = 0; g < f.groups(); ++g) place_high<Tag>(rows, g, cell + f.high_at() + g * kVectorBytes);
   }
 }
 

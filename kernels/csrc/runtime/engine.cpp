@@ -178,8 +178,13 @@ void ExpertEngine::Impl::gate_and_up_item(const Layer& layer, const Route::Group
     const int count = std::min(kTileTokens, group.end - first);
     const Vectors vectors = inputs.vectors().from(first);
     for (int64_t i = 0; i < tiles; ++i) {
-      layer.gate.multiply(primitives, group.expert, first_tile + i, vectors, count, gate[i]);
-      layer.up.multiply(primitives, group.expert, first_tile + i, vectors, count, up[i]);
+      const int64_t tile = first_tile + i;
+      // Other threads take the items in between.
+      const int64_t after = i + 1 < tiles ? tile + 1 : first_tile + int64_t{kItemTiles} * pool.size();
+      layer.gate.multiply(primitives, group.expert, tile, vectors, count, gate[i],
+                          layer.up.start(group.expert, tile));
+      layer.up.multiply(primitives, group.expert, tile, vectors, count, up[i],
+                        layer.gate.start(group.expert, after));
     }
     for (int t = 0; t < count; ++t) {
       float activated[kGroupColumns];
@@ -222,9 +227,13 @@ void ExpertEngine::Impl::down_item(const Layer& layer, const Output& output, int
       continue;
     }
     const Vectors vectors = hiddens.vectors().from(group.begin);
+    const bool last = i + 1 == route.groups().size();
+    const Route::Group& next = route.groups()[last ? 0 : i + 1];
+    const int64_t next_tile = first_tile + (last ? int64_t{tiles} * pool.size() : 0);
     for (int t = 0; t < tiles; ++t) {
       layer.down.multiply(primitives, group.expert, first_tile + t, vectors, group.end - group.begin,
-                          out + t * pitch);
+                          out + t * pitch,
+                          t + 1 < tiles ? nullptr : layer.down.start(next.expert, next_tile));
     }
   }
   for (int t = 0; t < tiles; ++t) {

@@ -45,15 +45,19 @@ const uint8_t* Weights::stripe(int64_t matrix, int64_t tile) const {
          static_cast<size_t>(tile) * stripe_bytes(*format_, raw_.columns);
 }
 
+const uint8_t* Weights::start(int64_t matrix, int64_t tile) const {
+  return packed() && tile < tiles() ? stripe(matrix, tile) : nullptr;
+}
+
 void Weights::multiply(const Primitives& primitives, int64_t matrix, int64_t tile, const Vectors& x,
-                       int tokens, float* out) const {
+                       int tokens, float* out, const uint8_t* next) const {
   if (format_ == nullptr) {
     multiply_rows(primitives, raw_, matrix * rows_ + tile * kTileRows, tile_rows(tile), x.floats, tokens, out,
                   kTileRows);
     return;
   }
   const DotFn dot = primitives.dot[static_cast<int>(format_->type)];
-  dot(stripe(matrix, tile), cells_of(*format_, raw_.columns), x.codes, tokens, out);
+  dot(stripe(matrix, tile), cells_of(*format_, raw_.columns), x.codes, tokens, out, next);
 }
 
 void Weights::multiply_blocks(const TilePrimitives& tiles, int64_t matrix, int64_t tile, const BlockedRows& x,

@@ -37,9 +37,12 @@ class Weights {
   int tile_rows(int64_t tile) const;
   uint64_t matrix_bytes() const { return matrix_bytes_; }  // of one matrix of the stack
 
-  // out[kTileRows × token + r] = row r of the tile · vector, for r < tile_rows(tile).
+  // out[kTileRows × token + r] = row r of the tile · vector, for r < tile_rows(tile). `next`: start() of the
+  // tile that this thread is likely to read after it, if that is not the one behind.
   void multiply(const Primitives& primitives, int64_t matrix, int64_t tile, const Vectors& x, int tokens,
-                float* out) const;
+                float* out, const uint8_t* next = nullptr) const;
+  // Where a tile lies; nullptr if it is not packed, or beyond the matrix.
+  const uint8_t* start(int64_t matrix, int64_t tile) const;
 
   // out[kTileRows × (vectors × i + v) + r] = row r of tile + i · vector v of a group of x, for i < 2 and all
   // vectors of its blocks. The weights are packed, and there is a tile + 1.
