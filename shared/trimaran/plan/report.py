@@ -149,6 +149,8 @@ class Plan:
         fits = min(other.fitting_context for other in self.gpus)
         if fits > 0:
             remedy = f"lower the context (--context {fits} fits), or {remedy}"
+        if share.experts and share.budget.spare + share.experts >= 0:
+            remedy = f"lower attn.gpu_experts, or {remedy}"
         return (
             f"{name}: {share.budget.shortage} ({format_bytes(share.weights)} weights{held},"
             f" {format_bytes(share.kv_bytes)} cache of {self.context} tokens,"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -52,10 +53,18 @@ class Run:
             engine = load_engine(config, opened, lambda _: remote, meter, routed=link.expert_tokens)
             link.connect()
             self.tokens = generate(engine)
+            wait_until(lambda: len(link.expert_tokens()) == 2)  # both layers' counts have come
             engine.tend()
             self.stats = engine.stats()
             self.fingerprint = opened.fingerprint
             engine.close()
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def generate(engine: Engine) -> dict[str, list[int]]:
