@@ -133,6 +133,13 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             " none: ~/.cache/trimaran/heat-MODEL.json"
         ),
     ] = None
+    cuda_graphs: Annotated[
+        Literal["auto", "off"],
+        Meta(
+            description="whether a GPU replays decode steps that were recorded once, hops to the experts"
+            " included; auto: where it can"
+        ),
+    ] = "auto"
     threads: Annotated[
         Annotated[int, Meta(ge=1)] | None, Meta(description="CPU threads; none: the cores it may use")
     ] = None
