@@ -17,6 +17,7 @@ from trimaran.plan.report import Bandwidth, Budget, GpuShare, Item, Place, Plan,
 from trimaran.plan.sizes import GPU_RESERVE, RAM_RESERVE
 from trimaran.plan.weights import Form, Weights, weigh
 from trimaran.plan.workspace import cpu_workspace, gpu_workspace
+from trimaran.replicas import services_in_ram
 from trimaran.spec import ModelSpec
 
 
@@ -36,7 +37,7 @@ def make_plan(
         tensors: its tensor directory, by name.
         machine: what is there; `memory.limit` and `gpus` count.
         config: `precision`, `attn.device`, `layers`, `gpu_memory`, `context_length`, `kv_memory`, `kv_dtype`,
-            `max_step_tokens`, `max_running`, `experts.store`.
+            `max_step_tokens`, `max_running`, `replicas`, `experts.store`.
         bandwidth: for the prediction of speed.
 
     Raises:
@@ -97,12 +98,15 @@ class _Planner:
 
     def on_cpu(self, speed: Speed) -> Plan:
         """Everything in RAM."""
-        fixed = self.weights.total("RAM") + RAM_RESERVE
-        context = choose_context(
-            self.config.attn, self.wanted, lambda tokens: fixed + sum(self._in_ram(tokens)) <= self.ram
-        )
+        services = services_in_ram(self.config)
+        copied = self.weights.copied * (services - 1)
+
+        def needed(tokens: int) -> int:
+            return self.weights.total("RAM") + copied + RAM_RESERVE + services * sum(self._in_ram(tokens))
+
+        context = choose_context(self.config.attn, self.wanted, lambda tokens: needed(tokens) <= self.ram)
         kv_bytes, workspace = self._in_ram(context)
-        ram = Budget(fixed + kv_bytes + workspace, self.ram)
+        ram = Budget(needed(context), self.ram)
         return self._plan(context, (kv_bytes, workspace), ram, speed)
 
     def on_gpus(self, cards: Sequence[Card], speed: Speed) -> Plan:
@@ -178,6 +182,7 @@ class _Planner:
             gpu=Budget(needed, available) if shares else None,
             gpus=shares,
             ram=ram,
+            services_in_ram=services_in_ram(self.config),
             re_encoded=self.weights.re_encoded,
             speed=speed,
         )
