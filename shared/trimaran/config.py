@@ -17,7 +17,7 @@ Notifier = Literal["doorbell", "zmq", "tcp"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 _DAY_S = 86400.0  # no wait is longer
 _DEVICE = r"^(auto|cpu|cuda(:\d+)?(\+cuda:\d+)*)$"
-_REPLICA = r"^(cpu|cuda(:\\d+)?(\\+cuda:\\d+)*)$"
+_REPLICA = r"^(cpu|cuda(:\d+)?(\+cuda:\d+)*)$"
 _MEMORY = r"^(auto|\d+(\.\d+)?\s?([KMGT]i?)?B?)$"
 
 
