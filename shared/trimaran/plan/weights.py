@@ -16,6 +16,7 @@ from math import prod
 from trimaran.cpu_weights import packed_bytes
 from trimaran.gguf import GGMLType, TensorInfo
 from trimaran.gpu_weights import gpu_bytes, is_re_encoded
+from trimaran.plan.experts import stream_buffers
 from trimaran.plan.report import Item, Place
 from trimaran.spec import ModelSpec
 
@@ -59,6 +60,7 @@ class Weights:
         head: bytes on a GPU of what follows the last layer.
         copied: bytes that each attention service on a CPU has for itself; the rest is mapped by all.
         re_encoded: types of matrices that a GPU holds as the nearest Q8_0 weights.
+        stream: bytes on a GPU that streaming experts through it takes.
     """
 
     items: tuple[Item, ...]
@@ -67,6 +69,7 @@ class Weights:
     head: int
     copied: int
     re_encoded: tuple[str, ...]
+    stream: int
 
     def total(self, place: Place) -> int:
         """Bytes in one kind of memory."""
@@ -91,7 +94,8 @@ def weigh(spec: ModelSpec, tensors: Mapping[str, TensorInfo], form: Form) -> Wei
     re_encoded = tuple(_re_encoded(groups)) if form.on_gpu else ()
     own = frozenset({"latent maps"}) if form.exact else _MATRICES | {"latent maps"}
     copied = sum(item.nbytes for item in items if item.part in own)
-    return Weights(items, skipped, tuple(layers), head, copied, re_encoded)
+    stream = stream_buffers(spec, tensors)
+    return Weights(items, skipped, tuple(layers), head, copied, re_encoded, stream)
 
 
 def _part(spec: ModelSpec, name: str) -> str | None:
