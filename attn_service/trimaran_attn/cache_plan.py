@@ -47,7 +47,10 @@ def plan_cache(spec: ModelSpec, config: AttnConfig, kind: KvFormat, plan: Plan) 
             remedy="lower it, or leave it out",
         )
     size = page_bytes(spec, kind)
-    budget = _auto_bytes(plan) if config.kv_memory == "auto" else parse_bytes(config.kv_memory)
+    if config.kv_memory == "auto":
+        budget = _auto_pages(spec, kind, plan) * size
+    else:
+        budget = parse_bytes(config.kv_memory)
     context_pages = pages_for(plan.context, PAGE_SIZE)
     n_pages = min(budget // size, context_pages * config.max_running)
     required = 1 if config.context_length is None else context_pages
@@ -60,7 +63,15 @@ def plan_cache(spec: ModelSpec, config: AttnConfig, kind: KvFormat, plan: Plan) 
     return CachePlan(n_pages, min(plan.context, n_pages * PAGE_SIZE))
 
 
-def _auto_bytes(plan: Plan) -> int:
-    """One whole context, and a share of what is left: more requests then run side by side."""
-    spare, share = (plan.ram.spare, CPU_SHARE) if plan.gpu is None else (plan.gpu.spare, GPU_SHARE)
-    return plan.kv_bytes + int(max(0, spare) * share)
+def _auto_pages(spec: ModelSpec, kind: KvFormat, plan: Plan) -> int:
+    """One whole context, and a share of what is left: more requests then run side by side.
+
+    A page is on every GPU, so the one with the least room decides.
+    """
+    if not plan.gpus:
+        return (plan.kv_bytes + int(max(0, plan.ram.spare) * CPU_SHARE)) // page_bytes(spec, kind)
+    return min(
+        (share.kv_bytes + int(max(0, share.budget.spare) * GPU_SHARE))
+        // page_bytes(spec, kind, len(share.layers))
+        for share in plan.gpus
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -17,7 +17,7 @@ LEAST_CAPABILITY = (8, 0)
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The device of `attn.device`.
+    """The device of `attn.device`; of several the first, where tokens enter.
 
     Raises:
         ConfigError: there is no such GPU, or it is too old.
@@ -25,13 +25,15 @@ def choose_device(wanted: str) -> torch.device:
     # The order of nvidia-smi, which the plan is made by; CUDA's own puts the fastest first.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     count = torch.cuda.device_count()
-    device = torch.device(("cuda:0" if count else "cpu") if wanted == "auto" else wanted)
-    if device.type == "cuda" and (device.index or 0) >= count:
-        found = f"{count} GPUs are" if count != 1 else "1 GPU is"
-        raise ConfigError(f"attn.device is {wanted}, but {found} usable here", remedy="use cpu or auto")
-    if device.type == "cuda":
-        _check_capability(device)
-    return device
+    names = ("cuda:0" if count else "cpu") if wanted == "auto" else wanted
+    devices = [torch.device(name) for name in names.split("+")]
+    for device in devices:
+        if device.type == "cuda" and (device.index or 0) >= count:
+            found = f"{count} GPUs are" if count != 1 else "1 GPU is"
+            raise ConfigError(f"attn.device is {wanted}, but {found} usable here", remedy="use cpu or auto")
+        if device.type == "cuda":
+            _check_capability(device)
+    return devices[0]
 
 
 def _check_capability(device: torch.device) -> None:
@@ -45,16 +47,22 @@ def _check_capability(device: torch.device) -> None:
         )
 
 
-def enter_gpu(device: torch.device, planned: int) -> None:
-    """Make a GPU the calling thread's current one, where Triton launches kernels, and cap its allocator.
+def enter_gpus(planned: Mapping[torch.device, int]) -> None:
+    """Cap the allocator on each GPU, and make the first the calling thread's current one.
 
     Args:
-        device: the GPU.
-        planned: bytes; what CUDA itself takes beside the allocator is held back.
+        planned: bytes by GPU, in the order of the layers; what CUDA itself takes beside the allocator is held
+            back. Nothing where there is none.
+
+    Raises:
+        ConfigError: a GPU is too old; `attn.device: auto` may come to one that nobody named.
     """
-    torch.cuda.set_device(device)
-    total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, (planned - GPU_RESERVE) / total), device)
+    for device, nbytes in planned.items():
+        _check_capability(device)
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (nbytes - GPU_RESERVE) / total), device)
+    for device in list(planned)[:1]:
+        torch.cuda.set_device(device)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from trimaran.telemetry import Log
 from trimaran.timeline import Tracer
 
 from trimaran_attn.cache_plan import plan_cache
-from trimaran_attn.device import choose_device, compute_dtype, enter_gpu, explained_memory, start_threads
+from trimaran_attn.device import choose_device, compute_dtype, enter_gpus, explained_memory, start_threads
 from trimaran_attn.engine import Engine
 from trimaran_attn.experts import Experts
 from trimaran_attn.grammar.compiler import GrammarCompiler
@@ -30,6 +30,7 @@ from trimaran_attn.model.deepseek2 import ForwardOptions, build_model
 from trimaran_attn.model.deferral import check_deferral
 from trimaran_attn.model.modules import register_modules
 from trimaran_attn.pages import PageAllocator
+from trimaran_attn.placement import Placement
 from trimaran_attn.registry import Registry, Rule, Site
 from trimaran_attn.runner import Runner
 from trimaran_attn.scheduler import Limits, Scheduler
@@ -40,7 +41,11 @@ _log = Log(__name__)
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A model file that was checked; its weights are not read yet."""
+    """A model file that was checked; its weights are not read yet.
+
+    Attributes:
+        device: where tokens enter; the plan may place layers on further ones of its kind.
+    """
 
     file: GGUFFile
     spec: ModelSpec
@@ -94,15 +99,17 @@ def load_engine(
     machine = read_machine(with_gpus=device.type == "cuda")
     plan = make_plan(spec, model.file.tensors, machine, config)
     check_plan(plan)
-    if plan.gpu is not None:
-        enter_gpu(device, plan.gpu.available)
+    placement = Placement.planned(plan, spec.n_layers)
+    enter_gpus({torch.device("cuda", share.number): share.budget.available for share in plan.gpus})
+    if len(placement.stages) > 1:
+        _log.info("layers on several devices", placement=str(placement))
     if plan.re_encoded:
         _log.warning("held as the nearest Q8_0 weights on the GPU", types=" ".join(plan.re_encoded))
     dtype = compute_dtype(device)
     exact = config.precision == "exact" and device.type == "cpu"
     kind = choose_format(attn.kv_dtype, exact=exact)
     cache_plan = plan_cache(spec, attn, kind, plan)
-    registry = Registry(spec, Weights(model.file), device, dtype, rules)
+    registry = Registry(spec, Weights(model.file), placement, dtype, rules)
     pool = start_threads(attn)
     register_modules(
         registry,
@@ -116,9 +123,9 @@ def load_engine(
     )
     with explained_memory("loading the model"):
         network = build_model(
-            spec, registry, device, progress, ForwardOptions(attn.micro_batches, tracer or Tracer())
+            spec, registry, placement, progress, ForwardOptions(attn.micro_batches, tracer or Tracer())
         )
-        cache = LatentCache(spec, cache_plan.n_pages, device, kind)
+        cache = LatentCache(spec, cache_plan.n_pages, placement, kind)
     limits = Limits(
         context_length=cache_plan.context_length,
         max_running=attn.max_running,
@@ -130,7 +137,7 @@ def load_engine(
     scheduler = Scheduler(limits, pages, prefix_cache=attn.prefix_cache)
     table = read_token_table(model.file.metadata)
     constraints = None if table is None else Constraints(GrammarCompiler(table))
-    runner = Runner(network, cache, device)
+    runner = Runner(network, cache, placement.first)
     return Engine(scheduler, runner, spec.vocab_size, meter, constraints=constraints, tracer=tracer)
 
 

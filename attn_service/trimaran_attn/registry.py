@@ -16,6 +16,7 @@ from trimaran.errors import ConfigError
 from trimaran.spec import ModelSpec
 
 from trimaran_attn.names import layer_of
+from trimaran_attn.placement import Placement
 from trimaran_attn.weights import Shape, Weights
 
 T = TypeVar("T")
@@ -87,7 +88,7 @@ class Registry:
 
     Args:
         spec, weights: the model.
-        device, dtype: where and in what type modules compute unless a rule says otherwise.
+        where, dtype: where and in what type modules compute unless a rule says otherwise.
         rules: the first that fits a module decides.
     """
 
@@ -95,13 +96,13 @@ class Registry:
         self,
         spec: ModelSpec,
         weights: Weights,
-        device: torch.device,
+        where: torch.device | Placement,
         dtype: torch.dtype,
         rules: tuple[Rule, ...] = (),
     ) -> None:
         self._spec = spec
         self._weights = weights
-        self._device = device
+        self._placement = Placement.on(where, spec.n_layers)
         self._dtype = dtype
         self._rules = rules
         self._factories: dict[tuple[str, str], Callable[[Site], Any]] = {}
@@ -133,7 +134,7 @@ class Registry:
         site = Site(
             path=path,
             shape=shape,
-            device=rule.device or self._device,
+            device=rule.device or self._placement.device_of(path),
             dtype=rule.dtype or self._dtype,
             spec=self._spec,
             weights=self._weights,

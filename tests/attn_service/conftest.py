@@ -19,10 +19,11 @@ from trimaran_attn.engine import Engine
 from trimaran_attn.experts import build_local_experts
 from trimaran_attn.grammar.constraints import Constraints
 from trimaran_attn.kv_cache import PAGE_SIZE, LatentCache
-from trimaran_attn.model.deepseek2 import Deepseek2, build_model
+from trimaran_attn.model.deepseek2 import Deepseek2, ForwardOptions, build_model
 from trimaran_attn.model.mla import MlaForm
 from trimaran_attn.model.modules import register_modules
 from trimaran_attn.pages import PageAllocator
+from trimaran_attn.placement import Placement
 from trimaran_attn.registry import Registry
 from trimaran_attn.runner import Runner
 from trimaran_attn.scheduler import Limits, Scheduler
@@ -40,6 +41,7 @@ class Lab:
     model: Deepseek2
     cache: LatentCache
     defer_experts: int = 0
+    device: torch.device = CPU
 
     def engine(self, constraints: Constraints | None = None, **changes: int) -> Engine:
         values = {
@@ -50,7 +52,7 @@ class Lab:
             "page_size": PAGE_SIZE,
         }
         scheduler = Scheduler(Limits(**{**values, **changes}), PageAllocator(self.cache.n_pages))
-        runner = Runner(self.model, self.cache, CPU)
+        runner = Runner(self.model, self.cache, self.device)
         return Engine(scheduler, runner, self.spec.vocab_size, constraints=constraints)
 
 
@@ -86,10 +88,12 @@ def lab_of(
     native: bool = True,
     exact_maps: bool = True,
     defer_experts: int = 0,
+    where: torch.device | Placement = CPU,
+    options: ForwardOptions | None = None,
 ) -> Lab:
     file = GGUFFile.open(path)
     spec = read_spec(file)
-    registry = Registry(spec, Weights(file), CPU, dtype)
+    registry = Registry(spec, Weights(file), where, dtype)
     pool = trimaran_kernels.ThreadPool(trimaran_kernels.usable_cpus(1))
     register_modules(
         registry,
@@ -101,5 +105,6 @@ def lab_of(
         exact_maps=exact_maps,
         defer_experts=defer_experts,
     )
-    model = build_model(spec, registry, CPU)
-    return Lab(spec, model, LatentCache(spec, N_PAGES, CPU, kv), defer_experts)
+    model = build_model(spec, registry, where, options=options)
+    cache = LatentCache(spec, N_PAGES, where, kv)
+    return Lab(spec, model, cache, defer_experts, Placement.on(where, spec.n_layers).first)

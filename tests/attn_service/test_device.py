@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -7,12 +8,12 @@ import torch
 from trimaran.config import AttnConfig
 from trimaran.errors import ConfigError, GpuMemoryError
 from trimaran.plan import GPU_RESERVE
-from trimaran_attn.device import choose_device, compute_dtype, enter_gpu, explained_memory, start_threads
+from trimaran_attn.device import choose_device, compute_dtype, enter_gpus, explained_memory, start_threads
 
 
 @pytest.mark.parametrize(
     ("count", "wanted", "device"),
-    [(0, "auto", "cpu"), (2, "auto", "cuda:0"), (2, "cpu", "cpu"), (2, "cuda:1", "cuda:1")],
+    [(0, "auto", "cpu"), (2, "auto", "cuda:0"), (2, "cpu", "cpu"), (2, "cuda:1+cuda:0", "cuda:1")],
 )
 def test_the_device_that_is_there(
     count: int, wanted: str, device: str, monkeypatch: pytest.MonkeyPatch
@@ -39,10 +40,12 @@ def test_the_allocator_keeps_to_the_plan(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(
         torch.cuda, "set_per_process_memory_fraction", lambda share, device: capped.append((share, device))
     )
-    enter_gpu(torch.device("cuda:1"), 24 << 30)
-    ((share, device),) = capped
-    assert [device] == current == [torch.device("cuda:1")]
-    assert share * total == (24 << 30) - GPU_RESERVE
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    first, second = torch.device("cuda:1"), torch.device("cuda:0")
+    enter_gpus({first: 24 << 30, second: 16 << 30})
+    assert current == [first]
+    assert [device for _, device in capped] == [first, second]
+    assert [share * total for share, _ in capped] == [(24 << 30) - GPU_RESERVE, (16 << 30) - GPU_RESERVE]
 
 
 def test_running_out_of_gpu_memory_is_explained() -> None:
@@ -56,10 +59,11 @@ def test_running_out_of_gpu_memory_is_explained() -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("count", "wanted"), [(0, "cuda"), (1, "cuda:1")])
+@pytest.mark.parametrize(("count", "wanted"), [(0, "cuda"), (1, "cuda:1"), (1, "cuda:0+cuda:1")])
 def test_a_gpu_that_is_not_there_is_refused(count: int, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    with pytest.raises(ConfigError, match=f"attn.device is {wanted}, but {count} GPU"):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    with pytest.raises(ConfigError, match=f"attn.device is {re.escape(wanted)}, but {count} GPU"):
         choose_device(wanted)
 
 

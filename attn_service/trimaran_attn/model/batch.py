@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from trimaran_attn.model.scoring import Scored, Scores
@@ -44,7 +45,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Batch:
-    """T tokens of one step, on the model's device.
+    """T tokens of one step, on one device.
 
     Attributes:
         token_ids: [T] int64.
@@ -61,6 +62,19 @@ class Batch:
     segments: tuple[Segment, ...]
     sampled_rows: Tensor
     scored: tuple[Scored, ...] = ()
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device; itself, if it is there."""
+        if self.token_ids.device == device:
+            return self
+        return Batch(
+            self.token_ids.to(device),
+            self.positions.to(device),
+            self.slots.to(device),
+            self.segments,
+            self.sampled_rows.to(device),
+            tuple(replace(scored, targets=scored.targets.to(device)) for scored in self.scored),
+        )
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from trimaran_attn.model.norm import RMSNorm
 from trimaran_attn.model.rope import Rope
 from trimaran_attn.model.scoring import score
 from trimaran_attn.model.step import Step
+from trimaran_attn.placement import Placement, entered, turns
 from trimaran_attn.registry import Registry
 
 
@@ -61,50 +63,68 @@ class Deepseek2:
     """The model without its routed experts, which the layers ask for by message.
 
     Args:
-        embedding, rope, layers, norm, head: its parts.
+        embedding, layers, norm, head: its parts, on the devices of `placement`.
+        ropes: one for each stage of `placement`.
+        placement: which layers are where. What a layer reads besides x is moved to its device once a step.
         options: how a step's tokens are cut, and who records what becomes of them.
     """
 
     def __init__(
         self,
         embedding: Embedding,
-        rope: Rope,
         layers: Sequence[Layer],
         norm: RMSNorm,
         head: Linear,
         *,
+        ropes: Sequence[Rope],
+        placement: Placement,
         options: ForwardOptions,
     ) -> None:
         self._embedding = embedding
-        self._rope = rope
         self._layers = layers
         self._norm = norm
         self._head = head
+        self._ropes = ropes
+        self._placement = placement
+        self._stage_of = [placement.stage_of(layer.index) for layer in layers]
         self._options = options
 
     @torch.inference_mode()
     def forward(self, batch: Batch, cache: LatentCache) -> Output:
         """Compute a step; the latents of its tokens are in the cache afterwards."""
-        tracer = self._options.tracer
         parts = split_batch(batch, self._options.micro_batches)
-        steps = [Step(part, *self._rope.angles(part.positions), cache, tracer) for part in parts]
-        embedded = [partial(self._embedding, part.token_ids) for part in parts]
-        x = self._through_layers(embedded, steps)
-        with tracer.span("head"):
-            scores = tuple(score(self._logits, x, scored) for scored in batch.scored)
-            return Output(self._logits(x[batch.sampled_rows]), scores)
+        x = self._through_layers(parts, [self._steps(part, cache) for part in parts])
+        with self._options.tracer.span("head"), entered(self._placement.last):
+            wanted = batch.to(x.device)
+            scores = tuple(score(self._logits, x, scored) for scored in wanted.scored)
+            return Output(self._logits(x[wanted.sampled_rows]), scores)
 
-    def _through_layers(self, embedded: Sequence[Pending], steps: Sequence[Step]) -> Tensor:
-        """All parts in turns, so that the experts compute one while another's attention is computed here.
+    def _steps(self, part: Batch, cache: LatentCache) -> list[Step]:
+        """A part's step on each device. What a layer defers, the next device's first layer may take over."""
+        deferred: dict[int, Any] = {}
+        steps = []
+        for stage, rope in zip(self._placement.stages, self._ropes, strict=True):
+            local = part.to(stage.device)
+            cos, sin = rope.angles(local.positions)
+            steps.append(Step(local, cos, sin, cache, self._options.tracer, deferred))
+        return steps
 
-        A later part of a prompt finds the earlier part's latents: in every layer the parts go in order.
-        """
-        pending: list[Pending] = list(embedded)
-        for layer in self._layers:
-            for index, step in enumerate(steps):
-                pending[index] = layer.begin(pending[index](), step)
-        parts = [finish() for finish in pending]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def _through_layers(self, parts: Sequence[Batch], steps: Sequence[Sequence[Step]]) -> Tensor:
+        """All parts in turns, so that the experts compute one while another's attention is computed here."""
+        pending: list[Pending] = [partial(self._embedding, part.token_ids) for part in parts]
+        for index, part in turns([stage.layers for stage in self._placement.stages], len(parts)):
+            stage = self._stage_of[index]
+            x = self._finish(pending[part], index)
+            device = self._placement.stages[stage].device
+            with entered(device):
+                pending[part] = self._layers[index].begin(x.to(device), steps[part][stage])
+        done = [self._finish(last, len(self._layers)) for last in pending]
+        return done[0] if len(done) == 1 else torch.cat(done)
+
+    def _finish(self, pending: Pending, index: int) -> Tensor:
+        """What comes into layer `index`, on the device that computed it."""
+        with entered(self._placement.stages[self._stage_of[max(0, index - 1)]].device):
+            return pending()
 
     def _logits(self, x: Tensor) -> Tensor:
         """x: [n, hidden] → [n, vocab] float32."""
@@ -114,7 +134,7 @@ class Deepseek2:
 def build_model(
     spec: ModelSpec,
     registry: Registry,
-    device: torch.device,
+    where: torch.device | Placement,
     progress: Callable[[float], None] = lambda _: None,
     options: ForwardOptions | None = None,
 ) -> Deepseek2:
@@ -123,25 +143,30 @@ def build_model(
     Args:
         spec: dimensions.
         registry: what each module is made of.
-        device: where positions are.
+        where: the layers are.
         progress: told the share that is done, 0 to 1.
         options: of its forward pass.
     """
+    placement = Placement.on(where, spec.n_layers)
     table = (spec.vocab_size, spec.hidden_size)
     embedding = registry.build("model.embed_tokens", EMBEDDING, table)
     layers = []
-    for index in range(spec.n_layers):
-        progress(index / spec.n_layers)
-        layers.append(_build_layer(spec, registry, index))
-    norm = registry.build("model.norm", NORM, (spec.hidden_size,))
-    head = registry.build("lm_head", HEAD, table)
+    for stage in placement.stages:
+        with entered(stage.device):
+            for index in stage.layers:
+                progress(index / spec.n_layers)
+                layers.append(_build_layer(spec, registry, index))
+    with entered(placement.last):
+        norm = registry.build("model.norm", NORM, (spec.hidden_size,))
+        head = registry.build("lm_head", HEAD, table)
     progress(1.0)
     return Deepseek2(
         embedding,
-        Rope(spec.rope, spec.qk_rope_head_dim, device),
         layers,
         norm,
         head,
+        ropes=[Rope(spec.rope, spec.qk_rope_head_dim, stage.device) for stage in placement.stages],
+        placement=placement,
         options=options or ForwardOptions(),
     )
 

@@ -63,7 +63,7 @@ def slow_forward(lab: Any, defer: int) -> Tensor:
     """Straight from the definition in docs/deferral.md: token by token, expert by expert."""
     model, spec = lab.model, lab.spec
     batch = make_batch(StepPlan((chunk(0, LENGTH),)), CPU)
-    step = Step(batch, *model._rope.angles(batch.positions), lab.cache, Tracer())
+    step = Step(batch, *model._ropes[0].angles(batch.positions), lab.cache, Tracer())
     x = model._embedding(batch.token_ids)
     deferred = torch.zeros_like(x)
     for layer in model._layers:
