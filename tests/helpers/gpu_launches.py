@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from hop_launches import hop_launches
 from trimaran.gguf import GGMLType
 from trimaran_kernels.gpu.expand import expand_rows
 from trimaran_kernels.gpu.gemm import gemm
-from trimaran_kernels.gpu.gemv import gemv
+from trimaran_kernels.gpu.gemv_fixed import fixed_gemv
 from trimaran_kernels.gpu.latents import Entry, LayerViews, describe_entry, view_layer
 from trimaran_kernels.gpu.layouts import LAYOUTS
 from trimaran_kernels.gpu.matrix import QuantMatrix
@@ -21,7 +22,7 @@ HIDDEN = 7168
 
 def launches() -> dict[str, Callable[[], object]]:
     """By name; launch one with Triton's driver replaced, or on a GPU."""
-    return {**linear_launches(), **attention_launches()}
+    return {**linear_launches(), **attention_launches(), **hop_launches()}
 
 
 def linear_launches() -> dict[str, Callable[[], object]]:
@@ -79,7 +80,7 @@ def _matrix(type_: GGMLType, rows: int) -> QuantMatrix:
 
 def _linear(n: int, matrix: QuantMatrix, up: QuantMatrix | None = None) -> Callable[[], object]:
     x = torch.empty(n, HIDDEN, dtype=torch.bfloat16)
-    return lambda: gemv(x, matrix, up) if n == 1 else gemm(x, matrix, up)
+    return lambda: fixed_gemv(x, matrix, up) if n == 1 else gemm(x, matrix, up)
 
 
 def _expand(matrix: QuantMatrix) -> Callable[[], object]:

@@ -9,6 +9,7 @@ from torch.nn.functional import silu
 from trimaran_kernels.gpu.expand import expand_rows
 from trimaran_kernels.gpu.gemm import gemm
 from trimaran_kernels.gpu.gemv import gemv
+from trimaran_kernels.gpu.gemv_fixed import fixed_gemv
 from trimaran_kernels.gpu.matrix import QuantMatrix
 
 TILED_TOKENS = 256
@@ -27,7 +28,7 @@ def quant_linear(x: Tensor, matrix: QuantMatrix) -> Tensor:
     """
     x = x.contiguous()
     if len(x) == 1:
-        return gemv(x, matrix)
+        return _one_token(x, matrix)
     return gemm(x, matrix) if 0 < len(x) <= TILED_TOKENS else _expanded(x, matrix)
 
 
@@ -36,7 +37,12 @@ def quant_swiglu(x: Tensor, gate: QuantMatrix, up: QuantMatrix) -> Tensor:
     x = x.contiguous()
     if gate.layout != up.layout or not 0 < len(x) <= TILED_TOKENS:
         return silu(quant_linear(x, gate)).mul_(quant_linear(x, up))
-    return gemv(x, gate, up) if len(x) == 1 else gemm(x, gate, up)
+    return _one_token(x, gate, up) if len(x) == 1 else gemm(x, gate, up)
+
+
+def _one_token(x: Tensor, matrix: QuantMatrix, up: QuantMatrix | None = None) -> Tensor:
+    """16-bit floats fit into fixed point; float32 is the reference's type and keeps all of its bits."""
+    return gemv(x, matrix, up) if x.dtype == torch.float32 else fixed_gemv(x, matrix, up)
 
 
 def _expanded(x: Tensor, matrix: QuantMatrix) -> Tensor:

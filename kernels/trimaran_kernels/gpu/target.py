@@ -1,4 +1,4 @@
-"""What differs between GPUs, as far as block sizes depend on it."""
+"""What differs between GPUs, as far as kernels depend on it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from triton.runtime.driver import driver
 _LARGE = (90, 100, 103)
 
 
+def interprets() -> bool:
+    """Whether kernels run in Triton's interpreter, which knows no PTX."""
+    return bool(triton.knobs.runtime.interpret)
+
+
 def has_large_shared_memory() -> bool:
     """227 KiB for a program, as in Hopper and its successors for data centres; others have 99 or more.
 
     True in the interpreter, where it does not matter.
     """
-    return bool(triton.knobs.runtime.interpret) or driver.active.get_current_target().arch in _LARGE
+    return interprets() or driver.active.get_current_target().arch in _LARGE

@@ -8,7 +8,7 @@ import torch
 from interpreted import DEVICE, ON_GPU
 from torch import Tensor
 from trimaran.gguf import GGMLType
-from trimaran_kernels.gpu import gemv
+from trimaran_kernels.gpu import gemv, gemv_fixed
 from trimaran_kernels.gpu.layouts import LAYOUTS
 from trimaran_kernels.gpu.matrix import QuantMatrix
 
@@ -24,6 +24,7 @@ def _quick_interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Its time goes by programs, not by their size; numpy warns of overflows that a GPU makes infinite."""
     if not ON_GPU:
         monkeypatch.setattr(gemv, "rows_per_program", lambda _: 32)
+        monkeypatch.setattr(gemv_fixed, "rows_per_program", lambda n: min(8, 1 << n.bit_length() - 1))
     with np.errstate(all="ignore"):
         yield
 

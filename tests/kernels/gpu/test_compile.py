@@ -13,7 +13,8 @@ import pytest
 HELPERS = Path(__file__).parents[2] / "helpers"
 SHARED_MEMORY = {89: 99 << 10, 90: 227 << 10}  # bytes that one program may use
 MULTIPLYING = {"gemm_kernel", "split_kernel", "part_kernel"}
-KERNELS = MULTIPLYING | {"gemv_kernel", "expand_kernel", "merge_kernel"}
+HOP = {"submit_kernel", "await_kernel", "collect_kernel"}
+KERNELS = MULTIPLYING | HOP | {"gemv_kernel", "expand_kernel", "merge_kernel"}
 
 
 @pytest.mark.slow
@@ -28,7 +29,7 @@ def test_kernels_compile(capability):
         "--capability",
         str(capability),
         "--only",
-        "Q5_K|mla decode fp8|mla prefill",
+        "Q5_K|mla decode fp8|mla prefill|hop",
     ]
     result = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, timeout=150
