@@ -108,6 +108,7 @@ def _loader(
             meter,
             progress=lambda share: on_progress("reading weights", share / 2),
             tracer=tracer,
+            routed=link.expert_tokens,
             hop=hop,
         )
         link.connect(lambda detail, share: _say_waiting(on_progress, detail, share))

@@ -117,6 +117,22 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             " they are computed beside the next layer's attention; changes the results a little; 0: none",
         ),
     ] = 0
+    gpu_experts: Annotated[
+        str,
+        Meta(
+            pattern=r"^(off|auto|\d+(\.\d+)?\s?([KMGT]i?)?B?)$",
+            description="GPU memory for routed experts, those that are used most, e.g. 8GiB; auto: three"
+            " quarters of what the plan leaves. They round differently than on the CPU, and which ones they"
+            " are depends on earlier requests",
+        ),
+    ] = "off"
+    heat_file: Annotated[
+        str | None,
+        Meta(
+            description="where it is kept how often each expert is used, for the next start with gpu_experts;"
+            " none: ~/.cache/trimaran/heat-MODEL.json"
+        ),
+    ] = None
     cuda_graphs: Annotated[
         Literal["auto", "off"],
         Meta(

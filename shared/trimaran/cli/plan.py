@@ -91,6 +91,8 @@ def show(plan: Plan, console: Console) -> None:
         table.add_row(item.part, item.place, *sizes, item.types)
     place = "RAM" if plan.gpu is None else "GPU"
     table.add_row("latent cache", place, "", format_bytes(plan.kv_bytes), f"{plan.context} tokens")
+    if plan.experts:
+        table.add_row("experts held beside", place, "", format_bytes(plan.experts), "the most used")
     table.add_row("workspace", place, "", format_bytes(plan.workspace), "")
     console.print(table)
     for line in _summary(plan):
@@ -124,6 +126,7 @@ def _gpu_line(share: GpuShare, *, several: bool) -> str:
             f"{format_bytes(share.weights)} weights",
             f"{format_bytes(share.kv_bytes)} cache",
             f"{format_bytes(share.workspace)} workspace",
+            *([f"{format_bytes(share.experts)} routed experts"] if share.experts else []),
         )
     )
     line = _budget_line(f"cuda:{share.number}", share.budget.needed, share.budget.available)

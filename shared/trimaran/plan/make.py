@@ -12,6 +12,7 @@ from trimaran.kv_format import choose_format, entry_bytes
 from trimaran.machine import Machine
 from trimaran.plan.cache import cache_bytes, choose_context
 from trimaran.plan.devices import Card, find_cards
+from trimaran.plan.experts import room_for_experts
 from trimaran.plan.placement import parse_layers, place_layers
 from trimaran.plan.report import Bandwidth, Budget, GpuShare, Item, Place, Plan, Speed
 from trimaran.plan.sizes import GPU_RESERVE, RAM_RESERVE
@@ -97,13 +98,14 @@ class _Planner:
 
     def on_cpu(self, speed: Speed) -> Plan:
         """Everything in RAM."""
-        fixed = self.weights.total("RAM") + RAM_RESERVE
+        experts = room_for_experts(self.config.attn, spare=0)
+        fixed = self.weights.total("RAM") + RAM_RESERVE + experts
         context = choose_context(
             self.config.attn, self.wanted, lambda tokens: fixed + sum(self._in_ram(tokens)) <= self.ram
         )
         kv_bytes, workspace = self._in_ram(context)
         ram = Budget(fixed + kv_bytes + workspace, self.ram)
-        return self._plan(context, (kv_bytes, workspace), ram, speed)
+        return self._plan(context, (kv_bytes, workspace), ram, speed, experts=experts)
 
     def on_gpus(self, cards: Sequence[Card], speed: Speed) -> Plan:
         """The layers on GPUs, the experts and the embeddings in RAM."""
@@ -115,7 +117,8 @@ class _Planner:
         shares = self._shares(cards, context)
         sums = sum(share.kv_bytes for share in shares), sum(share.workspace for share in shares)
         ram = Budget(self.weights.total("RAM") + RAM_RESERVE, self.ram)
-        return self._plan(context, sums, ram, speed, shares)
+        experts = sum(share.experts for share in shares)
+        return self._plan(context, sums, ram, speed, shares, experts=experts)
 
     def _in_ram(self, tokens: int) -> tuple[int, int]:
         """Cache and workspace."""
@@ -143,6 +146,8 @@ class _Planner:
         weights = sum(self.weights.layers[layer] for layer in layers)
         weights += self.weights.head if has_head else 0
         kv_bytes = kv_layer * len(layers)
+        needed = weights + kv_bytes + workspace + GPU_RESERVE
+        experts = room_for_experts(self.config.attn, spare=card.memory - needed)
         return GpuShare(
             number=card.number,
             name=card.name,
@@ -152,7 +157,8 @@ class _Planner:
             kv_bytes=kv_bytes,
             workspace=workspace,
             kv_per_token=self.entry * len(layers),
-            budget=Budget(weights + kv_bytes + workspace + GPU_RESERVE, card.memory),
+            experts=experts,
+            budget=Budget(needed + experts, card.memory),
         )
 
     def _plan(
@@ -162,6 +168,8 @@ class _Planner:
         ram: Budget,
         speed: Speed,
         shares: tuple[GpuShare, ...] = (),
+        *,
+        experts: int,
     ) -> Plan:
         needed = sum(share.budget.needed for share in shares)
         available = sum(share.budget.available for share in shares)
@@ -180,6 +188,7 @@ class _Planner:
             ram=ram,
             re_encoded=self.weights.re_encoded,
             speed=speed,
+            experts=experts,
         )
 
 
