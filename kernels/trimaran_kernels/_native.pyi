@@ -222,7 +222,7 @@ class HopArena:
 
     @property
     def lost(self) -> bool:
-        """Whether its file was cut short since: the mapping is empty memory then, and calls stay unanswered."""
+        """Whether its file was cut short since: it is empty memory now, and calls stay unanswered."""
 
     def ring(self, slot: int, sequence: int, layer: int, n_tokens: int) -> None:
         """Ask for the computation of what lies in the slot; `sequence` differs from the slot's last one."""
