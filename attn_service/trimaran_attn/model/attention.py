@@ -79,7 +79,7 @@ class LatentAttention:
         spec = self._spec
         head = [spec.qk_nope_head_dim, spec.qk_rope_head_dim]
         q_nope, q_rope = torch.split(self._query(x).view(len(x), spec.n_heads, -1), head, -1)
-        q_rope = rotate(q_rope, step.cos, step.sin)
+        q_rope = self._rotate(q_rope, step)
         self._store(x, step)
         values = x.new_empty(len(x), spec.n_heads, spec.v_head_dim)
         absorbed = [segment for segment in step.batch.segments if self._absorbs(segment)]
@@ -89,6 +89,9 @@ class LatentAttention:
         if absorbed:
             self._attend_absorbed(values, q_nope, q_rope, absorbed, step)
         return self._output(values.flatten(1))
+
+    def _rotate(self, q_rope: Tensor, step: Step) -> Tensor:
+        return rotate(q_rope, step.cos, step.sin)
 
     def _store(self, x: Tensor, step: Step) -> None:
         """Write the latents and rotated keys of this step's tokens into the cache."""
