@@ -36,6 +36,10 @@ class StepRunner(Protocol):
         """Logits for each chunk that samples, and the scores that are asked for."""
         ...
 
+    def warm_up(self) -> None:
+        """Do now what would delay the first steps."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class NextToken:
@@ -160,6 +164,10 @@ class Engine:
             with self._tracer.span("sample", tokens=len(output.logits)):
                 self._tell_scores(output.prompt_logprobs)
                 self._complete(plan, self._draw(plan, output.logits))
+
+    def warm_up(self) -> None:
+        """Make the first steps as quick as later ones, once the experts are there."""
+        self._runner.warm_up()
 
     def stats(self) -> EngineStats:
         """Counters, gauges, and the histogram samples since the last call."""

@@ -24,6 +24,10 @@ from trimaran_attn.experts import Experts
 from trimaran_attn.grammar.compiler import GrammarCompiler
 from trimaran_attn.grammar.constraints import Constraints
 from trimaran_attn.grammar.vocabulary import read_token_table
+from trimaran_attn.graph.capture import CudaRecorder
+from trimaran_attn.graph.inputs import InputShape
+from trimaran_attn.graph.steps import StepGraphs
+from trimaran_attn.hop_steps import HopSteps
 from trimaran_attn.kv_cache import PAGE_SIZE, LatentCache
 from trimaran_attn.metrics import Meter
 from trimaran_attn.model.deepseek2 import ForwardOptions, build_model
@@ -76,6 +80,7 @@ def load_engine(
     rules: tuple[Rule, ...] = (),
     progress: Callable[[float], None] = lambda _: None,
     tracer: Tracer | None = None,
+    hop: HopSteps | None = None,
 ) -> Engine:
     """Read the weights and size the cache.
 
@@ -87,6 +92,7 @@ def load_engine(
         rules: choose other implementations, devices or types for modules.
         progress: told the share that is done, 0 to 1.
         tracer: records timelines.
+        hop: the experts, to be told of steps.
 
     Raises:
         ConfigError: a context longer than the model's, as many deferred experts as a token uses, or a rule
@@ -109,6 +115,7 @@ def load_engine(
     exact = config.precision == "exact" and device.type == "cpu"
     kind = choose_format(attn.kv_dtype, exact=exact)
     cache_plan = plan_cache(spec, attn, kind, plan)
+    replays = attn.cuda_graphs == "auto" and device.type == "cuda" and len(placement.stages) == 1
     registry = Registry(spec, Weights(model.file), placement, dtype, rules)
     pool = start_threads(attn)
     register_modules(
@@ -125,7 +132,7 @@ def load_engine(
         network = build_model(
             spec, registry, placement, progress, ForwardOptions(attn.micro_batches, tracer or Tracer())
         )
-        cache = LatentCache(spec, cache_plan.n_pages, placement, kind)
+        cache = LatentCache(spec, cache_plan.n_pages + replays, placement, kind)
     limits = Limits(
         context_length=cache_plan.context_length,
         max_running=attn.max_running,
@@ -137,7 +144,19 @@ def load_engine(
     scheduler = Scheduler(limits, pages, prefix_cache=attn.prefix_cache)
     table = read_token_table(model.file.metadata)
     constraints = None if table is None else Constraints(GrammarCompiler(table))
-    runner = Runner(network, cache, placement.first)
+    graphs = None
+    if hop is not None and replays:
+        widest = InputShape(limits.max_running, limits.context_length, spec.hidden_size, dtype, pages.n_pages)
+        graphs = StepGraphs(
+            network,
+            cache,
+            hop,
+            CudaRecorder(device),
+            widest=widest,
+            device=device,
+            tracer=tracer or Tracer(),
+        )
+    runner = Runner(network, cache, placement.first, hop, graphs)
     return Engine(scheduler, runner, spec.vocab_size, meter, constraints=constraints, tracer=tracer)
 
 

@@ -18,8 +18,11 @@ from trimaran.timeline import Tracer
 from trimaran.wire import GatewayToEngine
 
 from trimaran_attn.engine import Engine
+from trimaran_attn.experts import Experts
+from trimaran_attn.experts_choice import choose_experts
 from trimaran_attn.experts_client import ExpertsClient, ModelFacts
-from trimaran_attn.experts_link import ExpertsLink, RemoteExperts
+from trimaran_attn.experts_link import ExpertsLink
+from trimaran_attn.hop_steps import HopSteps
 from trimaran_attn.loading import OpenModel, load_engine, open_model
 from trimaran_attn.metrics import Meter
 from trimaran_attn.service import AttnServer, AttnService
@@ -43,11 +46,19 @@ def serve(config: Config, stop: Stop) -> None:
         experts = hop_config(config.experts, model.device)
         tokens = config.attn.max_step_tokens
         slots = calls_in_flight(config.attn)
-        link = ExpertsClient(experts, facts_of(model), run_dir.path, max_tokens=tokens, n_slots=slots)
+        device_slots = slots if model.device.type == "cuda" else 0
+        link = ExpertsClient(
+            experts,
+            facts_of(model),
+            run_dir.path,
+            max_tokens=tokens,
+            n_slots=slots,
+            device_slots=device_slots,
+        )
         stack.enter_context(closing(link))
-        dtype = torch.bfloat16 if experts.dtype == "bf16" else torch.float32
-        tracer = Tracer()
-        load = _loader(config, model, link, dtype, tracer)
+        meter, tracer = Meter(), Tracer()
+        way = choose_experts(link, experts, meter, device=model.device, device_slots=device_slots)
+        load = _loader(config, model, link, way, meter=meter, tracer=tracer)
         worker = EngineWorker(load, link, model.fingerprint, config.attn.max_waiting)
         max_open = config.attn.max_running + config.attn.max_waiting
         _log.info("loading", model=model.spec.name, endpoint=server.endpoint)
@@ -79,11 +90,17 @@ def facts_of(model: OpenModel) -> ModelFacts:
 
 
 def _loader(
-    config: Config, model: OpenModel, link: ExpertsLink, dtype: torch.dtype, tracer: Tracer
+    config: Config,
+    model: OpenModel,
+    link: ExpertsLink,
+    way: tuple[Experts, HopSteps],
+    *,
+    meter: Meter,
+    tracer: Tracer,
 ) -> Callable[[Progress], Engine]:
+    experts, hop = way
+
     def load(on_progress: Progress) -> Engine:
-        meter = Meter()
-        experts = RemoteExperts(link, meter, dtype)
         engine = load_engine(
             config,
             model,
@@ -91,8 +108,10 @@ def _loader(
             meter,
             progress=lambda share: on_progress("reading weights", share / 2),
             tracer=tracer,
+            hop=hop,
         )
         link.connect(lambda detail, share: _say_waiting(on_progress, detail, share))
+        engine.warm_up()
         _spare_the_collector()
         limits = engine.scheduler.limits
         _log.info(

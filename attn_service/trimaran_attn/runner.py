@@ -8,13 +8,19 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from trimaran.errors import PeerError
+from trimaran.telemetry import Log
 from trimaran.wire import TokenLogprob
 
 from trimaran_attn.device import explained_memory
+from trimaran_attn.graph.steps import StepGraphs
+from trimaran_attn.hop_steps import HopSteps, PlainSteps
 from trimaran_attn.kv_cache import PAGE_SIZE, LatentCache
 from trimaran_attn.model.batch import Batch, Output, Segment
 from trimaran_attn.model.scoring import Scored, Scores
 from trimaran_attn.scheduler import Chunk, StepPlan
+
+_log = Log(__name__)
 
 
 class Model(Protocol):
@@ -45,17 +51,43 @@ class Runner:
         model: on `device`.
         cache: its latents.
         device: where the batch's tensors go.
+        hop: told of every step.
+        graphs: replays the steps that fit it.
     """
 
-    def __init__(self, model: Model, cache: LatentCache, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Model,
+        cache: LatentCache,
+        device: torch.device,
+        hop: HopSteps | None = None,
+        graphs: StepGraphs | None = None,
+    ) -> None:
         self._model = model
         self._cache = cache
         self._device = device
+        self._hop = hop or PlainSteps()
+        self._graphs = graphs
 
     def run(self, plan: StepPlan) -> StepOutput:
         """Compute a step."""
-        with explained_memory("computing a step"):
-            output = self._model.forward(make_batch(plan, self._device), self._cache)
+        with explained_memory("computing a step"), self._hop.step():
+            if self._graphs is not None and self._graphs.fits(plan):
+                return StepOutput(self._graphs.run(plan).cpu())
+            return self._run_eagerly(plan)
+
+    def warm_up(self) -> None:
+        """Record steps before the first request comes."""
+        if self._graphs is None:
+            return
+        try:
+            with explained_memory("recording decode steps"):
+                self._graphs.warm_up()
+        except PeerError as error:
+            _log.warning("decode steps are recorded when they come", reason=str(error))
+
+    def _run_eagerly(self, plan: StepPlan) -> StepOutput:
+        output = self._model.forward(make_batch(plan, self._device), self._cache)
         scoring = [chunk.request.request_id for chunk in plan.chunks if chunk.scored]
         scores = {name: _logprobs(scores) for name, scores in zip(scoring, output.scores, strict=True)}
         return StepOutput(output.logits.cpu(), scores)

@@ -131,6 +131,15 @@ class Arena:
         """The tensors of one slot. They keep the memory mapped, even after `close`."""
         return self._views[index]
 
+    @property
+    def memory(self) -> NDArray[np.uint8]:
+        """All of the mapping, which lasts as long as any view of it."""
+        return np.frombuffer(self._memory, np.uint8)
+
+    def slot_start(self, index: int) -> int:
+        """Where a slot begins, in bytes from the arena's start."""
+        return _PAGE + index * self.layout.slot_stride
+
     def close(self) -> None:
         """Remove the file. May be called twice."""
         if self._fd >= 0:
@@ -162,7 +171,7 @@ class Arena:
 
     def _slot_views(self, slot: int) -> SlotViews:
         dims, layout = self.dims, self.layout
-        base = _PAGE + slot * layout.slot_stride
+        base = self.slot_start(slot)
         vectors, routes = (dims.max_tokens, dims.hidden_size), (dims.max_tokens, dims.top_k)
         return SlotViews(
             x=np.ndarray(vectors, dims.element, self._memory, base + layout.x),

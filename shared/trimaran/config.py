@@ -117,6 +117,13 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             " they are computed beside the next layer's attention; changes the results a little; 0: none",
         ),
     ] = 0
+    cuda_graphs: Annotated[
+        Literal["auto", "off"],
+        Meta(
+            description="whether a GPU replays decode steps that were recorded once, hops to the experts"
+            " included; auto: where it can"
+        ),
+    ] = "auto"
     threads: Annotated[
         Annotated[int, Meta(ge=1)] | None, Meta(description="CPU threads; none: the cores it may use")
     ] = None

@@ -209,10 +209,18 @@ def make_client(model: Model, run_dir: Path) -> Iterator[Callable[..., ExpertsCl
             at: Path = run_dir,
             max_tokens: int = 8,
             n_slots: int = 4,
+            device_slots: int = 0,
             **options: Any,
         ) -> ExpertsClient:
             config = ExpertsConfig(**{"connect_timeout_s": 20.0, "call_timeout_s": 10.0, **options})
-            client = ExpertsClient(config, facts or model.facts, at, max_tokens=max_tokens, n_slots=n_slots)
+            client = ExpertsClient(
+                config,
+                facts or model.facts,
+                at,
+                max_tokens=max_tokens,
+                n_slots=n_slots,
+                device_slots=device_slots,
+            )
             return stack.enter_context(client)
 
         yield make

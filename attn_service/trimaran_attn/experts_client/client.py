@@ -32,7 +32,7 @@ from trimaran_attn.experts_client.link import (
     ShardStatus,
 )
 from trimaran_attn.experts_client.statuses import status_error
-from trimaran_attn.experts_client.transports import Batch, Vectors
+from trimaran_attn.experts_client.transports import Batch, SharedArena, Vectors
 
 Progress = Callable[[str, float], None]
 """Takes one line for people and the fraction of the weights that is read, 0 to 1."""
@@ -84,6 +84,7 @@ class ExpertsClient:
         run_dir: where the shard of this host listens, and where arenas go if it is on a tmpfs.
         max_tokens: tokens of one call; larger batches are cut.
         n_slots: calls in flight per shard.
+        device_slots: slots beside these, for a GPU.
 
     Raises:
         PeerError: the shared memory has no room for the arenas; better known before the weights are read.
@@ -97,14 +98,18 @@ class ExpertsClient:
         *,
         max_tokens: int = 512,
         n_slots: int = 4,
+        device_slots: int = 0,
     ) -> None:
         self._config = config
         self._run_dir = Path(run_dir)
         self._facts = facts
+        self._n_slots = n_slots
         dtype: ElementType = "f32" if config.dtype == "auto" else config.dtype
-        self._dims = ArenaDims(facts.hidden_size, facts.top_k, max_tokens, n_slots, dtype)
+        self._dims = ArenaDims(facts.hidden_size, facts.top_k, max_tokens, device_slots + n_slots, dtype)
         curve = CurveKeys.load(config.curve_key) if config.curve_key else None
-        options = LinkOptions(config.notifier, self._dims, self._run_dir, ChannelOptions(curve=curve))
+        options = LinkOptions(
+            config.notifier, self._dims, self._run_dir, ChannelOptions(curve=curve), device_slots
+        )
         endpoints = config.endpoints or (config.listen or experts_endpoint(run_dir),)
         if config.notifier != "tcp":
             _try_arenas(self._dims, arena_directory(self._run_dir), len(endpoints))
@@ -180,6 +185,37 @@ class ExpertsClient:
             _abandon(ticket)
             raise
         return ticket.y
+
+    def shared_arenas(self) -> tuple[SharedArena, ...]:
+        """Every shard's arena, for a GPU; the same objects as before unless a shard was lost meanwhile.
+
+        Raises:
+            PeerError: a shard is away.
+        """
+        return tuple(link.shared_arena() for link in self._links)
+
+    def count_tokens(self, n_tokens: int) -> None:
+        """A GPU had so many tokens computed by every shard, each of them once for a layer."""
+        for traffic in self._traffic.values():
+            traffic.sent += self._sent_bytes * n_tokens
+            traffic.received += self._received_bytes * n_tokens
+
+    def timed_out(self, shard: int) -> PeerError:
+        """A shard did not answer a GPU in time: it is given up, and said hello to anew."""
+        link = self._links[shard]
+        link.lose("did not answer in time")
+        return PeerError(f"expert service {link.endpoint} did not answer in time")
+
+    def went_away(self, shard: int) -> PeerError:
+        """The error for a shard that was lost while a GPU waited."""
+        return PeerError(f"expert service {self._links[shard].endpoint} went away during a step")
+
+    def refused(self, shard: int, layer: int, status: int) -> TrimaranError:
+        """The error for a shard's answer other than OK to a GPU."""
+        link = self._links[shard]
+        if status == Status.SHUTTING_DOWN:
+            link.lose("is shutting down")
+        return status_error(status, link.endpoint, layer)
 
     def settle(self) -> None:
         """Wait out the calls that a step left behind when it broke off: the next one needs their slots.
@@ -300,7 +336,7 @@ class ExpertsClient:
     def _collect(self, ticket: Ticket) -> None:
         """Wait for the oldest call of the ticket and add its answer."""
         if not ticket.flights:
-            raise OverloadedError(f"all {self._dims.n_slots} slots of the experts are in use")
+            raise OverloadedError(f"all {self._n_slots} slots of the experts are in use")
         link, flight = ticket.flights[0]
         reply = link.wait(flight, ticket.deadline)
         ticket.flights.popleft()

@@ -42,7 +42,16 @@ from trimaran.wire import (
 )
 
 from trimaran_attn.experts_client.coverage import Slice
-from trimaran_attn.experts_client.transports import Answer, Batch, Reply, Sums, Transport, make_transport
+from trimaran_attn.experts_client.transports import (
+    Answer,
+    Batch,
+    DoorbellTransport,
+    Reply,
+    SharedArena,
+    Sums,
+    Transport,
+    make_transport,
+)
 
 SLICE_S = 0.2  # how long a wait may go on before it looks whether the peer is still there
 RETRY_S = 0.5
@@ -87,20 +96,21 @@ class ShardStatus:
 
 @dataclass(frozen=True)
 class LinkOptions:
-    """How to talk to every shard."""
+    """How to talk to every shard. The first `device_slots` of the arena's slots belong to a GPU."""
 
     notifier: Notifier
     dims: ArenaDims
     run_dir: Path
     channel: ChannelOptions
+    device_slots: int = 0
 
 
 class Session:
     """One hello's worth of calls: a transport and its free slots."""
 
-    def __init__(self, transport: Transport, n_slots: int) -> None:
+    def __init__(self, transport: Transport, slots: range) -> None:
         self.transport = transport
-        self.free = list(range(n_slots))
+        self.free = list(slots)
         self.abandoned: list[tuple[int, int]] = []  # slot, sequence of calls that nobody waits for any more
 
     def reap(self) -> None:
@@ -190,6 +200,18 @@ class ShardLink:
                 break
             self.pump(0)
         raise PeerError(f"expert service {self.endpoint}: {self._detail}")
+
+    def shared_arena(self) -> SharedArena:
+        """The session's arena; another one after each loss of the shard.
+
+        Raises:
+            PeerError: the shard is not ready, or the notifier is not the doorbell.
+        """
+        with self._lock:
+            transport = self._require_session().transport
+        if not isinstance(transport, DoorbellTransport):
+            raise PeerError(f"expert service {self.endpoint}: a GPU needs the notifier doorbell")
+        return transport.shared
 
     def release(self, flight: Flight) -> None:
         """The slot is free again."""
@@ -302,7 +324,7 @@ class ShardLink:
         options, facts = self._options, self._facts
         if self._session is None:
             transport = make_transport(options.notifier, options.dims, options.run_dir, self)
-            self._session = Session(transport, options.dims.n_slots)
+            self._session = Session(transport, range(options.device_slots, options.dims.n_slots))
         hello = Hello(
             protocol=PROTOCOL_VERSION,
             model_fingerprint=facts.fingerprint,

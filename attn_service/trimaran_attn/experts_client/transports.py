@@ -133,8 +133,20 @@ class ArenaTransport:
         self._arena.close()
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class SharedArena:
+    """A session's arena: the memory, and how the worker behind it is told of steps."""
+
+    arena: Arena
+    memory: HopArena
+
+
 class DoorbellTransport(ArenaTransport):
     """The shard's native worker watches the arena."""
+
+    def __init__(self, arena: Arena) -> None:
+        super().__init__(arena)
+        self.shared = SharedArena(arena, self._memory)
 
     def submit(self, slot: int, sequence: int, batch: Batch) -> None:
         """Write the tensors, ring."""
@@ -148,6 +160,11 @@ class DoorbellTransport(ArenaTransport):
     def is_done(self, slot: int, sequence: int) -> bool:
         """Whether the worker has answered."""
         return self._memory.wait_done(slot, sequence, 0) is not None
+
+    def close(self) -> None:
+        """End the waits of a GPU, remove the file."""
+        self._memory.abandon()
+        super().close()
 
 
 class MessageTransport(ArenaTransport):

@@ -13,7 +13,8 @@ from torch import Tensor
 from trimaran.gguf import GGMLType
 from trimaran.spec import ModelSpec
 
-from trimaran_attn.model.batch import Segment
+from trimaran_attn import kv_codes
+from trimaran_attn.model.batch import DecodeRows, Segment
 from trimaran_attn.model.kinds import LINEAR, NORM
 from trimaran_attn.model.linear import Linear
 from trimaran_attn.model.mla import (
@@ -23,6 +24,7 @@ from trimaran_attn.model.mla import (
     absorbs,
     attend_expanded,
     attend_latents,
+    attend_padded,
     unabsorb,
 )
 from trimaran_attn.model.native_attention import NativeLatentAttention, NativeMla, pack_maps
@@ -81,6 +83,8 @@ class LatentAttention:
         q_nope, q_rope = torch.split(self._query(x).view(len(x), spec.n_heads, -1), head, -1)
         q_rope = self._rotate(q_rope, step)
         self._store(x, step)
+        if step.batch.decode is not None:
+            return self._output(self._attend_rows(q_nope, q_rope, step.batch.decode, step).flatten(1))
         values = x.new_empty(len(x), spec.n_heads, spec.v_head_dim)
         absorbed = [segment for segment in step.batch.segments if self._absorbs(segment)]
         for segment in step.batch.segments:
@@ -89,6 +93,15 @@ class LatentAttention:
         if absorbed:
             self._attend_absorbed(values, q_nope, q_rope, absorbed, step)
         return self._output(values.flatten(1))
+
+    def _attend_rows(self, q_nope: Tensor, q_rope: Tensor, rows: DecodeRows, step: Step) -> Tensor:
+        """Values [R, H, v] of single tokens, absorbed; no shape depends on what the tensors hold."""
+        queries = torch.cat((absorb(q_nope, self._maps), q_rope), -1)
+        raw = step.cache.layer_bytes(self._layer)[rows.tables.long()].flatten(0, 2)
+        entries = kv_codes.decode(raw, self._spec, step.cache.kind).to(queries.dtype)
+        entries = entries.view(len(queries), -1, queries.shape[-1])
+        mixed = attend_padded(queries, entries, rows.lengths, self._spec.kv_lora_rank, self._scale)
+        return unabsorb(mixed, self._maps)
 
     def _rotate(self, q_rope: Tensor, step: Step) -> Tensor:
         return rotate(q_rope, step.cos, step.sin)

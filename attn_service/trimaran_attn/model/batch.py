@@ -44,6 +44,25 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class DecodeRows:
+    """One token of each of R requests, in tensors alone: a forward pass over them can be replayed.
+
+    Attributes:
+        x: [R, hidden], the tokens' embeddings.
+        tables: int32 [R, P], the requests' pages in order of position; what follows them does not matter.
+        lengths: int32 [R], tokens that each row attends to, itself included: at least 1.
+        requests: int32 [R], 0, 1, …
+        longest: none of `lengths` will ever be larger.
+    """
+
+    x: Tensor
+    tables: Tensor
+    lengths: Tensor
+    requests: Tensor
+    longest: int
+
+
+@dataclass(frozen=True)
 class Batch:
     """T tokens of one step, on one device.
 
@@ -54,6 +73,7 @@ class Batch:
         segments: which rows belong together; they cover all T rows.
         sampled_rows: [S] int64, the rows whose logits are wanted.
         scored: rows of prompts whose log probabilities are wanted.
+        decode: says the same as `segments`, which is empty then, for rows that are all single tokens.
     """
 
     token_ids: Tensor
@@ -62,11 +82,13 @@ class Batch:
     segments: tuple[Segment, ...]
     sampled_rows: Tensor
     scored: tuple[Scored, ...] = ()
+    decode: DecodeRows | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; itself, if it is there."""
         if self.token_ids.device == device:
             return self
+        assert self.decode is None, "steps over static inputs stay on one device"
         return Batch(
             self.token_ids.to(device),
             self.positions.to(device),
@@ -93,11 +115,11 @@ class Output:
 def split_batch(batch: Batch, count: int) -> tuple[Batch, ...]:
     """Cut a batch into at most `count` parts of about equal size, in order; a segment may be cut in two.
 
-    Only what the layers need is split: `sampled_rows` and `scored` are empty.
+    Only what the layers need is split: `sampled_rows` and `scored` are empty. Rows to decode stay together.
     """
     n_tokens = len(batch.token_ids)
     count = min(count, n_tokens)
-    if count <= 1:
+    if count <= 1 or batch.decode is not None:
         return (batch,)
     borders = [n_tokens * part // count for part in range(count + 1)]
     return tuple(_part(batch, start, stop) for start, stop in pairwise(borders))

@@ -111,7 +111,7 @@ class Deepseek2:
 
     def _through_layers(self, parts: Sequence[Batch], steps: Sequence[Sequence[Step]]) -> Tensor:
         """All parts in turns, so that the experts compute one while another's attention is computed here."""
-        pending: list[Pending] = [partial(self._embedding, part.token_ids) for part in parts]
+        pending: list[Pending] = [partial(self._embed, part) for part in parts]
         for index, part in turns([stage.layers for stage in self._placement.stages], len(parts)):
             stage = self._stage_of[index]
             x = self._finish(pending[part], index)
@@ -125,6 +125,13 @@ class Deepseek2:
         """What comes into layer `index`, on the device that computed it."""
         with entered(self._placement.stages[self._stage_of[max(0, index - 1)]].device):
             return pending()
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """token_ids: int64 [T] on the CPU → [T, hidden]."""
+        return self._embedding(token_ids)
+
+    def _embed(self, part: Batch) -> Tensor:
+        return self._embedding(part.token_ids) if part.decode is None else part.decode.x
 
     def _logits(self, x: Tensor) -> Tensor:
         """x: [n, hidden] → [n, vocab] float32."""

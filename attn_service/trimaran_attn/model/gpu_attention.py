@@ -19,7 +19,7 @@ from trimaran_kernels.gpu.store import store_latents
 
 from trimaran_attn.kv_cache import PAGE_SIZE
 from trimaran_attn.model.attention import LatentAttention
-from trimaran_attn.model.batch import Segment
+from trimaran_attn.model.batch import DecodeRows, Segment
 from trimaran_attn.model.mla import absorb, unabsorb
 from trimaran_attn.model.step import Step
 
@@ -77,6 +77,20 @@ class GpuLatentAttention(LatentAttention):
             scale=self._scale,
         )
         values[rows.index] = unabsorb(mixed, self._maps)
+
+    def _attend_rows(self, q_nope: Tensor, q_rope: Tensor, rows: DecodeRows, step: Step) -> Tensor:
+        views, entry = self._layer_of(step)
+        mixed = decode_attention(
+            torch.cat((absorb(q_nope, self._maps), q_rope), -1),
+            views,
+            entry,
+            rows.tables,
+            rows.requests,
+            rows.lengths,
+            longest=rows.longest,
+            scale=self._scale,
+        )
+        return unabsorb(mixed, self._maps)
 
     def _naive(self, q_nope: Tensor, q_rope: Tensor, segment: Segment, step: Step) -> Tensor:
         """Keys and values exist for a part of the context at a time."""

@@ -78,6 +78,26 @@ def attend_latents(queries: Tensor, entries: Tensor, latent: int, *, position: i
     return mixed
 
 
+def attend_padded(queries: Tensor, entries: Tensor, lengths: Tensor, latent: int, scale: float) -> Tensor:
+    """Absorbed attention of one token for each of R requests.
+
+    Args:
+        queries: [R, H, latent + rope].
+        entries: [R, L, latent + rope]; what lies behind a row's length may be anything.
+        lengths: int32 [R], 1 to L.
+        latent: how much of an entry is the latent.
+        scale: on the scores.
+
+    Returns:
+        Mixed latents [R, H, latent].
+    """
+    seen = torch.arange(entries.shape[1], device=entries.device) < lengths[:, None]
+    entries = torch.where(seen[..., None], entries, 0.0)
+    scores = torch.bmm(queries, entries.transpose(1, 2)).float() * scale
+    weights = torch.where(seen[:, None], scores, -torch.inf).softmax(-1).to(entries.dtype)
+    return torch.bmm(weights, entries[..., :latent])
+
+
 def attend_expanded(
     queries: tuple[Tensor, Tensor], entries: Tensor, maps: LatentMaps, *, position: int, scale: float
 ) -> Tensor:

@@ -1,7 +1,7 @@
 """A mixture-of-experts layer's gate in two launches: scores' logits, then the whole choice for each token.
 
-arXiv 2405.04434 §2.1.2: softmax, and a group is as good as its best expert. 2412.19437 §2.1.2: sigmoid, a bias
-that takes part in the choice alone, and a group is as good as its best two.
+arXiv 2405.04434 §2.1.2: softmax, and a group is as good as its best expert. arXiv 2412.19437 §2.1.2: sigmoid,
+a bias that takes part in the choice alone, and a group is as good as its best two.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def choose_kernel(
     k = tl.arange(0, triton.next_power_of_2(R.top_k))
     chosen = tl.zeros_like(k)
     shares = tl.zeros(k.shape, tl.float32)
-    for n in tl.static_range(R.top_k):
+    top_k: tl.constexpr = R.top_k
+    for n in tl.static_range(top_k):
         best = tl.argmax(flat, 0, tie_break_left=True)
         share = tl.sum(tl.where(place == best, flat_scores, 0.0), 0)
         chosen = tl.where(k == n, best // SIZE * size + best % SIZE, chosen)
@@ -118,7 +119,8 @@ def _best_groups(ranking, R: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.conste
         best += tl.max(others, 1)
     best = tl.where(group < R.n_groups, tl.maximum(best, -3e38), float("-inf"))
     kept = tl.zeros_like(group)
-    for _ in tl.static_range(R.n_groups_used):
+    used: tl.constexpr = R.n_groups_used
+    for _ in tl.static_range(used):
         winner = tl.argmax(best, 0, tie_break_left=True)
         kept = tl.where(group == winner, 1, kept)
         best = tl.where(group == winner, float("-inf"), best)

@@ -2,7 +2,9 @@
 
 All heads share one key, latent and rotated part, and one value, the latent (arXiv 2405.04434 §2.1), so a
 program takes a block of heads of one token and reads each entry once for all of them. Splits are merged by
-their log-sum-exp.
+their log-sum-exp. How many splits are launched depends on the batch's size and the longest context there
+could be; how long they are on each row's own length, read on the device. So a launch can be replayed with
+other lengths, and a row's result does not depend on its batch-mates' lengths.
 """
 
 from __future__ import annotations
@@ -33,6 +35,16 @@ class Block:
     stages: int
 
 
+LEAST_STEPS = tl.constexpr(4)
+"""Steps of a program that a split is worth."""
+
+
+@triton.jit
+def _split_length(length, n_splits, TOKENS: tl.constexpr):
+    """Entries per split, a multiple of a program's step: all splits are used, unless they got too short."""
+    return tl.maximum(tl.cdiv(tl.cdiv(length, n_splits), TOKENS), LEAST_STEPS) * TOKENS
+
+
 @triton.jit
 def split_kernel(
     queries,
@@ -45,7 +57,6 @@ def split_kernel(
     scale,
     n_heads,
     table_stride,
-    per_split,
     E: tl.constexpr,
     HEADS: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -63,8 +74,10 @@ def split_kernel(
     q_latent = tl.load(q + i[None, :], mask=exists, other=0.0)
     q_key = tl.load(q + E.latent + j[None, :], mask=exists, other=0.0)
     table = tables + tl.load(requests + row).to(tl.int64) * table_stride
+    length = tl.load(lengths + row)
+    per_split = _split_length(length, tl.num_programs(2), TOKENS)
     first = split * per_split
-    last = min(first + per_split, tl.load(lengths + row))
+    last = min(first + per_split, length)
     largest = tl.full([HEADS], float("-inf"), tl.float32)
     total = tl.zeros([HEADS], tl.float32)
     mixed = tl.zeros([HEADS, latent], tl.float32)
@@ -84,25 +97,38 @@ def split_kernel(
         mixed = tl.dot(weights.to(latents.dtype), latents, mixed * shrink[:, None], input_precision="ieee")
         largest = larger
     target = (row.to(tl.int64) * tl.num_programs(2) + split) * n_heads + heads
+    written = heads < tl.where(first < last, n_heads, 0)  # splits beyond the row's end are not looked at
     size = tl.where(total > 0, largest + tl.log2(total), float("-inf"))
-    tl.store(maxima + target, size, mask=heads < n_heads)
+    tl.store(maxima + target, size, mask=written)
     mixed = mixed / tl.where(total > 0, total, 1.0)[:, None]
-    tl.store(partial + target[:, None] * E.latent + i[None, :], mixed, mask=exists)
+    tl.store(partial + target[:, None] * E.latent + i[None, :], mixed, mask=written[:, None])
 
 
 @triton.jit
-def merge_kernel(partial, maxima, out, n_heads, n_splits, LATENT: tl.constexpr, SPLITS: tl.constexpr):
+def merge_kernel(
+    partial,
+    maxima,
+    lengths,
+    out,
+    n_heads,
+    n_splits,
+    LATENT: tl.constexpr,
+    SPLITS: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
     """out[row, head] = mean of partial[row, :, head], weighted by exp2 of their maxima."""
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
+    length = tl.load(lengths + row)
+    used = tl.cdiv(length, _split_length(length, n_splits, TOKENS))
     i = tl.arange(0, LATENT)
     s = tl.arange(0, SPLITS)
     at = (row * n_splits + s) * n_heads + head
-    sizes = tl.load(maxima + at, mask=s < n_splits, other=float("-inf"))
+    sizes = tl.load(maxima + at, mask=s < used, other=float("-inf"))
     weights = tl.exp2(sizes - tl.max(sizes, 0))
     weights = weights / tl.sum(weights, 0)
     total = tl.zeros([LATENT], tl.float32)
-    for split in range(n_splits):
+    for split in range(used):
         mine = tl.sum(tl.where(s == split, weights, 0.0), 0)
         total += mine * tl.load(partial + ((row * n_splits + split) * n_heads + head) * LATENT + i)
     tl.store(out + (row * n_heads + head) * LATENT + i, total.to(out.dtype.element_ty))
@@ -128,7 +154,8 @@ def decode_attention(
         tables: int32 [R, P], pages of each request in order of position.
         requests: int32 [T], the request of each token.
         lengths: int32 [T], how many entries each token sees, itself included: at least 1.
-        longest: the largest of `lengths`.
+        longest: none of `lengths` is larger. With T it decides how many splits there are, and by that on the
+            order of additions.
         scale: on the scores.
 
     Returns:
@@ -137,8 +164,7 @@ def decode_attention(
     n_rows, n_heads, _ = queries.shape
     block = choose_block(n_heads, entry)
     head_blocks = triton.cdiv(n_heads, block.heads)
-    per_split = split_length(longest, n_rows * head_blocks, block.tokens)
-    n_splits = triton.cdiv(longest, per_split)
+    n_splits = count_splits(longest, n_rows * head_blocks, block.tokens)
     partial = queries.new_empty(n_rows, n_splits, n_heads, entry.latent, dtype=torch.float32)
     maxima = queries.new_empty(n_rows, n_splits, n_heads, dtype=torch.float32)
     split_kernel[(n_rows, head_blocks, n_splits)](
@@ -152,7 +178,6 @@ def decode_attention(
         scale * LOG2_E,
         n_heads,
         tables.stride(0),
-        per_split,
         E=entry,
         HEADS=block.heads,
         TOKENS=block.tokens,
@@ -163,11 +188,13 @@ def decode_attention(
     merge_kernel[(n_rows, n_heads)](
         partial,
         maxima,
+        lengths,
         out,
         n_heads,
         n_splits,
         LATENT=entry.latent,
         SPLITS=triton.next_power_of_2(n_splits),
+        TOKENS=block.tokens,
         num_warps=4,
     )
     return out
@@ -181,7 +208,7 @@ def choose_block(n_heads: int, entry: Entry) -> Block:
     return Block(heads, tokens=64 if entry.form == PLAIN else 32, warps=8, stages=2)
 
 
-def split_length(longest: int, programs: int, tokens: int) -> int:
-    """Entries per split, a multiple of a program's step: enough splits to fill a GPU, none too short."""
-    splits = max(1, min(triton.cdiv(PROGRAMS, programs), triton.cdiv(longest, 4 * tokens)))
-    return int(triton.cdiv(triton.cdiv(longest, splits), tokens)) * tokens
+def count_splits(longest: int, programs: int, tokens: int) -> int:
+    """Splits of a context: enough to fill a GPU, none too short."""
+    most = triton.cdiv(longest, LEAST_STEPS.value * tokens)
+    return int(max(1, min(triton.cdiv(PROGRAMS, programs), most)))

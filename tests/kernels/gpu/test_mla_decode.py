@@ -5,7 +5,7 @@ import torch
 from interpreted import DEVICE, ON_GPU
 from trimaran_kernels.gpu import mla_decode
 from trimaran_kernels.gpu.latents import describe_entry, view_layer
-from trimaran_kernels.gpu.mla_decode import Block, decode_attention, split_length
+from trimaran_kernels.gpu.mla_decode import Block, count_splits, decode_attention
 from trimaran_kernels.gpu.mla_reference import decode_reference, entries_reference, store_reference
 from trimaran_kernels.gpu.store import store_latents
 
@@ -101,6 +101,23 @@ def test_ragged_batches(kind):
     assert (got.float() - expected).norm() / expected.norm() < ERROR[kind]
 
 
+def test_a_row_does_not_depend_on_its_batch_mates():
+    """Nor on the longest context there could be, once that has all the splits: a launch can be replayed."""
+    torch.manual_seed(5)
+    pages = Pages("f32", 16)
+    pages.write(torch.arange(16 * PAGE, device=DEVICE))
+    tables = torch.arange(16, dtype=torch.int32, device=DEVICE).expand(2, 16).contiguous()
+    requests = torch.tensor([0, 1], dtype=torch.int32, device=DEVICE)
+    queries = torch.randn(2, 16, LATENT + ROPE, device=DEVICE)
+    results = []
+    for other, longest in ((3, 256), (250, 256), (90, 9000)):
+        lengths = torch.tensor([90, other], dtype=torch.int32, device=DEVICE)
+        arguments = (queries, pages.views, pages.entry, tables, requests, lengths)
+        results.append(decode_attention(*arguments, longest=longest, scale=0.05)[0])
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
 def test_large_scores_do_not_overflow():
     torch.manual_seed(4)
     pages = Pages("f32", 2)
@@ -115,8 +132,8 @@ def test_large_scores_do_not_overflow():
 
 def test_splits_fill_a_gpu_and_are_not_too_short(monkeypatch):
     monkeypatch.setattr(mla_decode, "PROGRAMS", 264)
-    assert split_length(1, 2, 64) == 64
-    assert split_length(300, 2, 64) == 192  # two splits of at least four steps would overlap the end
-    assert split_length(128 << 10, 2, 64) == 1024
-    assert split_length(32 << 10, 16, 64) == 1984
-    assert split_length(32 << 10, 300, 64) == 32 << 10
+    assert count_splits(1, 2, 64) == 1
+    assert count_splits(300, 2, 64) == 2
+    assert count_splits(128 << 10, 2, 64) == 132
+    assert count_splits(32 << 10, 16, 64) == 17
+    assert count_splits(32 << 10, 300, 64) == 1

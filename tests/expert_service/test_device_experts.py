@@ -1,0 +1,204 @@
+"""A device's hops, in Triton's interpreter, with real expert services at the other end."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import interpreted
+import numpy as np
+import pytest
+import torch
+from trimaran.errors import KernelError, OverloadedError, PeerError
+from trimaran_attn.device_experts import DeviceExperts
+from trimaran_attn.experts_client import ExpertsClient
+from trimaran_attn.experts_link import RemoteExperts
+from trimaran_attn.metrics import Meter
+from trimaran_attn.pinned import PinningRefusedError, SameMemory
+
+CPU = torch.device("cpu")
+LAYERS = (1, 2)
+MakeClient = Callable[..., ExpertsClient]
+MakeDevice = Callable[..., DeviceExperts]
+pytestmark = pytest.mark.skipif(interpreted.ON_GPU, reason="memory of the CPU: `make gpu-check`")
+
+
+class NoPinning(SameMemory):
+    """A driver that refuses."""
+
+    def register(self, memory: np.ndarray) -> int:
+        raise PinningRefusedError(f"the driver refuses {memory.nbytes} bytes")
+
+
+@pytest.fixture(autouse=True)
+def _overflows_are_infinite() -> Iterator[None]:
+    with np.errstate(all="ignore"):
+        yield
+
+
+@pytest.fixture
+def make_device(make_client: MakeClient) -> MakeDevice:
+    """Connected: `make_device(endpoints=…, timeout_s=…)`."""
+
+    def make(timeout_s: float = 30.0, pinning: SameMemory | None = None, **options: object) -> DeviceExperts:
+        client = make_client(device_slots=2, **options)
+        client.connect()
+        meter = Meter()
+        fallback = RemoteExperts(client, meter)
+        pinning = pinning or SameMemory()
+        return DeviceExperts(client, fallback, meter, pinning, device=CPU, n_slots=2, timeout_s=timeout_s)
+
+    return make
+
+
+def compute(experts: DeviceExperts, model, n: int = 3, seed: int = 0) -> torch.Tensor:
+    """A step of two layers."""
+    x, ids, weights = map(torch.from_numpy, model.batch(n, seed))
+    with experts.step():
+        return torch.stack([experts.wait(experts.submit(layer, x, ids, weights)) for layer in LAYERS])
+
+
+def expected(model, n: int = 3, seed: int = 0) -> torch.Tensor:
+    batch = model.batch(n, seed)
+    return torch.stack([torch.from_numpy(model.expected(layer, *batch)).float() for layer in LAYERS])
+
+
+def assert_works(experts: DeviceExperts, model, seed: int = 0) -> None:
+    torch.testing.assert_close(
+        compute(experts, model, 3, seed), expected(model, 3, seed), rtol=1e-3, atol=1e-3
+    )
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
+def test_two_shards_are_summed(model, start_experts, make_device: MakeDevice, run_dir: Path) -> None:
+    half = model.facts.n_experts // 2
+    endpoints = []
+    for name, owned in (("a", f"0-{half - 1}"), ("b", f"{half}-{model.facts.n_experts - 1}")):
+        endpoints.append(f"ipc://{run_dir}/{name}.sock")
+        start_experts(**{"experts.listen": endpoints[-1], "experts.experts": owned})
+    experts = make_device(endpoints=tuple(endpoints))
+    for seed in range(3):
+        assert_works(experts, model, seed)
+    assert experts.is_attached
+
+
+def test_rows_of_padding_do_not_cross(model, start_experts, make_device: MakeDevice) -> None:
+    start_experts()
+    experts = make_device()
+    x, ids, weights = map(torch.from_numpy, model.batch(4))
+    ids[2:] = -7
+    x[2:] = torch.nan
+    with experts.padded(torch.tensor([2], dtype=torch.int32)), experts.step():
+        y = experts.wait(experts.submit(1, x, ids, weights))
+    real = tuple(part[:2] for part in model.batch(4))
+    np.testing.assert_allclose(y[:2], model.expected(1, *real), rtol=1e-3, atol=1e-3)
+    assert not y[2:].any()
+
+
+def test_more_layers_than_slots_are_refused(model, start_experts, make_device: MakeDevice) -> None:
+    start_experts()
+    experts = make_device()
+    x, ids, weights = map(torch.from_numpy, model.batch(1))
+    with experts.step():
+        tickets = [experts.submit(1, x, ids, weights) for _ in range(2)]
+        with pytest.raises(OverloadedError, match="slots"):
+            experts.submit(1, x, ids, weights)
+        for ticket in tickets:
+            experts.wait(ticket)
+    assert_works(experts, model)
+
+
+def test_a_service_killed_in_a_step_is_a_peer_error_and_it_recovers(
+    model, start_experts, make_device: MakeDevice
+) -> None:
+    service = start_experts()
+    experts = make_device(timeout_s=1000.0)
+    assert_works(experts, model)
+    service.freeze()
+    threading.Timer(0.3, service.process.kill).start()
+    started = time.monotonic()
+    with pytest.raises(PeerError, match="went away"):
+        compute(experts, model)
+    assert time.monotonic() - started < 20
+    with pytest.raises(PeerError, match="not ready"):
+        compute(experts, model)
+    start_experts().wait_for("client attached")
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            assert_works(experts, model)
+        except PeerError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        else:
+            break
+
+
+def test_a_frozen_service_is_a_timeout(model, start_experts, make_device: MakeDevice) -> None:
+    service = start_experts()
+    experts = make_device(timeout_s=0.05)
+    compute(experts, model)
+    service.freeze()
+    with pytest.raises(PeerError, match="did not answer in time"):
+        compute(experts, model)
+    service.process.send_signal(signal.SIGCONT)
+
+
+def test_a_refusal_is_a_kernel_error_and_harms_no_other_step(
+    model, start_experts, make_device: MakeDevice
+) -> None:
+    start_experts()
+    experts = make_device()
+    x, ids, weights = map(torch.from_numpy, model.batch(2))
+    x[0, 0] = torch.inf
+    with pytest.raises(KernelError, match="layer 2: the input holds NaN"), experts.step():
+        experts.wait(experts.submit(2, x, ids, weights))
+    assert_works(experts, model)
+
+
+def test_where_the_driver_refuses_the_cpu_carries(model, start_experts, make_device: MakeDevice) -> None:
+    start_experts()
+    experts = make_device(pinning=NoPinning())
+    assert_works(experts, model)
+    assert not experts.is_attached
+
+
+BEGIN_A_STEP_AND_HANG = """
+import sys, time
+from pathlib import Path
+from trimaran.config import ExpertsConfig
+from trimaran_attn.experts_client import ExpertsClient, ModelFacts
+facts = ModelFacts({facts})
+client = ExpertsClient(ExpertsConfig(connect_timeout_s=20.0), facts, Path({run_dir!r}), device_slots=2)
+client.connect()
+client.shared_arenas()[0].memory.begin_step()
+print("in a step", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_client_killed_in_a_step_soon_costs_nothing(model, start_experts, run_dir: Path) -> None:
+    service = start_experts()
+    facts = model.facts
+    arguments = (facts.fingerprint, facts.hidden_size, facts.top_k, facts.n_experts, facts.layers)
+    script = BEGIN_A_STEP_AND_HANG.format(facts=", ".join(map(repr, arguments)), run_dir=str(run_dir))
+    client = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert client.stdout is not None
+    assert client.stdout.readline() == b"in a step\n"
+    client.kill()
+    client.wait()
+    client.stdout.close()
+    service.wait_for("client detached")
+    before = cpu_seconds(service.process.pid)
+    time.sleep(1)
+    assert cpu_seconds(service.process.pid) - before <= 0.03
