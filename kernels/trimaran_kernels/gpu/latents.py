@@ -92,7 +92,9 @@ def load_latents(layer, slots, there, E: tl.constexpr):
     """
     if E.form == 0:
         i = tl.arange(0, E.latent)
-        return tl.load(layer.codes + slots[:, None] * E.code_stride + i[None, :], mask=there[:, None], other=0)
+        return tl.load(
+            layer.codes + slots[:, None] * E.code_stride + i[None, :], mask=there[:, None], other=0
+        )
     else:
         # In groups, so that a group's scale takes one register, not as many as it has values.
         group: tl.constexpr = E.latent if E.latent < 128 else 128
@@ -103,7 +105,7 @@ def load_latents(layer, slots, there, E: tl.constexpr):
         codes = tl.load(layer.codes + at, mask=there[:, None, None], other=0)
         scale_at = slots[:, None] * E.scale_stride + E.scales_at + g[None, :]
         scales = tl.load(layer.scales + scale_at, mask=there[:, None], other=0.0)[:, :, None]
-        if E.form == 1:
+        if E.form == 1:  # noqa: SIM108 one of the two is compiled
             latents = fp8_to_float(codes) * scales
         else:
             latents = codes.to(tl.float32) * scales

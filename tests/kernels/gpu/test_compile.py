@@ -23,7 +23,7 @@ INSTRUCTIONS_PER_WEIGHT = 4.5  # Q5_K; 5.6 is what 70 % of an H200's bandwidth l
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", SHARED_MEMORY)
 def test_kernels_compile(capability):
-    """Within the GPU's shared memory, without spilling much, the multiplications on tensor cores."""
+    """Within the GPU's shared memory, with nothing spilled, the multiplications on tensor cores."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([*sys.path, str(HELPERS)])
     command = [
@@ -42,7 +42,7 @@ def test_kernels_compile(capability):
     assert {kernel["kernel"] for kernel in kernels} == KERNELS
     for kernel in kernels:
         assert kernel["shared"] <= SHARED_MEMORY[capability], kernel
-        assert kernel["spilled"] <= (1024 if kernel["kernel"] == "split_kernel" else 64), kernel
+        assert kernel["spilled"] <= 16, kernel
         if kernel["kernel"] == "fixed_gemv_kernel":
             assert 0 < kernel["loop"] <= INSTRUCTIONS_PER_WEIGHT * WEIGHTS_PER_STEP, kernel
         assert kernel["kernel"] not in MULTIPLYING or kernel["mma"] > 0, kernel
