@@ -6,6 +6,7 @@ No scores, keys or values of a whole context exist at any time.
 from __future__ import annotations
 
 from trimaran.config import AttnConfig
+from trimaran.plan.experts import expert_workspace
 from trimaran.plan.sizes import GPU_PART_TOKENS
 from trimaran.spec import ModelSpec
 
@@ -24,7 +25,8 @@ contexts hand over, and the tokens of the smallest part."""
 def gpu_workspace(spec: ModelSpec, config: AttnConfig, *, has_head: bool) -> int:
     """Bytes on one GPU; the one with the head has the logits too."""
     logits = _logits(spec, config) if has_head else 0
-    return _activations(spec, config, element=2) + _gpu_scratch(spec, config) + logits
+    activations = _activations(spec, config, element=2) + expert_workspace(spec, config)
+    return activations + _gpu_scratch(spec, config) + logits
 
 
 def cpu_workspace(spec: ModelSpec, config: AttnConfig, context: int) -> int:
