@@ -15,8 +15,9 @@ from trimaran.telemetry import Log
 from trimaran.timeline import Tracer
 from trimaran.wire import EngineStats, Generate, LarkGrammar, RequestFailed, TokenBatch, TokenLogprob
 
+from trimaran_attn.gpu_experts.caretaker import Caretaker
 from trimaran_attn.grammar.constraints import Constraints
-from trimaran_attn.metrics import Meter, engine_stats
+from trimaran_attn.metrics import Meter, Tally, engine_stats
 from trimaran_attn.request import Request, State
 from trimaran_attn.runner import StepOutput
 from trimaran_attn.sampler import Drawn, Sampler
@@ -75,6 +76,7 @@ class Engine:
         *,
         constraints: Constraints | None = None,
         tracer: Tracer | None = None,
+        caretaker: Caretaker | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.meter = meter or Meter()
@@ -83,6 +85,7 @@ class Engine:
         self._clock = clock
         self._constraints = constraints
         self._tracer = tracer or Tracer()
+        self._caretaker = caretaker
         self.is_held = False
         self._samplers: dict[str, Sampler] = {}
         # What a step found out before it raised must not be lost.
@@ -171,7 +174,18 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Counters, gauges, and the histogram samples since the last call."""
-        return engine_stats(self.scheduler, self.meter)
+        residents = Tally() if self._caretaker is None else self._caretaker.tally
+        return engine_stats(self.scheduler, self.meter, residents)
+
+    def tend(self) -> None:
+        """Look after what is not part of a step; between steps, in little time."""
+        if self._caretaker is not None:
+            self._caretaker.tend(idle=not self.has_work)
+
+    def close(self) -> None:
+        """After the last step."""
+        if self._caretaker is not None:
+            self._caretaker.close()
 
     def _take_events(self) -> list[Event]:
         events, self._events = self._events, []

@@ -21,6 +21,8 @@ from trimaran_attn.cache_plan import plan_cache
 from trimaran_attn.device import choose_device, compute_dtype, enter_gpus, explained_memory, start_threads
 from trimaran_attn.engine import Engine
 from trimaran_attn.experts import Experts
+from trimaran_attn.gpu_experts.build import Residents
+from trimaran_attn.gpu_experts.caretaker import Routed
 from trimaran_attn.grammar.compiler import GrammarCompiler
 from trimaran_attn.grammar.constraints import Constraints
 from trimaran_attn.grammar.vocabulary import read_token_table
@@ -38,6 +40,7 @@ from trimaran_attn.placement import Placement
 from trimaran_attn.registry import Registry, Rule, Site
 from trimaran_attn.runner import Runner
 from trimaran_attn.scheduler import Limits, Scheduler
+from trimaran_attn.seat import SeatedModel
 from trimaran_attn.weights import Weights
 
 _log = Log(__name__)
@@ -80,6 +83,7 @@ def load_engine(
     rules: tuple[Rule, ...] = (),
     progress: Callable[[float], None] = lambda _: None,
     tracer: Tracer | None = None,
+    routed: Routed = dict,
     hop: HopSteps | None = None,
 ) -> Engine:
     """Read the weights and size the cache.
@@ -92,6 +96,7 @@ def load_engine(
         rules: choose other implementations, devices or types for modules.
         progress: told the share that is done, 0 to 1.
         tracer: records timelines.
+        routed: what the expert services count of each expert's tokens, for `attn.gpu_experts`.
         hop: the experts, to be told of steps.
 
     Raises:
@@ -115,12 +120,13 @@ def load_engine(
     exact = config.precision == "exact" and device.type == "cpu"
     kind = choose_format(attn.kv_dtype, exact=exact)
     cache_plan = plan_cache(spec, attn, kind, plan)
+    residents = Residents(attn, model.file, spec, model.fingerprint, plan)
     replays = attn.cuda_graphs == "auto" and device.type == "cuda" and len(placement.stages) == 1
     registry = Registry(spec, Weights(model.file), placement, dtype, rules)
     pool = start_threads(attn)
     register_modules(
         registry,
-        experts=experts,
+        experts=residents.wrap(experts),
         pool=pool,
         linears=_linears(device, config.precision),
         mla=attn.mla,
@@ -156,8 +162,17 @@ def load_engine(
             device=device,
             tracer=tracer or Tracer(),
         )
-    runner = Runner(network, cache, placement.first, hop, graphs)
-    return Engine(scheduler, runner, spec.vocab_size, meter, constraints=constraints, tracer=tracer)
+    seated = SeatedModel(network, pool.cpus[0]) if device.type == "cpu" else network
+    runner = Runner(seated, cache, placement.first, hop, graphs)
+    return Engine(
+        scheduler,
+        runner,
+        spec.vocab_size,
+        meter,
+        constraints=constraints,
+        tracer=tracer,
+        caretaker=residents.caretaker(routed),
+    )
 
 
 def _linears(device: torch.device, precision: Precision) -> str:

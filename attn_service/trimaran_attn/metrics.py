@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from threading import Lock
 
 from trimaran.wire import EngineStats
@@ -15,6 +17,36 @@ ANSWERED = frozenset({"stop", "length", "abort", "deadline"})
 
 MAX_SAMPLES = 4096
 """Samples kept per histogram until somebody asks for them; the oldest go first."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What the experts that this process holds did so far.
+
+    Attributes:
+        tokens: by layer, tokens of each expert that were computed here.
+        share: of all routes, those computed here.
+        nbytes, n_experts: of what is held.
+    """
+
+    tokens: dict[int, list[int]] = field(default_factory=dict)
+    share: float = 0.0
+    nbytes: int = 0
+    n_experts: int = 0
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """By the names of the exported metrics."""
+        return {"gpu_expert_tokens_total": float(sum(map(sum, self.tokens.values())))}
+
+    @property
+    def gauges(self) -> dict[str, float]:
+        """By the names of the exported metrics."""
+        return {
+            "gpu_expert_share": self.share,
+            "gpu_expert_bytes": float(self.nbytes),
+            "gpu_experts": float(self.n_experts),
+        }
 
 
 class Meter:
@@ -56,8 +88,8 @@ class Meter:
             self.observe("request_time_per_output_token_seconds", per_token)
 
 
-def engine_stats(scheduler: Scheduler, meter: Meter) -> EngineStats:
-    """The engine's counters and gauges, and the samples since the last call."""
+def engine_stats(scheduler: Scheduler, meter: Meter, residents: Tally) -> EngineStats:
+    """The engine's counters and gauges, and the samples since the last call; with the residents', if any."""
     counted, pages = scheduler.counters, scheduler.pages
     counters: dict[str, float] = {
         "prompt_tokens_total": counted.prompt_tokens,
@@ -75,4 +107,20 @@ def engine_stats(scheduler: Scheduler, meter: Meter) -> EngineStats:
         "num_requests_waiting": float(len(scheduler.waiting)),
         "kv_cache_usage_perc": 1 - pages.n_free / pages.n_pages,
     }
-    return EngineStats(counters=counters, gauges=gauges, observations=meter.take())
+    if residents.n_experts:
+        counters |= residents.counters
+        gauges |= residents.gauges
+    return EngineStats(
+        counters=counters, gauges=gauges, observations=meter.take(), expert_tokens=residents.tokens
+    )
+
+
+def add_counts(a: Mapping[int, Sequence[int]], b: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
+    """Counts by layer and expert, summed; a layer that one of them lacks is the other's."""
+    return {layer: _sum(a.get(layer), b.get(layer)) for layer in sorted({*a, *b})}
+
+
+def _sum(a: Sequence[int] | None, b: Sequence[int] | None) -> list[int]:
+    if a is None or b is None:
+        return list(a or b or ())
+    return [x + y for x, y in zip(a, b, strict=True)]

@@ -32,6 +32,7 @@ from trimaran.wire import (
 )
 
 from trimaran_attn.experts_link import ExpertsLink
+from trimaran_attn.metrics import add_counts
 from trimaran_attn.worker import AbortCommand, EngineWorker, Output, received
 
 AttnServer = Server[GatewayToEngine, EngineToGateway]
@@ -208,4 +209,5 @@ class AttnService:
     def _stats(self) -> EngineStats:
         engine = self._worker.engine
         stats = EngineStats(counters={}, gauges={}) if engine is None else engine.stats()
-        return replace(stats, experts=self._link.stats(), expert_tokens=self._link.expert_tokens())
+        tokens = add_counts(stats.expert_tokens, self._link.expert_tokens())
+        return replace(stats, experts=self._link.stats(), expert_tokens=tokens)

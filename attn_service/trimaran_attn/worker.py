@@ -127,6 +127,7 @@ class EngineWorker:
         self.engine = engine
         try:
             self._serve(engine)
+            engine.close()
         except BaseException as error:
             self._give_up(error, "the engine failed")
 
@@ -142,6 +143,14 @@ class EngineWorker:
             elif self.status.state == "degraded":
                 self._set_status("ready", "")
             self._step(engine)
+            self._tend(engine)
+
+    def _tend(self, engine: Engine) -> None:
+        """What is not part of serving must not end it."""
+        try:
+            engine.tend()
+        except Exception:
+            _log.exception("looking after the experts failed")
 
     def _take_commands(self, engine: Engine) -> bool:
         """Everything in the inbox; sleeps if there is nothing else to do. False: the end."""

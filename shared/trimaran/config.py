@@ -17,6 +17,7 @@ Notifier = Literal["doorbell", "zmq", "tcp"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 _DAY_S = 86400.0  # no wait is longer
 _DEVICE = r"^(auto|cpu|cuda(:\d+)?(\+cuda:\d+)*)$"
+_REPLICA = r"^(cpu|cuda(:\d+)?(\+cuda:\d+)*)$"
 _MEMORY = r"^(auto|\d+(\.\d+)?\s?([KMGT]i?)?B?)$"
 
 
@@ -70,6 +71,16 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             description="layers of each of several GPUs, e.g. 0-30,31-60; auto: balanced by their memory",
         ),
     ] = "auto"
+    replicas: Annotated[
+        tuple[Annotated[str, Meta(pattern=_REPLICA)], ...],
+        Meta(
+            description="devices of several attention services that share the expert service, e.g."
+            " cuda:0,cuda:1; in place of attn.device; empty: one service"
+        ),
+    ] = ()
+    replica: Annotated[
+        int, Meta(ge=0, le=63, description="which of attn.replicas an attention service is, from 0")
+    ] = 0
     gpu_memory: Annotated[
         str, Meta(pattern=_MEMORY, description="GPU memory to plan for, e.g. 24GiB; auto: all of the card")
     ] = "auto"
@@ -117,6 +128,22 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             " they are computed beside the next layer's attention; changes the results a little; 0: none",
         ),
     ] = 0
+    gpu_experts: Annotated[
+        str,
+        Meta(
+            pattern=r"^(off|auto|\d+(\.\d+)?\s?([KMGT]i?)?B?)$",
+            description="GPU memory for routed experts, those that are used most, e.g. 8GiB; auto: three"
+            " quarters of what the plan leaves. They round differently than on the CPU, and which ones they"
+            " are depends on earlier requests",
+        ),
+    ] = "off"
+    heat_file: Annotated[
+        str | None,
+        Meta(
+            description="where it is kept how often each expert is used, for the next start with gpu_experts;"
+            " none: ~/.cache/trimaran/heat-MODEL.json"
+        ),
+    ] = None
     cuda_graphs: Annotated[
         Literal["auto", "off"],
         Meta(

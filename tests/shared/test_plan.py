@@ -13,6 +13,7 @@ from trimaran.gguf.mix import mix_named
 from trimaran.machine import Gpu, Machine, Memory
 from trimaran.model_tensors import global_shapes, layer_shapes
 from trimaran.plan import Bandwidth, Plan, check_plan, make_plan
+from trimaran.plan.experts import expert_sizes
 from trimaran.spec import ModelSpec, read_spec
 from trimaran.synth import REAL_SPECS, write_random_model
 
@@ -226,6 +227,23 @@ def test_wrong_gpus_are_refused() -> None:
         plan_v3(two, attn__device="cuda:1+cuda:1")
 
 
+def test_services_that_share_the_ram() -> None:
+    """Each has a cache, a workspace, and packed weights of its own; experts and embeddings are there once."""
+    options: dict[str, object] = {"attn__device": "cpu", "attn__context_length": 4096}
+    one = plan_v3(machine(1024 * GIB), **options)
+    three = plan_v3(machine(1024 * GIB), **options, attn__replicas="cpu,cpu,cpu")
+    own = ("attention", "head", "dense layers", "shared experts", "latent maps")
+    copied = sum(item.nbytes for item in one.items if item.part in own)
+    assert three.ram.needed - one.ram.needed == 2 * (copied + one.kv_bytes + one.workspace)
+    exact = [
+        plan_v3(machine(1024 * GIB), **options, precision="exact", attn__replicas=devices)
+        for devices in ("cpu", "cpu,cpu")
+    ]
+    maps = part(exact[0], "latent maps")[1]
+    added = exact[1].ram.needed - exact[0].ram.needed
+    assert added == maps + exact[0].kv_bytes + exact[0].workspace
+
+
 def test_a_real_file(tmp_path: Path) -> None:
     path = write_random_model(tmp_path / "m.gguf", "v3")
     with GGUFFile.open(path) as file:
@@ -235,3 +253,45 @@ def test_a_real_file(tmp_path: Path) -> None:
     assert plan.problems() == []
     assert plan.context == spec.context_length
     assert replace(plan, ram=replace(plan.ram, available=0)).problems() != []
+
+
+def test_experts_on_a_gpu_are_planned_for() -> None:
+    there = machine(512 * GIB, 24 * GIB)
+    options = {"attn__context_length": 32768, "attn__kv_dtype": "fp8"}
+    without = plan_v3(there, **options)
+    sized = plan_v3(there, attn__gpu_experts="4GiB", **options)
+    auto = plan_v3(there, attn__gpu_experts="auto", **options)
+    assert (without.gpu, sized.gpu, auto.gpu) != (None, None, None)
+    assert without.experts == 0
+    assert sized.experts == 4 * GIB
+    # between their two halves, 512 tokens × 8 choices × 2048 values and more, and the parts of their sums
+    more = sized.workspace - without.workspace
+    assert more == 2 * 4096 * 2 * 2048 + 8 * 512 * 7168 + (64 << 20)
+    assert sized.gpu.needed == without.gpu.needed + more + 4 * GIB
+    assert auto.experts == int((without.gpu.spare - more) * 0.75)
+    assert auto.problems() == []
+    assert plan_v3(machine(512 * GIB), attn__gpu_experts="auto").experts == 0
+
+
+def test_experts_that_do_not_fit_a_gpu_are_named() -> None:
+    plan = plan_v3(machine(512 * GIB, 24 * GIB), attn__gpu_experts="20GiB", attn__context_length=32768)
+    assert "20.0 GiB routed experts); lower attn.gpu_experts, or" in plan.problems()[0]
+
+
+def test_on_a_cpu_they_take_ram() -> None:
+    without, sized = (plan_v3(machine(512 * GIB), attn__gpu_experts=size) for size in ("off", "1GiB"))
+    assert sized.ram.needed - without.ram.needed == GIB
+
+
+def test_sizes_of_experts() -> None:
+    sizes = expert_sizes(V3, q4_k_m(V3))
+    weights = 7168 * 2048
+    q4, q6 = weights * 148 // 256, weights * 210 // 256
+    assert len(sizes) == 58
+    assert {size.gpu for size in sizes.values()} == {3 * q4, 2 * q4 + q6}
+    assert all(size.native and size.file < size.gpu for size in sizes.values())
+    assert (
+        expert_sizes(V3, {name: replace(info, type=GGMLType.F16) for name, info in q4_k_m(V3).items()}) == {}
+    )
+    mixed = {name: replace(info, type=GGMLType.Q5_0) for name, info in q4_k_m(V3).items() if "_exps" in name}
+    assert not any(size.native for size in expert_sizes(V3, mixed).values())

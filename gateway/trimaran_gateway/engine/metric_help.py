@@ -12,6 +12,10 @@ _HELP = {
     "num_requests_running": "Requests in the batch",
     "num_requests_waiting": "Requests that wait for a place in the batch",
     "kv_cache_usage_perc": "Used share of the key-value cache, 0 to 1",
+    "gpu_expert_tokens": "Of the tokens that experts computed, those that the attention service did",
+    "gpu_expert_share": "Share of all routes that experts in the attention service served, 0 to 1",
+    "gpu_expert_bytes": "Bytes of the experts in the attention service",
+    "gpu_experts": "Experts in the attention service",
     "expert_rpc_latency_seconds": "From a layer's submit to its answer",
     "attention_wait_on_experts_seconds": "Of that, what the attention service waited",
     "expert_calls": "Layer calls",
@@ -30,6 +34,7 @@ _HELP = {
     "expert_threads": "Compute threads",
     "expert_load_imbalance_ratio": "Busiest expert's tokens over the mean, 1 is even",
     "expert_service_up": "1 while the shard serves",
+    "attention_service_up": "1 while the engine answers",
 }
 
 

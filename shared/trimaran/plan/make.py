@@ -12,11 +12,13 @@ from trimaran.kv_format import choose_format, entry_bytes
 from trimaran.machine import Machine
 from trimaran.plan.cache import cache_bytes, choose_context
 from trimaran.plan.devices import Card, find_cards
+from trimaran.plan.experts import room_for_experts
 from trimaran.plan.placement import parse_layers, place_layers
 from trimaran.plan.report import Bandwidth, Budget, GpuShare, Item, Place, Plan, Speed
 from trimaran.plan.sizes import GPU_RESERVE, RAM_RESERVE
 from trimaran.plan.weights import Form, Weights, weigh
 from trimaran.plan.workspace import cpu_workspace, gpu_workspace
+from trimaran.replicas import services_in_ram
 from trimaran.spec import ModelSpec
 
 
@@ -36,7 +38,7 @@ def make_plan(
         tensors: its tensor directory, by name.
         machine: what is there; `memory.limit` and `gpus` count.
         config: `precision`, `attn.device`, `layers`, `gpu_memory`, `context_length`, `kv_memory`, `kv_dtype`,
-            `max_step_tokens`, `max_running`, `experts.store`.
+            `max_step_tokens`, `max_running`, `replicas`, `experts.store`.
         bandwidth: for the prediction of speed.
 
     Raises:
@@ -97,13 +99,16 @@ class _Planner:
 
     def on_cpu(self, speed: Speed) -> Plan:
         """Everything in RAM."""
-        fixed = self.weights.total("RAM") + RAM_RESERVE
-        context = choose_context(
-            self.config.attn, self.wanted, lambda tokens: fixed + sum(self._in_ram(tokens)) <= self.ram
-        )
-        kv_bytes, workspace = self._in_ram(context)
-        ram = Budget(fixed + kv_bytes + workspace, self.ram)
-        return self._plan(context, (kv_bytes, workspace), ram, speed)
+        experts = room_for_experts(self.config.attn, spare=0)
+        services = services_in_ram(self.config)
+        fixed = self.weights.total("RAM") + self.weights.copied * (services - 1) + RAM_RESERVE
+
+        def needed(tokens: int) -> int:
+            return fixed + services * (experts + sum(self._in_ram(tokens)))
+
+        context = choose_context(self.config.attn, self.wanted, lambda tokens: needed(tokens) <= self.ram)
+        ram = Budget(needed(context), self.ram)
+        return self._plan(context, self._in_ram(context), ram, speed, experts=experts)
 
     def on_gpus(self, cards: Sequence[Card], speed: Speed) -> Plan:
         """The layers on GPUs, the experts and the embeddings in RAM."""
@@ -115,7 +120,8 @@ class _Planner:
         shares = self._shares(cards, context)
         sums = sum(share.kv_bytes for share in shares), sum(share.workspace for share in shares)
         ram = Budget(self.weights.total("RAM") + RAM_RESERVE, self.ram)
-        return self._plan(context, sums, ram, speed, shares)
+        experts = sum(share.experts for share in shares)
+        return self._plan(context, sums, ram, speed, shares, experts=experts)
 
     def _in_ram(self, tokens: int) -> tuple[int, int]:
         """Cache and workspace."""
@@ -146,6 +152,8 @@ class _Planner:
         weights = sum(self.weights.layers[layer] for layer in layers)
         weights += self.weights.head if has_head else 0
         kv_bytes = kv_layer * len(layers)
+        needed = weights + kv_bytes + workspace + GPU_RESERVE
+        experts = room_for_experts(self.config.attn, spare=card.memory - needed)
         return GpuShare(
             number=card.number,
             name=card.name,
@@ -155,7 +163,8 @@ class _Planner:
             kv_bytes=kv_bytes,
             workspace=workspace,
             kv_per_token=self.entry * len(layers),
-            budget=Budget(weights + kv_bytes + workspace + GPU_RESERVE, card.memory),
+            experts=experts,
+            budget=Budget(needed + experts, card.memory),
         )
 
     def _plan(
@@ -165,6 +174,8 @@ class _Planner:
         ram: Budget,
         speed: Speed,
         shares: tuple[GpuShare, ...] = (),
+        *,
+        experts: int,
     ) -> Plan:
         needed = sum(share.budget.needed for share in shares)
         available = sum(share.budget.available for share in shares)
@@ -181,8 +192,10 @@ class _Planner:
             gpu=Budget(needed, available) if shares else None,
             gpus=shares,
             ram=ram,
+            services_in_ram=services_in_ram(self.config),
             re_encoded=self.weights.re_encoded,
             speed=speed,
+            experts=experts,
         )
 
 

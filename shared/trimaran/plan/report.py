@@ -70,6 +70,7 @@ class GpuShare:
         first_layer, last_layer: which layers it computes; the last GPU has the head too.
         weights, kv_bytes, workspace: bytes of its layers' weights, of their cache, of passing tensors.
         kv_per_token: bytes of the cache per token.
+        experts: bytes for routed experts of its layers.
         budget: their sum with CUDA's own, and what there is.
     """
 
@@ -81,6 +82,7 @@ class GpuShare:
     kv_bytes: int
     workspace: int
     kv_per_token: int
+    experts: int
     budget: Budget
 
     @property
@@ -108,7 +110,9 @@ class Plan:
         kv_bytes, workspace: bytes of the cache and of passing tensors, on the attention service's devices.
         gpu: the sum over the GPUs; None when attention runs on the CPU.
         gpus: what each of them holds, in the order of the layers.
+        services_in_ram: attention services whose weights and caches `ram` counts, if they run on the CPU.
         re_encoded: types of matrices that the GPU has no kernel for and holds as Q8_0.
+        experts: bytes for routed experts in the attention service, over all its devices.
     """
 
     model: str
@@ -123,8 +127,10 @@ class Plan:
     gpu: Budget | None
     gpus: tuple[GpuShare, ...]
     ram: Budget
+    services_in_ram: int
     re_encoded: tuple[str, ...]
     speed: Speed
+    experts: int = 0
 
     def problems(self) -> list[str]:
         """Why it cannot work, one sentence each; empty if it fits."""
@@ -141,11 +147,14 @@ class Plan:
         name = f"GPU cuda:{share.number}" if several else "GPU"
         held = f", layers {share.first_layer}-{share.last_layer}" if several else ""
         remedy = f"take {'more or larger GPUs' if several else 'a larger GPU'}, or --device cpu"
+        experts = f", {format_bytes(share.experts)} routed experts" if share.experts else ""
         fits = min(other.fitting_context for other in self.gpus)
         if fits > 0:
             remedy = f"lower the context (--context {fits} fits), or {remedy}"
+        if share.experts and share.budget.spare + share.experts >= 0:
+            remedy = f"lower attn.gpu_experts, or {remedy}"
         return (
             f"{name}: {share.budget.shortage} ({format_bytes(share.weights)} weights{held},"
             f" {format_bytes(share.kv_bytes)} cache of {self.context} tokens,"
-            f" {format_bytes(share.workspace)} workspace); {remedy}"
+            f" {format_bytes(share.workspace)} workspace{experts}); {remedy}"
         )

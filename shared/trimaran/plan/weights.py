@@ -16,6 +16,7 @@ from math import prod
 from trimaran.cpu_weights import packed_bytes
 from trimaran.gguf import GGMLType, TensorInfo
 from trimaran.gpu_weights import gpu_bytes, is_re_encoded
+from trimaran.plan.experts import stream_buffers
 from trimaran.plan.report import Item, Place
 from trimaran.spec import ModelSpec
 
@@ -57,14 +58,18 @@ class Weights:
         skipped: bytes of the file that nobody uses.
         layers: bytes of each layer on a GPU; 0 without one.
         head: bytes on a GPU of what follows the last layer.
+        copied: bytes that each attention service on a CPU has for itself; the rest is mapped by all.
         re_encoded: types of matrices that a GPU holds as the nearest Q8_0 weights.
+        stream: bytes on a GPU that streaming experts through it takes.
     """
 
     items: tuple[Item, ...]
     skipped: int
     layers: tuple[int, ...]
     head: int
+    copied: int
     re_encoded: tuple[str, ...]
+    stream: int
 
     def total(self, place: Place) -> int:
         """Bytes in one kind of memory."""
@@ -87,7 +92,10 @@ def weigh(spec: ModelSpec, tensors: Mapping[str, TensorInfo], form: Form) -> Wei
             layers[_layer(info.name) or 0] += _bytes(part, info, form)
     items = tuple(_item(part, infos, form) for part, infos in groups.items() if infos)
     re_encoded = tuple(_re_encoded(groups)) if form.on_gpu else ()
-    return Weights(items, skipped, tuple(layers), head, re_encoded)
+    own = frozenset({"latent maps"}) if form.exact else _MATRICES | {"latent maps"}
+    copied = sum(item.nbytes for item in items if item.part in own)
+    stream = stream_buffers(spec, tensors)
+    return Weights(items, skipped, tuple(layers), head, copied, re_encoded, stream)
 
 
 def _part(spec: ModelSpec, name: str) -> str | None:

@@ -6,6 +6,7 @@ No scores, keys or values of a whole context exist at any time.
 from __future__ import annotations
 
 from trimaran.config import AttnConfig
+from trimaran.plan.experts import expert_workspace
 from trimaran.plan.sizes import GPU_PART_TOKENS
 from trimaran.spec import ModelSpec
 
@@ -27,7 +28,8 @@ contexts hand over, and the tokens of the smallest part."""
 def gpu_workspace(spec: ModelSpec, config: AttnConfig, *, has_head: bool, alone: bool) -> int:
     """Bytes on one GPU; the one with the head has the logits too, one alone replays recorded steps."""
     logits = _logits(spec, config) if has_head else 0
-    step = _activations(spec, config.max_step_tokens, element=2) + _gpu_scratch(spec, config) + logits
+    activations = _activations(spec, config.max_step_tokens, element=2) + expert_workspace(spec, config)
+    step = activations + _gpu_scratch(spec, config) + logits
     return step + (_graphs(spec, config) if alone and config.cuda_graphs == "auto" else 0)
 
 

@@ -1,0 +1,91 @@
+"""From the plan to resident experts: which ones, loaded with their layers, and who looks after them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from trimaran.config import AttnConfig
+from trimaran.gguf import GGUFFile
+from trimaran.plan import Plan
+from trimaran.plan.experts import expert_sizes
+from trimaran.spec import ModelSpec
+from trimaran.telemetry import Log
+from trimaran.units import format_bytes
+
+from trimaran_attn.experts import Experts
+from trimaran_attn.gpu_experts.caretaker import Caretaker, Routed
+from trimaran_attn.gpu_experts.heat import Heat, default_path, load_heat
+from trimaran_attn.gpu_experts.placement import choose_residents
+from trimaran_attn.gpu_experts.resident import Compute, ExpertFile, ResidentLayer
+from trimaran_attn.gpu_experts.split import SplitExperts
+from trimaran_attn.registry import Site
+
+_log = Log(__name__)
+
+
+class Residents:
+    """The experts that a plan has room for.
+
+    Args:
+        config: `gpu_experts`, `heat_file`.
+        file, spec, fingerprint: the model.
+        plan: says how many bytes, on which device.
+    """
+
+    def __init__(
+        self, config: AttnConfig, file: GGUFFile, spec: ModelSpec, fingerprint: str, plan: Plan
+    ) -> None:
+        self._fingerprint = fingerprint
+        self._path = Path(config.heat_file) if config.heat_file else default_path(fingerprint)
+        self._layers: list[ResidentLayer] = []
+        self._chosen: dict[int, tuple[int, ...]] = {}
+        if not plan.experts:
+            return
+        self._heat = load_heat(self._path, fingerprint, spec.moe.n_experts)
+        sizes = {layer: size.gpu for layer, size in expert_sizes(spec, file.tensors).items()}
+        rooms = [(share.layers, share.experts) for share in plan.gpus]
+        for layers, room in rooms or [(range(spec.n_layers), plan.experts)]:
+            here = {layer: sizes[layer] for layer in layers if layer in sizes}
+            self._chosen |= choose_residents(self._heat.counts, here, room, spec.moe.n_experts)
+        if not self._chosen:
+            _log.warning(
+                "no expert fits attn.gpu_experts, or none is quantised", room=format_bytes(plan.experts)
+            )
+
+    def wrap(self, experts: Callable[[Site], Experts]) -> Callable[[Site], Experts]:
+        """The same way to the experts, but for those that are here."""
+
+        def build(site: Site) -> Experts:
+            inner, chosen = experts(site), self._chosen.get(site.layer)
+            if chosen is None:
+                return inner
+            layer = ResidentLayer(ExpertFile(site), chosen, site.device, compute_on(site.device))
+            self._layers.append(layer)
+            return SplitExperts(inner, layer)
+
+        return build
+
+    def caretaker(self, routed: Routed) -> Caretaker | None:
+        """Who looks after them, once all layers are built; None without any."""
+        if not self._layers:
+            return None
+        caretaker = Caretaker(self._layers, self._heat, self._keep, routed)
+        tally = caretaker.tally
+        _log.info("experts held here", experts=tally.n_experts, memory=format_bytes(tally.nbytes))
+        return caretaker
+
+    def _keep(self, heat: Heat) -> None:
+        heat.save(self._path, self._fingerprint)
+
+
+def compute_on(device: torch.device) -> Compute:
+    """The kernels on a GPU; elsewhere their reference, which is slow: for trials with small models."""
+    if device.type == "cuda":
+        from trimaran_kernels.gpu.grouped import grouped_experts  # noqa: PLC0415 Triton only where it is used
+
+        return grouped_experts
+    from trimaran_kernels.gpu.grouped_reference import grouped_reference  # noqa: PLC0415 as above
+
+    return grouped_reference

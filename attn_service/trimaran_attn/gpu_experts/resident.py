@@ -1,0 +1,109 @@
+"""One layer's experts in this process's device memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from trimaran.gpu_weights import gpu_type
+from trimaran_kernels.gpu.grouped_routing import slots_of
+from trimaran_kernels.gpu.grouped_stack import ExpertStack
+from trimaran_kernels.gpu.load import load_matrix
+from trimaran_kernels.gpu.matrix import QuantMatrix
+
+from trimaran_attn.registry import Site
+from trimaran_attn.weights import QuantTensor
+
+Compute = Callable[[Tensor, Tensor, Tensor, Tensor, ExpertStack], Tensor]
+"""`grouped_experts`, or its reference."""
+
+
+class ExpertFile:
+    """A layer's experts in the model file.
+
+    Args:
+        site: of the layer's experts.
+    """
+
+    def __init__(self, site: Site) -> None:
+        moe, hidden = site.spec.moe, site.spec.hidden_size
+        wide, narrow = (moe.intermediate_size, hidden), (hidden, moe.intermediate_size)
+        self.layer = site.layer
+        self.n_experts = moe.n_experts
+        self.shapes = (wide, wide, narrow)
+        self.tensors: tuple[QuantTensor, ...] = tuple(
+            site.weights.quantised(f"{site.path}.{name}", (moe.n_experts, *shape))
+            for name, shape in zip(("gate_proj", "up_proj", "down_proj"), self.shapes, strict=True)
+        )
+
+    def matrices(self, expert: int) -> list[QuantMatrix]:
+        """Its gate, up and down on the CPU, in the types that a GPU computes with."""
+        loaded = []
+        for tensor, shape in zip(self.tensors, self.shapes, strict=True):
+            raw = tensor.raw.reshape(self.n_experts, -1)[expert]
+            loaded.append(load_matrix(tensor.type, raw, shape, torch.device("cpu")))
+        return loaded
+
+    def stack(self, n_slots: int, device: torch.device) -> ExpertStack:
+        """Room for some of them."""
+        gate, up, down = (gpu_type(tensor.type) for tensor in self.tensors)
+        wide, hidden = self.shapes[0]
+        return ExpertStack.empty(n_slots, (gate, up, down), hidden, wide, device)
+
+
+class ResidentLayer:
+    """Some experts of a layer, and how often they were used.
+
+    Args:
+        file: where their weights are.
+        experts: which, one for each slot.
+        device: where they go.
+        compute: does the arithmetic.
+
+    Attributes:
+        experts: the expert in each slot.
+        slots: int32 [experts] on the device, each expert's slot or -1.
+        stack: the weights.
+    """
+
+    def __init__(
+        self, file: ExpertFile, experts: Sequence[int], device: torch.device, compute: Compute
+    ) -> None:
+        self._file = file
+        self._compute = compute
+        self.layer = file.layer
+        self.experts = list(experts)
+        self.stack = file.stack(len(experts), device)
+        self.slots = torch.full((file.n_experts,), -1, dtype=torch.int32, device=device)
+        self._served = torch.zeros(file.n_experts + 1, dtype=torch.int64, device=device)
+        for slot, expert in enumerate(experts):
+            self._load(slot, expert)
+
+    def here(self, ids: Tensor) -> Tensor:
+        """Of ids [T, top_k], which are computed here; bool [T, top_k]."""
+        return slots_of(ids, self.slots) >= 0
+
+    def compute(self, x: Tensor, ids: Tensor, weights: Tensor, here: Tensor) -> Tensor:
+        """float32 [T, hidden]: the sum over the choices that are `here`, in their order; counts them too.
+
+        Nothing waits for the device.
+        """
+        counted = torch.where(here, ids + 1, 0).flatten().long()
+        self._served.scatter_add_(0, counted, torch.ones_like(counted))
+        return self._compute(x, ids, weights, self.slots, self.stack)
+
+    def served(self) -> list[int]:
+        """By expert, tokens computed here so far. Waits for the device."""
+        counts: list[int] = self._served.tolist()
+        return counts[1:]
+
+    def exchange(self, slot: int, expert: int) -> None:
+        """Another expert in a slot; no step may be under way."""
+        self.slots[self.experts[slot]] = -1
+        self._load(slot, expert)
+        self.experts[slot] = expert
+
+    def _load(self, slot: int, expert: int) -> None:
+        self.stack.put(slot, self._file.matrices(expert))
+        self.slots[expert] = slot
