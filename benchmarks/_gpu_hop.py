@@ -119,6 +119,8 @@ def _check_silence(bench: Bench, dims: ShardDims, *, lost: bool) -> None:
             bench.fail(f"hop: {what} was not noticed")
         except PeerError:
             seconds = time.monotonic() - began
+            if bench.tiny:
+                return  # there a look takes as long as it takes
             bench.row(f"hop: {what} is noticed after", seconds, "s")
-            if seconds > LONGEST_FAILURE_S and not bench.tiny:
+            if seconds > LONGEST_FAILURE_S:
                 bench.fail(f"hop: {what} was noticed after {seconds:.1f} s only")
