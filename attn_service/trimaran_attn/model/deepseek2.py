@@ -40,9 +40,9 @@ class Layer:
     def begin(self, x: Tensor, step: Step) -> Pending:
         """x: [T, hidden] → [T, hidden], once its routed experts are waited for."""
         with step.tracer.span("attention", self.index, len(x)):
-            x = x + self.attention(self.input_norm(x), step)
+            x, normed = self.post_attention_norm.after_adding(x, self.attention(self.input_norm(x), step))
         with step.tracer.span("feed forward", self.index, len(x)):
-            pending = self.feed_forward.begin(self.post_attention_norm(x), step)
+            pending = self.feed_forward.begin(normed, step)
         return lambda: x + pending()
 
 
