@@ -27,7 +27,7 @@ class Section:
 
 
 SECTIONS = (
-    Section("linear", "_gpu_checks:check_linears", 80, interpreted=True),
+    Section("linear", "_gpu_checks:check_linears", 130, interpreted=True),
     Section("attention", "_gpu_checks:check_attention", 60, interpreted=True),
     Section("small", "_gpu_small:check_small", 40, interpreted=True),
     Section("model", "_gpu_model:check_models", 80),
@@ -41,4 +41,4 @@ SECTIONS = (
 )
 
 TOTAL_SECONDS = 560.0
-"""No section starts after so long: the whole run stays below ten minutes."""
+"""Then the run is over, wherever it is: below ten minutes, though all sections' limits add up to a bit more."""

@@ -29,7 +29,7 @@ class Tile:
     warps: int
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tokens"])  # or each batch size of a kind is compiled again
 def gemm_kernel(
     x,
     gate,
