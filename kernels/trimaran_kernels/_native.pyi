@@ -220,6 +220,10 @@ class HopArena:
     def dims(self) -> tuple[int, int, int, int, str]:
         """Hidden size, top_k, max_tokens, n_slots, dtype ("f32" or "bf16")."""
 
+    @property
+    def lost(self) -> bool:
+        """Whether its file was cut short since: it is empty memory now, and calls stay unanswered."""
+
     def ring(self, slot: int, sequence: int, layer: int, n_tokens: int) -> None:
         """Ask for the computation of what lies in the slot; `sequence` differs from the slot's last one."""
 

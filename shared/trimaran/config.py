@@ -179,7 +179,7 @@ class ExpertsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         Annotated[int, Meta(ge=1)] | None, Meta(description="compute threads; none: the cores it may use")
     ] = None
     isa: Annotated[
-        Literal["auto", "amx", "avx512_vnni", "avx512", "avx2", "generic"],
+        Literal["auto", "amx", "avx512_vnni", "avx512", "avx_vnni", "avx2", "generic"],
         Meta(description="best instruction set to use"),
     ] = "auto"
     dtype: Annotated[

@@ -84,6 +84,8 @@ void check_cpus(const std::vector<int>& cpus) {
 void block_signals() {
   sigset_t all;
   sigfillset(&all);
+  // Those that an instruction of the thread itself raises would end the process if they were blocked.
+  for (const int signal : {SIGBUS, SIGSEGV, SIGFPE, SIGILL}) sigdelset(&all, signal);
   pthread_sigmask(SIG_BLOCK, &all, nullptr);
 }
 

@@ -133,7 +133,10 @@ class _Planner:
         attn, n_layers = self.config.attn, self.spec.n_layers
         kv_bytes = cache_bytes(attn, context, self.kv_per_token)
         kv_layer = -(-kv_bytes // n_layers)
-        workspaces = [gpu_workspace(self.spec, attn, has_head=card is cards[-1]) for card in cards]
+        alone = len(cards) == 1
+        workspaces = [
+            gpu_workspace(self.spec, attn, has_head=card is cards[-1], alone=alone) for card in cards
+        ]
         if attn.layers == "auto":
             loads = [nbytes + kv_layer for nbytes in self.weights.layers]
             rooms = [c.memory - GPU_RESERVE - used for c, used in zip(cards, workspaces, strict=True)]
