@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,11 +13,25 @@ from trimaran_kernels.gpu.grouped_stack import ExpertStack
 from trimaran_kernels.gpu.load import load_matrix
 from trimaran_kernels.gpu.matrix import QuantMatrix
 
+from trimaran_attn.gpu_experts.stream_cost import ExpertCost
 from trimaran_attn.registry import Site
 from trimaran_attn.weights import QuantTensor
 
-Compute = Callable[[Tensor, Tensor, Tensor, Tensor, ExpertStack], Tensor]
-"""`grouped_experts`, or its reference."""
+
+class Compute(Protocol):
+    """`grouped_experts`, or its reference."""
+
+    def __call__(  # noqa: PLR0917 as `grouped_experts`
+        self,
+        x: Tensor,
+        ids: Tensor,
+        weights: Tensor,
+        slots: Tensor,
+        stack: ExpertStack,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """As there."""
+        ...
 
 
 class ExpertFile:
@@ -36,6 +51,13 @@ class ExpertFile:
             site.weights.quantised(f"{site.path}.{name}", (moe.n_experts, *shape))
             for name, shape in zip(("gate_proj", "up_proj", "down_proj"), self.shapes, strict=True)
         )
+
+    @property
+    def cost(self) -> ExpertCost:
+        """Of any one of them."""
+        rows, columns = self.shapes[0]
+        nbytes = sum(len(tensor.raw) for tensor in self.tensors) // self.n_experts
+        return ExpertCost(nbytes, len(self.shapes) * rows * columns)
 
     def matrices(self, expert: int) -> list[QuantMatrix]:
         """Its gate, up and down on the CPU, in the types that a GPU computes with."""

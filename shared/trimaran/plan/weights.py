@@ -59,7 +59,7 @@ class Weights:
         layers: bytes of each layer on a GPU; 0 without one.
         head: bytes on a GPU of what follows the last layer.
         re_encoded: types of matrices that a GPU holds as the nearest Q8_0 weights.
-        stream: bytes on a GPU that streaming experts through it takes.
+        stream, staged: bytes on a GPU, and of host memory, that streaming experts takes.
     """
 
     items: tuple[Item, ...]
@@ -68,6 +68,7 @@ class Weights:
     head: int
     re_encoded: tuple[str, ...]
     stream: int
+    staged: int
 
     def total(self, place: Place) -> int:
         """Bytes in one kind of memory."""
@@ -90,7 +91,7 @@ def weigh(spec: ModelSpec, tensors: Mapping[str, TensorInfo], form: Form) -> Wei
             layers[_layer(info.name) or 0] += _bytes(part, info, form)
     items = tuple(_item(part, infos, form) for part, infos in groups.items() if infos)
     re_encoded = tuple(_re_encoded(groups)) if form.on_gpu else ()
-    return Weights(items, skipped, tuple(layers), head, re_encoded, stream_buffers(spec, tensors))
+    return Weights(items, skipped, tuple(layers), head, re_encoded, *stream_buffers(spec, tensors))
 
 
 def _part(spec: ModelSpec, name: str) -> str | None:
