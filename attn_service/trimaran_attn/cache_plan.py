@@ -69,7 +69,8 @@ def _auto_pages(spec: ModelSpec, kind: KvFormat, plan: Plan) -> int:
     A page is on every GPU, so the one with the least room decides.
     """
     if not plan.gpus:
-        return (plan.kv_bytes + int(max(0, plan.ram.spare) * CPU_SHARE)) // page_bytes(spec, kind)
+        share = int(max(0, plan.ram.spare) * CPU_SHARE) // plan.services_in_ram
+        return (plan.kv_bytes + share) // page_bytes(spec, kind)
     return min(
         (share.kv_bytes + int(max(0, share.budget.spare) * GPU_SHARE))
         // page_bytes(spec, kind, len(share.layers))

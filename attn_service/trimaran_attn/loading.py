@@ -40,6 +40,7 @@ from trimaran_attn.placement import Placement
 from trimaran_attn.registry import Registry, Rule, Site
 from trimaran_attn.runner import Runner
 from trimaran_attn.scheduler import Limits, Scheduler
+from trimaran_attn.seat import SeatedModel
 from trimaran_attn.weights import Weights
 
 _log = Log(__name__)
@@ -161,7 +162,8 @@ def load_engine(
             device=device,
             tracer=tracer or Tracer(),
         )
-    runner = Runner(network, cache, placement.first, hop, graphs)
+    seated = SeatedModel(network, pool.cpus[0]) if device.type == "cpu" else network
+    runner = Runner(seated, cache, placement.first, hop, graphs)
     return Engine(
         scheduler,
         runner,

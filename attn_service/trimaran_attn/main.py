@@ -12,6 +12,7 @@ import trimaran_kernels
 from trimaran.channel import Server
 from trimaran.config import AttnConfig, Config, ExpertsConfig
 from trimaran.lifecycle import Stop
+from trimaran.replicas import for_replica
 from trimaran.run_dir import attn_endpoint, default_run_dir, open_run_dir
 from trimaran.telemetry import Log
 from trimaran.timeline import Tracer
@@ -38,11 +39,13 @@ def serve(config: Config, stop: Stop) -> None:
     Raises:
         TrimaranError: the model, the device, the memory or the experts are not as configured.
     """
+    config = for_replica(config, config.attn.replica)
     model = open_model(config)
     with ExitStack() as stack:
         stack.enter_context(closing(model.file))
         run_dir = stack.enter_context(open_run_dir(config.run_dir or default_run_dir()))
-        server: AttnServer = stack.enter_context(Server(attn_endpoint(run_dir.path), GatewayToEngine))
+        endpoint = attn_endpoint(run_dir.path, config.attn.replica)
+        server: AttnServer = stack.enter_context(Server(endpoint, GatewayToEngine))
         experts = hop_config(config.experts, model.device)
         tokens = config.attn.max_step_tokens
         slots = calls_in_flight(config.attn)

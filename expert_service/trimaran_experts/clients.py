@@ -82,10 +82,12 @@ class Clients:
             self.leaving.append(client.session)
 
     def drop_silent(self, now: float) -> None:
-        """Detach whoever has said nothing for too long, and forget sessions that have ended."""
+        """Detach whoever is silent for too long or has no arena any more; forget sessions that have ended."""
         for peer, client in list(self.by_peer.items()):
             if now - client.last_heard > SILENCE_S:
                 self.drop(peer, f"silent for {SILENCE_S:.0f} s")
+            elif client.session is not None and client.session.lost:
+                self.drop(peer, "its arena was cut short")
         self.leaving = [session for session in self.leaving if not session.finished]
 
     def drop_all(self, reason: str) -> None:

@@ -41,6 +41,11 @@ class Session(Protocol):
         """After `detach`: whether nothing of this session runs any more."""
         ...
 
+    @property
+    def lost(self) -> bool:
+        """Whether the client cut its arena short: no call can be answered any more."""
+        ...
+
 
 def open_session(hello: Hello, engine: ShardEngine) -> Session:
     """The session that `hello` asks for.
@@ -58,6 +63,7 @@ class DoorbellSession:
     """A native thread serves the arena; no call passes through Python."""
 
     def __init__(self, arena: HopArena, engine: ShardEngine) -> None:
+        self._arena = arena
         self._worker = ArenaWorker(arena, engine.gate, engine.cpus[0])
 
     def compute(self, submit: Submit, frames: Sequence[memoryview]) -> Answer:
@@ -73,6 +79,11 @@ class DoorbellSession:
     def finished(self) -> bool:
         """Whether the native thread has ended."""
         return self._worker.finished
+
+    @property
+    def lost(self) -> bool:
+        """Whether the arena's file was cut short; the native thread has then ended by itself."""
+        return self._arena.lost
 
 
 class ArenaSession:
@@ -98,11 +109,17 @@ class ArenaSession:
     def detach(self) -> None:
         """Nothing to stop: the arena is unmapped with its last call."""
 
+    @property
+    def lost(self) -> bool:
+        """Whether the arena's file was cut short."""
+        return self._arena.lost
+
 
 class FrameSession:
     """Calls and their tensors come as message frames: x, ids, weights; y goes back as one."""
 
     finished = True
+    lost = False
 
     def __init__(self, hello: Hello, engine: ShardEngine) -> None:
         self._hidden_size = hello.hidden_size

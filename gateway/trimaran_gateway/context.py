@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 from starlette.requests import Request
 from trimaran.config import GatewayConfig
 
-from trimaran_gateway.engine.client import EngineClient
+from trimaran_gateway.engine.interface import Engine
 from trimaran_gateway.errors import ApiError
 from trimaran_gateway.generation import Generator
 from trimaran_gateway.metrics import GatewayMetrics
@@ -33,7 +33,7 @@ class Gateway:
 
     config: GatewayConfig
     model: ServedModel
-    engine: EngineClient
+    engine: Engine
     metrics: GatewayMetrics
     keepalive_s: float = KEEPALIVE_S
     is_draining: bool = False

@@ -14,8 +14,8 @@ from trimaran.wire import Generate, SamplingParams, TokenBatch, TokenLogprob
 
 from trimaran_gateway.chat.grammar import Constraint
 from trimaran_gateway.chat.prompt import Prompt
-from trimaran_gateway.engine.client import EngineClient, InternalEngineError
-from trimaran_gateway.engine.stream import EngineStream
+from trimaran_gateway.engine.client import InternalEngineError
+from trimaran_gateway.engine.interface import Answer, Engine
 from trimaran_gateway.errors import DeadlineError
 from trimaran_gateway.limits import spend_tokens
 from trimaran_gateway.metrics import GatewayMetrics, RequestTimer
@@ -53,9 +53,7 @@ class Generator:
         timeout_s: longest time that one request may take.
     """
 
-    def __init__(
-        self, engine: EngineClient, model: ServedModel, metrics: GatewayMetrics, timeout_s: float
-    ) -> None:
+    def __init__(self, engine: Engine, model: ServedModel, metrics: GatewayMetrics, timeout_s: float) -> None:
         self._engine = engine
         self._model = model
         self._metrics = metrics
@@ -152,9 +150,7 @@ class Generator:
             deadline=self._timeout_s,
         )
 
-    async def _batches(
-        self, stream: EngineStream, constraint: Constraint | None
-    ) -> AsyncIterator[TokenBatch]:
+    async def _batches(self, stream: Answer, constraint: Constraint | None) -> AsyncIterator[TokenBatch]:
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         while not stream.is_over:
             try:

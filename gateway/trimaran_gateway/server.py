@@ -12,12 +12,15 @@ from trimaran.config import Config
 from trimaran.errors import ConfigError
 from trimaran.lifecycle import Stop
 from trimaran.model_path import resolve_model
+from trimaran.replicas import replicas
 from trimaran.run_dir import attn_endpoint, default_run_dir
 from trimaran.telemetry import Log
 
 from trimaran_gateway.app import create_app
 from trimaran_gateway.context import Gateway
 from trimaran_gateway.engine.client import EngineClient
+from trimaran_gateway.engine.interface import Engine
+from trimaran_gateway.engine.pool import EnginePool
 from trimaran_gateway.metrics import GatewayMetrics
 from trimaran_gateway.middleware import MAX_HEADER_BYTES
 from trimaran_gateway.model import load_model
@@ -35,7 +38,8 @@ def serve(config: Config, stop: Stop) -> None:
     """
     model = load_model(resolve_model(config.model), config.model_name)
     with listen(config.gateway.host, config.gateway.port) as listener:
-        engine = EngineClient(attn_endpoint(config.run_dir or default_run_dir()))
+        run_dir = config.run_dir or default_run_dir()
+        engine = EnginePool([EngineClient(attn_endpoint(run_dir, number)) for number in replicas(config)])
         gateway = Gateway(config.gateway, model, engine, GatewayMetrics())
         asyncio.run(run_gateway(gateway, listener, stop))
 
@@ -105,7 +109,7 @@ async def run_gateway(gateway: Gateway, listener: socket.socket, stop: Stop) -> 
 
 
 @contextlib.asynccontextmanager
-async def running_engine(engine: EngineClient) -> AsyncIterator[None]:
+async def running_engine(engine: Engine) -> AsyncIterator[None]:
     """The engine client, started, and closed at the end."""
     await engine.start()
     try:

@@ -1,6 +1,6 @@
-// Runs the AVX-512 and AMX kernels on emulated instructions (tests/emulated/) and compares them with the
-// portable reference: AVX-512 to the bit, AMX up to the rounding of bf16. Weights are random packed cells:
-// every code, every integer scale.
+// Runs the AVX-VNNI, AVX-512 and AMX kernels on emulated instructions (tests/emulated/) and compares them
+// with the portable reference: AMX up to the rounding of bf16, the others to the bit. Weights are random
+// packed cells: every code, every integer scale.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "amx/tiles.h"
+#include "avx2/packed.h"
 #include "avx512/packed.h"
 #include "generic/packed.h"
 #include "packed/format.h"
@@ -33,7 +34,9 @@ struct Kernel {
   const char* name;
   void (*fill)(DotFn*);
 };
-constexpr Kernel kKernels[] = {{"avx512", avx512::fill_bw_dots}, {"avx512_vnni", avx512::fill_vnni_dots}};
+constexpr Kernel kKernels[] = {{"avx_vnni", avx2::fill_vnni_dots},
+                               {"avx512", avx512::fill_bw_dots},
+                               {"avx512_vnni", avx512::fill_vnni_dots}};
 
 bool same(float a, float b) {
   return (std::isnan(a) && std::isnan(b)) || bits_from_float(a) == bits_from_float(b);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trimaran_kernels._native import (
     ExpertEngine,
+    Gate,
     GateRule,
     LatentMaps,
     LatentPages,
@@ -24,12 +25,14 @@ from trimaran_kernels._native import (
     store_latents,
     supported_types,
 )
-from trimaran_kernels.memory import aligned_bytes
+from trimaran_kernels.memory import HugePages, aligned_bytes
 from trimaran_kernels.topology import usable_cpus
 
 __all__ = [
     "ExpertEngine",
+    "Gate",
     "GateRule",
+    "HugePages",
     "LatentMaps",
     "LatentPages",
     "Linear",

@@ -29,6 +29,9 @@ class ThreadPool:
     """
 
     def __init__(self, cpus: Sequence[int]) -> None: ...
+    def rest(self) -> None:
+        """Let idle threads sleep at once, not after the 100 µs for which they expect more work."""
+
     @property
     def size(self) -> int: ...
     @property
@@ -216,6 +219,10 @@ class HopArena:
     @property
     def dims(self) -> tuple[int, int, int, int, str]:
         """Hidden size, top_k, max_tokens, n_slots, dtype ("f32" or "bf16")."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether its file was cut short since: it is empty memory now, and calls stay unanswered."""
 
     def ring(self, slot: int, sequence: int, layer: int, n_tokens: int) -> None:
         """Ask for the computation of what lies in the slot; `sequence` differs from the slot's last one."""
@@ -467,6 +474,28 @@ class GateRule:
         normalise: bool,
         weights_scale: float,
     ) -> None: ...
+
+class Gate:
+    """The gate of one layer: a product in float32, then what `route_tokens` does.
+
+    Args:
+        pool: threads to compute on; kept alive.
+        rule: how experts are chosen.
+        weight: float32 [experts, hidden]; kept alive.
+        bias: float32 [experts] or None; it takes part in the choice only.
+
+    Raises:
+        KernelError: arrays that do not fit.
+    """
+
+    def __init__(
+        self, pool: ThreadPool, rule: GateRule, weight: Any, bias: Any | None, isa: str = "auto"
+    ) -> None: ...
+    def __call__(self, x: Any, ids: Any, weights: Any) -> None:
+        """x: float32 [n, hidden] → ids: int32, weights: float32, both [n, top_k].
+
+        The pool rests afterwards: the experts may need its cores. Releases the GIL.
+        """
 
 def route_tokens(
     pool: ThreadPool, rule: GateRule, logits: Any, bias: Any | None, ids: Any, weights: Any

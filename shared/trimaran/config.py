@@ -17,6 +17,7 @@ Notifier = Literal["doorbell", "zmq", "tcp"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 _DAY_S = 86400.0  # no wait is longer
 _DEVICE = r"^(auto|cpu|cuda(:\d+)?(\+cuda:\d+)*)$"
+_REPLICA = r"^(cpu|cuda(:\d+)?(\+cuda:\d+)*)$"
 _MEMORY = r"^(auto|\d+(\.\d+)?\s?([KMGT]i?)?B?)$"
 
 
@@ -70,6 +71,16 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             description="layers of each of several GPUs, e.g. 0-30,31-60; auto: balanced by their memory",
         ),
     ] = "auto"
+    replicas: Annotated[
+        tuple[Annotated[str, Meta(pattern=_REPLICA)], ...],
+        Meta(
+            description="devices of several attention services that share the expert service, e.g."
+            " cuda:0,cuda:1; in place of attn.device; empty: one service"
+        ),
+    ] = ()
+    replica: Annotated[
+        int, Meta(ge=0, le=63, description="which of attn.replicas an attention service is, from 0")
+    ] = 0
     gpu_memory: Annotated[
         str, Meta(pattern=_MEMORY, description="GPU memory to plan for, e.g. 24GiB; auto: all of the card")
     ] = "auto"
@@ -176,7 +187,7 @@ class ExpertsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         Annotated[int, Meta(ge=1)] | None, Meta(description="compute threads; none: the cores it may use")
     ] = None
     isa: Annotated[
-        Literal["auto", "amx", "avx512_vnni", "avx512", "avx2", "generic"],
+        Literal["auto", "amx", "avx512_vnni", "avx512", "avx_vnni", "avx2", "generic"],
         Meta(description="best instruction set to use"),
     ] = "auto"
     dtype: Annotated[

@@ -119,8 +119,8 @@ def _describe(info: inspect.Type) -> str:
             return "number" + _bounds(low, above, high)
         case inspect.LiteralType(values=values):
             return "one of " + ", ".join(str(value) for value in values)
-        case inspect.VarTupleType():
-            return "list of text"
+        case inspect.VarTupleType(item_type=item):
+            return f"list of {_describe(item)}"
         case inspect.StrType(pattern=str(pattern)):
             return "text of the form " + pattern.removeprefix("^").removesuffix("$")
         case inspect.BoolType():

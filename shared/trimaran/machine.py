@@ -15,6 +15,7 @@ from trimaran.cgroup import cpu_quota, memory_limit
 
 _ISA_FLAGS = {
     "avx2": ("avx2", "fma", "f16c"),
+    "avx_vnni": ("avx2", "avx_vnni"),
     "avx512": ("avx512f", "avx512bw", "avx512vl", "avx512dq"),
     "avx512_vnni": ("avx512f", "avx512_vnni"),
     "avx512_bf16": ("avx512f", "avx512_bf16"),
@@ -62,7 +63,7 @@ class Machine:
 
     Attributes:
         cpu: model name of the processor.
-        isas: names of instruction sets, least first: avx2, avx512, avx512_vnni, avx512_bf16, amx.
+        isas: names of instruction sets, least first: avx2, avx_vnni, avx512, avx512_vnni, avx512_bf16, amx.
         cpus: numbers of the CPUs that this process may run on.
         cpu_quota: cores' worth of time that the cgroup grants; None is no limit.
         shared_memory: size and free bytes of /dev/shm.

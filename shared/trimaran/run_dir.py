@@ -80,9 +80,10 @@ def default_run_dir() -> Path:
     return base / f"{_PREFIX}{os.getuid()}"
 
 
-def attn_endpoint(run_dir: str | os.PathLike[str]) -> str:
-    """Endpoint where the attention service listens for gateways."""
-    return f"ipc://{Path(run_dir).absolute()}/attn.sock"
+def attn_endpoint(run_dir: str | os.PathLike[str], replica: int = 0) -> str:
+    """Endpoint where an attention service listens for gateways; `replica` is its place in `attn.replicas`."""
+    name = f"attn-{replica}.sock" if replica else "attn.sock"
+    return f"ipc://{Path(run_dir).absolute()}/{name}"
 
 
 def experts_endpoint(run_dir: str | os.PathLike[str], shard: str = "0") -> str:

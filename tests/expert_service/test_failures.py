@@ -387,3 +387,28 @@ def test_a_hostile_arena_harms_nobody_else(model, shared_dir: Path, make_client:
         with pytest.raises((PeerError, KernelError)):
             hostile.wait(hostile.submit(1, x, ids, weights))
         assert works(honest, model)
+
+
+@pytest.mark.parametrize("notifier", ["doorbell", "zmq"])
+def test_an_arena_that_is_cut_short_harms_nobody_else(
+    model,
+    shared_dir: Path,
+    make_client: MakeClient,
+    raw_client: RawClient,
+    tmp_path: Path,
+    wait_until,
+    notifier,
+) -> None:
+    honest = make_client(at=shared_dir)
+    honest.connect()
+    hello = raw_client.hello
+    call = Submit(slot=0, sequence=1, layer=1, n_tokens=4)
+    with Arena(ArenaDims(hello.hidden_size, hello.top_k, 4, 2, "f32"), tmp_path) as arena:
+        hello = msgspec.structs.replace(hello, notifier=notifier, arena=str(arena.path))
+        assert isinstance(raw_client.ask(hello), Ready)
+        os.truncate(arena.path, 0)
+        wait_until(lambda: isinstance(raw_client.ask(call), Refused), 10)
+        assert works(honest, model)
+        refusal = raw_client.ask(hello)
+        assert isinstance(refusal, Refused)
+        assert "too short" in refusal.reason

@@ -29,6 +29,10 @@ class FakeEngine:
     reported: EngineStats | None = None
     asked: int = 0
 
+    @property
+    def statuses(self) -> dict[str, EngineStatus | None]:
+        return {"0": self.status}
+
     async def stats(self) -> EngineStats | None:
         self.asked += 1
         await asyncio.sleep(0)

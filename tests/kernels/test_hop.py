@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -497,6 +498,30 @@ def test_bad_files_are_refused(tmp_path: Path, arena: Arena) -> None:
     arena.path.chmod(0o644)
     with pytest.raises(KernelError, match="0600"):
         HopArena(str(arena.path))
+
+
+def test_an_arena_that_is_cut_short_while_it_is_served_is_lost(
+    arena: Arena, client: HopArena, worker: ArenaWorker
+) -> None:
+    fill(arena, 2)
+    cut = threading.Event()
+
+    def call_on() -> int:
+        sequence = 0
+        while not (cut.is_set() and worker.finished):
+            sequence += 1
+            client.ring(2, sequence, LAYER, 6)
+            client.wait_done(2, sequence, 0.01)
+        return sequence
+
+    with ThreadPoolExecutor(1) as callers:
+        calls = callers.submit(call_on)
+        assert not client.lost
+        os.truncate(arena.path, 0)
+        cut.set()
+        assert calls.result(20) > 0
+    assert client.lost
+    worker.stop()
 
 
 def test_an_arena_of_another_model_is_refused(tmp_path: Path, engine: ExpertEngine) -> None:

@@ -15,7 +15,7 @@ def _no_environment_cap(monkeypatch):
 def test_features_are_what_the_kernel_reports():
     flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].splitlines()[0].split()
     # Not the AMX ones: older kernels do not list them.
-    for feature in ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"):
+    for feature in ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni"):
         assert (feature in cpu_features()) == (feature in flags), feature
 
 
@@ -23,6 +23,7 @@ NEEDS = {
     "amx": {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "amx_tile", "amx_bf16"},
     "avx512_vnni": {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"},
     "avx512": {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl"},
+    "avx_vnni": {"avx2", "fma", "f16c", "avx_vnni"},
     "avx2": {"avx2", "fma", "f16c"},
     "generic": set(),
 }
@@ -43,9 +44,9 @@ def test_what_cannot_run_is_refused_with_the_missing_features():
             assert all(feature in reasons[isa].split() for feature in missing)
 
 
-@pytest.mark.parametrize("cap", ["amx", "avx512_vnni", "avx512", "avx2"])
+@pytest.mark.parametrize("cap", ["amx", "avx512_vnni", "avx512", "avx_vnni", "avx2"])
 def test_a_cap_allows_itself_and_what_is_below(cap):
-    order = ["amx", "avx512_vnni", "avx512", "avx2", "generic"]
+    order = ["amx", "avx512_vnni", "avx512", "avx_vnni", "avx2", "generic"]
     assert order.index(detect_isa(cap)) == max(order.index(cap), order.index(detect_isa()))
 
 

@@ -65,6 +65,14 @@ def test_idle_pool_takes_no_time():
     assert float(output) < 0.05  # a spinning thread would take 0.5
 
 
+def test_a_resting_pool_sleeps_and_works_again():
+    pool = ThreadPool(usable_cpus())
+    for _ in range(200):
+        run_something(pool)
+        pool.rest()
+    run_something(pool)
+
+
 def test_more_loops_than_anyone_counts():
     pool = ThreadPool(usable_cpus())
     for _ in range(2000):

@@ -227,6 +227,23 @@ def test_wrong_gpus_are_refused() -> None:
         plan_v3(two, attn__device="cuda:1+cuda:1")
 
 
+def test_services_that_share_the_ram() -> None:
+    """Each has a cache, a workspace, and packed weights of its own; experts and embeddings are there once."""
+    options: dict[str, object] = {"attn__device": "cpu", "attn__context_length": 4096}
+    one = plan_v3(machine(1024 * GIB), **options)
+    three = plan_v3(machine(1024 * GIB), **options, attn__replicas="cpu,cpu,cpu")
+    own = ("attention", "head", "dense layers", "shared experts", "latent maps")
+    copied = sum(item.nbytes for item in one.items if item.part in own)
+    assert three.ram.needed - one.ram.needed == 2 * (copied + one.kv_bytes + one.workspace)
+    exact = [
+        plan_v3(machine(1024 * GIB), **options, precision="exact", attn__replicas=devices)
+        for devices in ("cpu", "cpu,cpu")
+    ]
+    maps = part(exact[0], "latent maps")[1]
+    added = exact[1].ram.needed - exact[0].ram.needed
+    assert added == maps + exact[0].kv_bytes + exact[0].workspace
+
+
 def test_a_real_file(tmp_path: Path) -> None:
     path = write_random_model(tmp_path / "m.gguf", "v3")
     with GGUFFile.open(path) as file:

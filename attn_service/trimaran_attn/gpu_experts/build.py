@@ -67,7 +67,7 @@ class Residents:
                 inner = self._streams.wrap(site, inner)
             if chosen is None:
                 return inner
-            layer = ResidentLayer(ExpertFile(site), chosen, site.device, compute_on(site.device))
+            layer = ResidentLayer(ExpertFile.of(site), chosen, site.device, compute_on(site.device))
             self._layers.append(layer)
             return SplitExperts(inner, layer)
 
@@ -101,7 +101,7 @@ class _Streams:
             return inner
         if site.device not in self._made:
             self._made[site.device] = self._make(site)
-        return StreamedExperts(inner, ExpertFile(site), *self._made[site.device])
+        return StreamedExperts(inner, ExpertFile.of(site), *self._made[site.device])
 
     def _make(self, site: Site) -> tuple[Streamer, StreamPolicy]:
         device, moe = site.device, site.spec.moe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -34,23 +35,33 @@ class Compute(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class ExpertFile:
     """A layer's experts in the model file.
 
-    Args:
-        site: of the layer's experts.
+    Attributes:
+        layer: its number.
+        n_experts: how many.
+        shapes: of an expert's gate, up and down.
+        tensors: all experts' gates, ups and downs.
     """
 
-    def __init__(self, site: Site) -> None:
+    layer: int
+    n_experts: int
+    shapes: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    tensors: tuple[QuantTensor, ...]
+
+    @classmethod
+    def of(cls, site: Site) -> ExpertFile:
+        """Of a layer's experts; raises ModelFileError as `Weights.quantised` does."""
         moe, hidden = site.spec.moe, site.spec.hidden_size
         wide, narrow = (moe.intermediate_size, hidden), (hidden, moe.intermediate_size)
-        self.layer = site.layer
-        self.n_experts = moe.n_experts
-        self.shapes = (wide, wide, narrow)
-        self.tensors: tuple[QuantTensor, ...] = tuple(
+        shapes = (wide, wide, narrow)
+        tensors = tuple(
             site.weights.quantised(f"{site.path}.{name}", (moe.n_experts, *shape))
-            for name, shape in zip(("gate_proj", "up_proj", "down_proj"), self.shapes, strict=True)
+            for name, shape in zip(("gate_proj", "up_proj", "down_proj"), shapes, strict=True)
         )
+        return cls(site.layer, moe.n_experts, shapes, tensors)
 
     @property
     def cost(self) -> ExpertCost:

@@ -6,7 +6,6 @@ import torch
 import trimaran_kernels
 from torch import Tensor
 from torch.nn.functional import linear
-from trimaran.gguf import GGMLType
 from trimaran.spec import MoeSpec
 
 from trimaran_attn.registry import Site
@@ -49,7 +48,7 @@ class Gate:
 
 
 class NativeGate(Gate):
-    """The same for float32 on the CPU: a product of the kernels', then one call for all of the rest.
+    """The same for float32 on the CPU, in one call.
 
     Args:
         spec, weight, bias: as of `Gate`.
@@ -60,11 +59,8 @@ class NativeGate(Gate):
         self, spec: MoeSpec, weight: Tensor, bias: Tensor | None, pool: trimaran_kernels.ThreadPool
     ) -> None:
         super().__init__(spec, weight, bias)
-        self._pool = pool
-        self._raw = weight.flatten().view(torch.uint8).numpy()
-        self._native_bias = None if bias is None else bias.numpy()
-        self._n_experts, self._top_k = len(weight), spec.top_k
-        self._rule = trimaran_kernels.GateRule(
+        self._top_k = spec.top_k
+        rule = trimaran_kernels.GateRule(
             n_experts=len(weight),
             top_k=spec.top_k,
             softmax=spec.gate == "softmax",
@@ -74,17 +70,14 @@ class NativeGate(Gate):
             normalise=spec.normalise_weights,
             weights_scale=spec.weights_scale,
         )
+        native_bias = None if bias is None else bias.numpy()
+        self._gate = trimaran_kernels.Gate(pool, rule, weight.numpy(), native_bias)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x: [T, hidden] float32 → expert ids [T, top_k] int32, weights [T, top_k] float32."""
-        logits = torch.empty(len(x), self._n_experts)
         ids = torch.empty(len(x), self._top_k, dtype=torch.int32)
         weights = torch.empty(len(x), self._top_k)
-        values = x.contiguous().numpy()
-        trimaran_kernels.linear(self._pool, int(GGMLType.F32), self._raw, values, logits.numpy())
-        trimaran_kernels.route_tokens(
-            self._pool, self._rule, logits.numpy(), self._native_bias, ids.numpy(), weights.numpy()
-        )
+        self._gate(x.contiguous().numpy(), ids.numpy(), weights.numpy())
         return ids, weights
 
 

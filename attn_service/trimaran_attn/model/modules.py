@@ -51,11 +51,13 @@ def register_modules(
     """
     threads = pool if native else None
     kernels = cache(partial(make_native, pool=pool, exact_maps=exact_maps)) if native else None
+    memory = trimaran_kernels.HugePages()
     registry.register(EMBEDDING, "quantised", build_embedding)
     registry.register(NORM, "rms", partial(build_norm, pool=threads))
     for kind in (LINEAR, HEAD):
         registry.register(kind, "quantised", _quantised(pool), default=linears == "quantised")
-        registry.register(kind, "packed", partial(build_packed, pool=pool), default=linears == "packed")
+        packed = partial(build_packed, pool=pool, memory=memory)
+        registry.register(kind, "packed", packed, default=linears == "packed")
         registry.register(kind, "dense", build_dense, default=linears == "dense")
         registry.register(kind, "gpu", _build_on_gpu, default=linears == "gpu")
     gpu = _gpu_attention if linears == "gpu" else None

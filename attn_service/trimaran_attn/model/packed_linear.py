@@ -7,7 +7,7 @@ import torch
 import trimaran_kernels
 from numpy.typing import NDArray
 from torch import Tensor
-from trimaran_kernels import ThreadPool
+from trimaran_kernels import HugePages, ThreadPool
 
 from trimaran_attn.model.linear import Linear, QuantLinear, matrix_path
 from trimaran_attn.registry import Site
@@ -22,13 +22,14 @@ class PackedLinear:
     Args:
         weight: [out, in], of a type and width that can be packed; it is copied.
         pool: the threads that share the work.
+        memory: where the copy goes.
 
     Raises:
         KernelError: it cannot be packed; see `can_pack`.
     """
 
-    def __init__(self, weight: QuantTensor, pool: ThreadPool) -> None:
-        self.matrix = (int(weight.type), _pack(weight, pool), True)
+    def __init__(self, weight: QuantTensor, pool: ThreadPool, memory: HugePages) -> None:
+        self.matrix = (int(weight.type), _pack(weight, pool, memory), True)
         self.shape = weight.shape
         self._pool = pool
         rows, columns = weight.shape
@@ -80,20 +81,20 @@ def _packed_bytes(weight: QuantTensor) -> int | None:
     return trimaran_kernels.packed_bytes(int(weight.type), rows, columns)
 
 
-def build_packed(site: Site, pool: ThreadPool) -> Linear:
-    """The module's matrix, packed if it can be; the file's own pages are given back then."""
+def build_packed(site: Site, pool: ThreadPool, memory: HugePages) -> Linear:
+    """The module's matrix, packed into `memory` if it can be; the file's own pages are given back then."""
     path = matrix_path(site)
     weight = site.weights.quantised(path, site.shape)
     if not can_pack(weight):
         return QuantLinear(weight, pool)
-    linear = PackedLinear(weight, pool)
+    linear = PackedLinear(weight, pool, memory)
     site.weights.forget(path)
     return linear
 
 
-def _pack(weight: QuantTensor, pool: ThreadPool) -> NDArray[np.uint8]:
+def _pack(weight: QuantTensor, pool: ThreadPool, memory: HugePages) -> NDArray[np.uint8]:
     rows, columns = weight.shape
     size = _packed_bytes(weight)
-    packed = trimaran_kernels.aligned_bytes(size or 0)
+    packed = memory.take(size or 0)
     trimaran_kernels.pack(pool, int(weight.type), weight.raw, rows, columns, packed)
     return packed

@@ -1,4 +1,4 @@
-"""The gateway's one connection to the attention service, shared by all requests.
+"""The gateway's connection to an attention service, shared by all requests.
 
 The engine may start later than the gateway, restart under it or hang: waiting requests then fail with a
 `PeerError`, and the gateway lives on.
@@ -27,12 +27,12 @@ from trimaran.wire import (
     TokenBatch,
 )
 
+from trimaran_gateway.engine.interface import READY_STATES
 from trimaran_gateway.engine.stream import EngineStream
 
 POLL_S = 1.0
 SILENCE_S = 60.0
 STATS_TIMEOUT_S = 2.0
-READY_STATES = ("ready", "degraded")
 
 _log = Log(__name__)
 
@@ -90,6 +90,11 @@ class EngineClient:
     def is_ready(self) -> bool:
         """Whether requests are accepted now."""
         return self.status is not None and self.status.state in READY_STATES
+
+    @property
+    def statuses(self) -> dict[str, EngineStatus | None]:
+        """The status, by the only label that there is."""
+        return {"0": self.status}
 
     @property
     def in_flight(self) -> int:

@@ -16,10 +16,12 @@ from prometheus_client.registry import Collector
 from trimaran.wire import EngineStats
 
 from trimaran_gateway.engine.metric_help import help_of
+from trimaran_gateway.engine.totals import with_label
 
 PREFIX = "trimaran_"
 _MICROSECONDS = (5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.5, 1, 5)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
+_ENGINE = re.compile(r'engine="[^"]*",?')
 _BUCKET = re.compile(r'(\w+)_bucket\{le="([^"]+)"\}')
 
 
@@ -27,7 +29,7 @@ class EngineCollector(Collector):
     """Exports the engine's last `EngineStats`; its observations are added up into histograms here.
 
     A counter's name may carry labels, as in ``name_total{reason="stop"}``. What the gateway measures itself,
-    from the client's side, is left out.
+    from the client's side, is left out; so is a sum over engines, which Prometheus makes of their samples.
 
     Args:
         own: names that the gateway exports itself, without the prefix and `_total`.
@@ -60,12 +62,12 @@ class EngineCollector(Collector):
         for shard, values in sorted(self._stats.experts.items()):
             rest = times.take(shard, values)
             for name, value in sorted(rest.items()):
-                full_name = _with_label(name, f'shard="{shard}"')
+                full_name = with_label(name, f'shard="{shard}"')
                 shards.add(full_name, value, is_counter=name.partition("{")[0].endswith("_total"))
         families = _Families(self._own | shards.names)
-        for name, value in self._stats.counters.items():
+        for name, value in _without_totals(self._stats.counters):
             families.add(name, value, is_counter=True)
-        for name, value in self._stats.gauges.items():
+        for name, value in _without_totals(self._stats.gauges):
             families.add(name, value, is_counter=False)
         yield from families
         yield from shards
@@ -135,6 +137,7 @@ def _bound(bucket: tuple[str, float]) -> float:
     return float(bucket[0])
 
 
-def _with_label(name: str, label: str) -> str:
-    base, _, labels = name.rstrip("}").partition("{")
-    return f"{base}{{{','.join(filter(None, (label, labels)))}}}"
+def _without_totals(values: dict[str, float]) -> Iterator[tuple[str, float]]:
+    """Samples that are no sums of others, which have the label `engine`."""
+    totals = {_ENGINE.sub("", name).replace("{}", "") for name in values if _ENGINE.search(name)}
+    yield from ((name, value) for name, value in values.items() if name not in totals)

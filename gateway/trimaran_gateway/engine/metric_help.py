@@ -34,6 +34,7 @@ _HELP = {
     "expert_threads": "Compute threads",
     "expert_load_imbalance_ratio": "Busiest expert's tokens over the mean, 1 is even",
     "expert_service_up": "1 while the shard serves",
+    "attention_service_up": "1 while the engine answers",
 }
 
 

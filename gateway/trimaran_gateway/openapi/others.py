@@ -214,3 +214,4 @@ class Health(BaseModel):
     progress: float | None = None
     model: str | None = None
     context_length: int | None = None
+    engines: dict[str, str] | None = None

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Response
 from fastapi.responses import JSONResponse
 
 from trimaran_gateway.context import Gateway, gateway_of
+from trimaran_gateway.engine.interface import Engine
 from trimaran_gateway.errors import RETRY_AFTER_S
 from trimaran_gateway.metrics import CONTENT_TYPE
 from trimaran_gateway.openapi.errors import Responses, answers
@@ -30,7 +31,10 @@ _METRICS: Responses = {
 @router.get("/health", response_class=JSONResponse, responses=_HEALTH)
 @router.get("/ready", response_class=JSONResponse, responses=_HEALTH)
 async def health(gateway: TheGateway) -> Response:
-    """200 while requests are answered; 503 with `status` and `progress` (0 to 1) while they are not."""
+    """200 while requests are answered; 503 with `status` and `progress` (0 to 1) while they are not.
+
+    Of several engines one that takes requests is enough; `degraded` says that not all do, `engines` which.
+    """
     body = _state(gateway)
     if body["status"] in ("ready", "degraded"):
         return JSONResponse(body)
@@ -56,4 +60,13 @@ def _state(gateway: Gateway) -> dict[str, Any]:
         "progress": 1.0 if status.state in ("ready", "degraded") else status.progress,
         "model": gateway.model.name,
         "context_length": status.context_length,
+        **_engines(gateway.engine),
     }
+
+
+def _engines(engine: Engine) -> dict[str, Any]:
+    """Each engine's state by label, if there are several."""
+    if len(engine.statuses) == 1:
+        return {}
+    states = {label: "unavailable" if s is None else s.state for label, s in engine.statuses.items()}
+    return {"engines": states}

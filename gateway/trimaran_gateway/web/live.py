@@ -10,6 +10,7 @@ import asyncio
 import math
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
@@ -29,6 +30,10 @@ class Engine(Protocol):
     @property
     def status(self) -> EngineStatus | None:
         """What the engine last said; None while none is connected."""
+
+    @property
+    def statuses(self) -> Mapping[str, EngineStatus | None]:
+        """The same of each attention service, by label."""
 
     async def stats(self) -> EngineStats | None:
         """Its counters now; None if it does not answer."""
@@ -98,6 +103,7 @@ class LiveReport(msgspec.Struct, frozen=True, kw_only=True):
     time: float
     model: Model
     engine: EngineState
+    engines: dict[str, EngineState] = {}
     counters: dict[str, float] = {}
     gauges: dict[str, float] = {}
     histograms: dict[str, Buckets] = {}
@@ -136,6 +142,7 @@ class LiveReader:
             time=time.monotonic(),
             model=self._model,
             engine=_engine_state(status),
+            engines={label: _engine_state(each) for label, each in self._engine.statuses.items()},
             histograms=histograms(self._metrics.registry),
         )
         if stats is None:

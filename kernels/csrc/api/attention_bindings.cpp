@@ -197,6 +197,34 @@ void call_route_tokens(ThreadPool& pool, const GateSpec& spec, nb::handle logits
                static_cast<int32_t*>(ids.data), static_cast<float*>(weights.data));
 }
 
+void make_layer_gate(Gate* self, ThreadPool& pool, const GateSpec& spec, nb::handle weight_object,
+                     const std::optional<nb::object>& bias_object, const std::string& isa) {
+  const ArrayView weight = view_array(weight_object, "weight", {Element::f32}, 2);
+  check_length(weight, "weight", 0, spec.n_experts);
+  std::vector<float> bias;
+  if (bias_object) {
+    const ArrayView view = view_array(*bias_object, "bias", {Element::f32}, 1);
+    check_length(view, "bias", 0, spec.n_experts);
+    bias.assign(floats(view), floats(view) + spec.n_experts);
+  }
+  const Matrix matrix{GgmlType::F32, static_cast<const uint8_t*>(weight.data),
+                      static_cast<size_t>(weight.size()) * sizeof(float), false};
+  new (self) Gate(pool, *select_isa(isa).primitives, spec, matrix, weight.shape[1], std::move(bias));
+}
+
+void call_gate(Gate& gate, nb::handle x_object, nb::handle ids_object, nb::handle weights_object) {
+  const ArrayView x = view_array(x_object, "x", {Element::f32}, 2);
+  const ArrayView ids = view_array(ids_object, "ids", {Element::i32}, 2, true);
+  const ArrayView weights = view_array(weights_object, "weights", {Element::f32}, 2, true);
+  check_length(x, "x", 1, gate.hidden());
+  for (const auto& [view, name] : {std::pair{&ids, "ids"}, std::pair{&weights, "weights"}}) {
+    check_length(*view, name, 0, x.shape[0]);
+    check_length(*view, name, 1, gate.spec().top_k);
+  }
+  const nb::gil_scoped_release unlocked;
+  gate.route(floats(x), x.shape[0], static_cast<int32_t*>(ids.data), static_cast<float*>(weights.data));
+}
+
 void bind_cache(nb::module_& m) {
   m.def(
       "latent_entry_bytes",
@@ -231,6 +259,10 @@ void bind_gate(nb::module_& m) {
            nb::arg("weights_scale"));
   m.def("route_tokens", &call_route_tokens, nb::arg("pool"), nb::arg("rule"), nb::arg("logits"),
         nb::arg("bias").none(), nb::arg("ids"), nb::arg("weights"));
+  nb::class_<Gate>(m, "Gate")
+      .def("__init__", &make_layer_gate, nb::arg("pool"), nb::arg("rule"), nb::arg("weight"),
+           nb::arg("bias").none(), nb::arg("isa") = "auto", nb::keep_alive<1, 2>(), nb::keep_alive<1, 4>())
+      .def("__call__", &call_gate, nb::arg("x"), nb::arg("ids"), nb::arg("weights"));
 }
 
 }  // namespace

@@ -186,6 +186,7 @@ void bind_isa(nb::module_& m) {
 void bind_pool(nb::module_& m) {
   nb::class_<ThreadPool>(m, "ThreadPool")
       .def(nb::init<const std::vector<int>&>(), nb::arg("cpus"))
+      .def("rest", &ThreadPool::rest)
       .def_prop_ro("size", &ThreadPool::size)
       .def_prop_ro("cpus", &ThreadPool::cpus);
 }

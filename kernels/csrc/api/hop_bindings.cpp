@@ -215,6 +215,7 @@ void bind_hop(nanobind::module_& m) {
   nb::class_<Arena>(m, "HopArena")
       .def(nb::init<const std::string&>(), nb::arg("path"))
       .def_prop_ro("dims", &dims_of)
+      .def_prop_ro("lost", &Arena::lost)
       .def("ring", &ring, nb::arg("slot"), nb::arg("sequence"), nb::arg("layer"), nb::arg("n_tokens"))
       .def("wait_done", &wait_done, nb::arg("slot"), nb::arg("sequence"), nb::arg("timeout_s"))
       .def("begin_step", &trimaran::hop::begin_step)

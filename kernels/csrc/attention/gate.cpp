@@ -4,8 +4,9 @@
 #include <cmath>
 #include <limits>
 #include <string>
-#include <vector>
+#include <utility>
 
+#include "runtime/buffers.h"
 #include "runtime/status.h"
 
 namespace trimaran {
@@ -110,6 +111,24 @@ void route_tokens(ThreadPool& pool, const GateSpec& spec, const float* logits, c
                   ids + t * spec.top_k, weights + t * spec.top_k);
     }
   });
+}
+
+Gate::Gate(ThreadPool& pool, const Primitives& primitives, const GateSpec& spec, const Matrix& weight,
+           int64_t hidden, std::vector<float> bias)
+    : pool_(pool),
+      spec_(spec),
+      bias_(std::move(bias)),
+      linear_(pool, primitives, weight, spec.n_experts, hidden) {
+  require(bias_.empty() || bias_.size() == static_cast<size_t>(spec.n_experts),
+          "need a bias for each expert");
+}
+
+void Gate::route(const float* x, int64_t n, int32_t* ids, float* weights) {
+  const std::lock_guard<std::mutex> lock(callers_);
+  ensure_size(logits_, static_cast<size_t>(n * spec_.n_experts));
+  linear_.multiply(x, n, logits_.data());
+  route_tokens(pool_, spec_, logits_.data(), bias_.empty() ? nullptr : bias_.data(), n, ids, weights);
+  pool_.rest();
 }
 
 }  // namespace trimaran

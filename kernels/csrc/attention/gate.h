@@ -2,7 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <mutex>
+#include <vector>
 
+#include "runtime/linear.h"
 #include "runtime/thread_pool.h"
 
 namespace trimaran {
@@ -25,5 +28,29 @@ void check_gate(const GateSpec& spec);
 // rank, equal ones in ascending order of their ids; a NaN ranks lowest.
 void route_tokens(ThreadPool& pool, const GateSpec& spec, const float* logits, const float* bias, int64_t n,
                   int32_t* ids, float* weights);
+
+// The gate of one layer: logits = x · Wᵀ, then route_tokens.
+class Gate {
+ public:
+  // weight: [experts, hidden]; bias: [experts], or empty. The pool, the primitives and the weight's memory
+  // must outlive this. Throws KernelError on a matrix that does not fit.
+  Gate(ThreadPool& pool, const Primitives& primitives, const GateSpec& spec, const Matrix& weight,
+       int64_t hidden, std::vector<float> bias);
+
+  const GateSpec& spec() const { return spec_; }
+  int64_t hidden() const { return linear_.columns(); }
+
+  // x: [n, hidden] → ids, weights: [n, top_k]. What follows is the experts' business, who may need these
+  // cores: the pool rests. Any thread may call, one after another.
+  void route(const float* x, int64_t n, int32_t* ids, float* weights);
+
+ private:
+  ThreadPool& pool_;
+  const GateSpec spec_;
+  const std::vector<float> bias_;
+  Linear linear_;
+  std::mutex callers_;  // guards logits_
+  std::vector<float> logits_;
+};
 
 }  // namespace trimaran

@@ -11,20 +11,25 @@
 namespace trimaran::avx2 {
 namespace {
 
-Primitives make() {
-  Primitives p{"avx2", {}, accumulate, quantize, {}, &attention_primitives(), nullptr};
+Primitives make(const char* name, void (*fill_dot_products)(DotFn*)) {
+  Primitives p{name, {}, accumulate, quantize, {}, &attention_primitives(), nullptr};
   fill_scalar_decoders(p.decode);  // F32 keeps it: a copy
   fill_legacy_decoders(p.decode);
   fill_k_decoders(p.decode);
   fill_grid_decoders(p.decode);
-  fill_dots(p.dot);
+  fill_dot_products(p.dot);
   return p;
 }
 
 }  // namespace
 
 const Primitives& primitives() {
-  static const Primitives instance = make();
+  static const Primitives instance = make("avx2", fill_dots);
+  return instance;
+}
+
+const Primitives& vnni_primitives() {
+  static const Primitives instance = make("avx_vnni", fill_vnni_dots);
   return instance;
 }
 

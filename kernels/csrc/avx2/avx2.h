@@ -1,4 +1,4 @@
-// AVX2 + FMA + F16C implementation.
+// AVX2 + FMA + F16C implementations, without and with AVX-VNNI.
 #pragma once
 
 #include "isa/primitives.h"
@@ -6,5 +6,6 @@
 namespace trimaran::avx2 {
 
 const Primitives& primitives();
+const Primitives& vnni_primitives();
 
 }  // namespace trimaran::avx2

@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "avx2/codes.h"
 #include "isa/target.h"
-#include "quant/iq_tables.h"
 
 TRIMARAN_TARGET_BEGIN("avx2,fma,f16c")
 
@@ -19,8 +19,6 @@ inline float f16_at(const uint8_t* p) {
   return _cvtsh_ss(bits);
 }
 
-inline __m128i load_16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
-inline __m256i load_32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline __m128i low_half(__m256i v) { return _mm256_castsi256_si128(v); }
 inline __m128i high_half(__m256i v) { return _mm256_extracti128_si256(v, 1); }
 
@@ -34,17 +32,10 @@ inline __m256i split_nibbles(const uint8_t* p) {
   return _mm256_and_si256(both, _mm256_set1_epi8(15));
 }
 
-// Each byte shifted right by `count` bits, then masked.
-inline __m256i field(__m256i bytes, int count, int mask) {
-  return _mm256_and_si256(_mm256_srli_epi16(bytes, count), _mm256_set1_epi8(static_cast<char>(mask)));
-}
-
 // Each byte shifted left by `count` bits; no bit may leave its byte.
 inline __m256i raise(__m256i bytes, int count) { return _mm256_slli_epi16(bytes, count); }
 
-inline __m256i iq4_levels(__m256i nibbles) {
-  return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load_16(kIq4Levels)), nibbles);
-}
+inline __m256i iq4_levels(__m256i nibbles) { return _mm256_shuffle_epi8(levels(0), nibbles); }
 
 // dst[i] = d · q[i] for 16 weights.
 inline void put_scaled(__m128i q, float d, float* dst) {

@@ -1,7 +1,6 @@
 #include "hop/arena.h"
 
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -94,13 +93,11 @@ Arena::Arena(const std::string& path) {
       size != layout_.file_bytes) {
     refuse(path, "its dimensions and its size of " + std::to_string(size) + " bytes contradict each other");
   }
-  void* mapped = mmap(nullptr, layout_.file_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file.fd(), 0);
-  if (mapped == MAP_FAILED) refuse(path, std::strerror(errno));
-  base_ = static_cast<uint8_t*>(mapped);
-}
-
-Arena::~Arena() {
-  if (base_ != nullptr) munmap(base_, layout_.file_bytes);
+  try {
+    mapping_ = std::make_unique<SharedMapping>(file.fd(), layout_.file_bytes);
+  } catch (const KernelError& error) {
+    refuse(path, error.what());
+  }
 }
 
 }  // namespace trimaran::hop

@@ -13,8 +13,10 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 
+#include "hop/shared_mapping.h"
 #include "runtime/status.h"
 
 namespace trimaran::hop {
@@ -87,13 +89,15 @@ class Arena {
   // Throws KernelError, in one line that names the path, if the file is missing, not this user's alone, not
   // an arena of this version, or if its header contradicts itself or its size.
   explicit Arena(const std::string& path);
-  ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
+  // Whether its file was cut short since: what is read are zeros then, and the peer sees no answer.
+  bool lost() const { return mapping_->lost(); }
+
   const ArenaDims& dims() const { return dims_; }
   const ArenaLayout& layout() const { return layout_; }
-  ArenaHeader& header() const { return *reinterpret_cast<ArenaHeader*>(base_); }
+  ArenaHeader& header() const { return *reinterpret_cast<ArenaHeader*>(mapping_->data()); }
 
   // `slot` must be below dims().n_slots.
   SlotControl& control(uint32_t slot) const { return *reinterpret_cast<SlotControl*>(slot_base(slot)); }
@@ -107,9 +111,9 @@ class Arena {
   void* y(uint32_t slot) const { return slot_base(slot) + layout_.y; }
 
  private:
-  uint8_t* slot_base(uint32_t slot) const { return base_ + kPage + slot * layout_.slot_stride; }
+  uint8_t* slot_base(uint32_t slot) const { return mapping_->data() + kPage + slot * layout_.slot_stride; }
 
-  uint8_t* base_ = nullptr;
+  std::unique_ptr<const SharedMapping> mapping_;
   ArenaDims dims_{};
   ArenaLayout layout_{};
 };

@@ -57,7 +57,7 @@ void ArenaWorker::stop() {
 void ArenaWorker::serve(std::chrono::nanoseconds spin) {
   uint32_t last_bell = 0;
   Clock::time_point poll_end{};
-  while (!stopping_.load()) {
+  while (!stopping_.load() && !arena_.lost()) {
     const uint32_t bell = arena_.header().bell.load(std::memory_order_acquire);
     if (serve_pending() || bell != last_bell) {
       last_bell = bell;

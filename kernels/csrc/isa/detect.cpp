@@ -47,6 +47,7 @@ CpuFeatures ask_cpu() {
   f.fma = ymm && bit(leaf1.ecx, 12);
   f.f16c = ymm && bit(leaf1.ecx, 29);
   f.avx2 = ymm && bit(leaf7.ebx, 5);
+  f.avx_vnni = ymm && bit(leaf7_1.eax, 4);
   f.avx512f = zmm && bit(leaf7.ebx, 16);
   f.avx512bw = zmm && bit(leaf7.ebx, 30);
   f.avx512vl = zmm && bit(leaf7.ebx, 31);
@@ -75,6 +76,7 @@ std::vector<std::string> feature_names(const CpuFeatures& f) {
   add(f.avx2, "avx2");
   add(f.fma, "fma");
   add(f.f16c, "f16c");
+  add(f.avx_vnni, "avx_vnni");
   add(f.avx512f, "avx512f");
   add(f.avx512bw, "avx512bw");
   add(f.avx512vl, "avx512vl");

@@ -13,6 +13,7 @@ struct CpuFeatures {
   bool avx2 = false;
   bool fma = false;
   bool f16c = false;
+  bool avx_vnni = false;
   bool avx512f = false;
   bool avx512bw = false;
   bool avx512vl = false;
@@ -34,8 +35,8 @@ struct Selection {
 };
 
 // The first implementation, best first, that the CPU can run and `cap` allows. `cap` is "auto" or a name from
-// best to least: amx, avx512_vnni, avx512, avx2, generic. TRIMARAN_ISA in the environment caps further.
-// Throws KernelError on an unknown name.
+// best to least: amx, avx512_vnni, avx512, avx_vnni, avx2, generic. TRIMARAN_ISA in the environment caps
+// further. Throws KernelError on an unknown name.
 Selection select_isa(const std::string& cap);
 Selection select_isa(const std::string& cap, const CpuFeatures& features);
 

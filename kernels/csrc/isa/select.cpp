@@ -12,7 +12,7 @@ namespace trimaran {
 namespace {
 
 // Best first; a cap allows itself and everything after it.
-constexpr const char* kOrder[] = {"amx", "avx512_vnni", "avx512", "avx2", "generic"};
+constexpr const char* kOrder[] = {"amx", "avx512_vnni", "avx512", "avx_vnni", "avx2", "generic"};
 constexpr int kOrderSize = sizeof kOrder / sizeof kOrder[0];
 
 struct Implementation {
@@ -33,6 +33,10 @@ std::string missing_for_avx2(const CpuFeatures& f) {
   if (!f.fma) missing += " fma";
   if (!f.f16c) missing += " f16c";
   return missing;
+}
+
+std::string missing_for_avx_vnni(const CpuFeatures& f) {
+  return missing_for_avx2(f) + (f.avx_vnni ? "" : " avx_vnni");
 }
 
 std::string missing_for_avx512(const CpuFeatures& f) {
@@ -61,6 +65,7 @@ constexpr Implementation kImplementations[] = {
     {"amx", amx::primitives, missing_for_amx, amx::request_tiles},
     {"avx512_vnni", avx512::vnni_primitives, missing_for_vnni, granted},
     {"avx512", avx512::primitives, missing_for_avx512, granted},
+    {"avx_vnni", avx2::vnni_primitives, missing_for_avx_vnni, granted},
     {"avx2", avx2::primitives, missing_for_avx2, granted},
 #endif
     {"generic", generic::primitives, nothing, granted},
@@ -71,8 +76,9 @@ int rank(const std::string& name, const char* source) {
   for (int i = 0; i < kOrderSize; ++i) {
     if (name == kOrder[i]) return i;
   }
-  throw KernelError(std::string(source) + " \"" + name +
-                    "\" is no instruction set: use auto, amx, avx512_vnni, avx512, avx2 or generic");
+  throw KernelError(
+      std::string(source) + " \"" + name +
+      "\" is no instruction set: use auto, amx, avx512_vnni, avx512, avx_vnni, avx2 or generic");
 }
 
 std::string environment_cap() {

@@ -17,67 +17,95 @@ void store_u16(uint8_t* p, uint16_t value) {
 // The rows of one cell of a stripe, spread out.
 using Rows = std::array<RowCell, kStripeRows>;
 
-// Four codes of a vector as bytes of a word, in the order of columns. Bytes are handled four at a time:
-// shifts never carry a bit into a neighbour, since codes are masked.
-uint32_t four_codes(const RowCell& row, int g, int v) {
-  uint32_t word;
-  std::memcpy(&word, row.codes + kGroupColumns * g + kVectorColumns * v, sizeof word);
+// Bytes of a row's codes are handled eight at a time: shifts never carry a bit into a neighbour, since codes
+// are masked.
+constexpr uint64_t kEach = 0x0101010101010101u;
+constexpr int kWordBytes = 8;
+
+uint64_t load_word(const uint8_t* p) {
+  uint64_t word;
+  std::memcpy(&word, p, sizeof word);
   return word;
 }
 
-constexpr uint32_t low_mask(const Format& f) { return 0x01010101u * ((1u << f.low_bits) - 1u); }
+void store_word(uint8_t* p, uint64_t word) { std::memcpy(p, &word, sizeof word); }
 
-// The low codes of vector v of the groups that share bytes with group g.
+// A row's share of a cell's planes: 4 bytes of each vector, one vector after another.
 template <class Tag>
-uint32_t low_codes(const RowCell& row, int g, int v) {
+struct RowPlanes {
+  static constexpr const Format& f = Tag::format;
+  static constexpr int kBytes = (f.low_bytes() + f.high_bytes()) / kStripeRows;
+  uint8_t bytes[kBytes];
+};
+
+// The low codes of columns i .. i + 7 of the groups that share bytes with group g.
+template <class Tag>
+uint64_t low_codes(const RowCell& row, int g, int i) {
   constexpr const Format& f = Tag::format;
-  uint32_t word = 0;
-  for (int i = 0; i < f.groups_per_byte(); ++i) {
-    word |= (four_codes(row, g + i, v) & low_mask(f)) << (i * f.low_bits);
+  uint64_t word = 0;
+  for (int k = 0; k < f.groups_per_byte(); ++k) {
+    const uint64_t codes = load_word(row.codes + kGroupColumns * (g + k) + i);
+    word |= (codes & ((1u << f.low_bits) - 1u) * kEach) << (k * f.low_bits);
   }
   return word;
 }
 
-// Vector v of the low plane's run that starts with group g.
+// Three runs in six bits, and a fourth in the other two.
 template <class Tag>
-void place_low(const Rows& rows, int g, int v, uint8_t* cell) {
-  constexpr const Format& f = Tag::format;
-  uint8_t* dst = cell + f.low_run(g) + v * kVectorBytes;
-  for (const RowCell& row : rows) {
-    uint32_t word = low_codes<Tag>(row, g, v);
-    if constexpr (f.in_sixes()) {  // and two bits of the fourth run
-      const int run = g / f.groups_per_byte() % 4;
-      const uint32_t fourth = low_codes<Tag>(row, g + (3 - run) * f.groups_per_byte(), v);
-      word |= (fourth >> (2 * run) & 0x03030303u) << 6;
+void place_sixes(const RowCell& row, int g, uint8_t* dst) {
+  constexpr int step = Tag::format.groups_per_byte();
+  for (int i = 0; i < kGroupColumns; i += kWordBytes) {
+    const uint64_t fourth = low_codes<Tag>(row, g + 3 * step, i);
+    for (int run = 0; run < 3; ++run) {
+      const uint64_t upper = (fourth >> (2 * run) & 3 * kEach) << 6;
+      store_word(dst + run * kGroupColumns + i, low_codes<Tag>(row, g + run * step, i) | upper);
     }
-    std::memcpy(dst, &word, sizeof word);
-    dst += sizeof word;
   }
 }
 
-// 64 bytes of the high plane: the upper bits of group g.
+// The bits above the low ones of group g: bit v of a byte is that of vector v.
 template <class Tag>
-void place_high(const Rows& rows, int g, uint8_t* dst) {
-  constexpr const Format& f = Tag::format;
-  for (const RowCell& row : rows) {
-    uint32_t word = 0;
-    for (int v = 0; v < kGroupVectors; ++v) {
-      word |= (four_codes(row, g, v) & ~low_mask(f)) >> f.low_bits << v;
-    }
-    std::memcpy(dst, &word, sizeof word);
-    dst += sizeof word;
+uint32_t high_bits(const RowCell& row, int g) {
+  uint64_t bits = 0;  // of even vectors, then of odd ones
+  for (int i = 0; i < kGroupColumns; i += kWordBytes) {
+    const uint64_t codes = load_word(row.codes + kGroupColumns * g + i);
+    bits |= (codes >> Tag::format.low_bits & kEach) << (i / kVectorColumns);
   }
+  return static_cast<uint32_t>(bits) | static_cast<uint32_t>(bits >> 32) << 1;
 }
 
 template <class Tag>
-void place_codes(const Rows& rows, uint8_t* cell) {
+void place_row(const RowCell& row, RowPlanes<Tag>& planes) {
   constexpr const Format& f = Tag::format;
-  for (int g = 0; g < f.groups(); g += f.groups_per_byte()) {
-    if (f.scattered(g)) continue;
-    for (int v = 0; v < kGroupVectors; ++v) place_low<Tag>(rows, g, v, cell);
+  uint8_t* dst = planes.bytes;
+  constexpr int step = f.groups_per_byte() * (f.in_sixes() ? 4 : 1);
+  for (int g = 0; g < f.groups(); g += step) {
+    if constexpr (f.in_sixes()) {
+      place_sixes<Tag>(row, g, dst);
+      dst += 3 * kGroupColumns;
+    } else {
+      for (int i = 0; i < kGroupColumns; i += kWordBytes) store_word(dst + i, low_codes<Tag>(row, g, i));
+      dst += kGroupColumns;
+    }
   }
   if constexpr (f.high_bits > 0) {
-    for (int g = 0; g < f.groups(); ++g) place_high<Tag>(rows, g, cell + f.high_at() + g * kVectorBytes);
+    for (int g = 0; g < f.groups(); ++g) {
+      const uint32_t bits = high_bits<Tag>(row, g);
+      std::memcpy(dst + g * kVectorColumns, &bits, sizeof bits);
+    }
+  }
+}
+
+// Rows side by side: what are a row's 4 bytes of a vector becomes the vector of 16 rows.
+template <class Tag>
+void place_codes(const Rows& rows, uint8_t* cell) {
+  RowPlanes<Tag> planes[kStripeRows];
+  for (int r = 0; r < kStripeRows; ++r) place_row<Tag>(rows[static_cast<size_t>(r)], planes[r]);
+  for (int i = 0; i < RowPlanes<Tag>::kBytes; i += kVectorColumns) {
+    for (const RowPlanes<Tag>& row : planes) {
+      std::memcpy(cell, row.bytes + i, kVectorColumns);
+      cell += kVectorColumns;
+    }
   }
 }
 

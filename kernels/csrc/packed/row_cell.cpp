@@ -1,5 +1,7 @@
 #include "packed/row_cell.h"
 
+#include <cstring>
+
 #include "isa/target.h"
 #include "quant/blocks.h"
 #include "quant/decode_k.h"
@@ -9,17 +11,37 @@
 namespace trimaran {
 namespace {
 
-using scalar::fifth_bit;
+// Eight codes side by side. Shifts may carry bits into a neighbour, where a mask removes them.
+using Codes = uint64_t;
+constexpr Codes kEach = 0x0101010101010101u;
+constexpr int kCodes = sizeof(Codes);
+
+Codes load_codes(const uint8_t* p) {
+  Codes codes;
+  std::memcpy(&codes, p, sizeof codes);
+  return codes;
+}
+
+void store_codes(uint8_t* p, Codes codes) { std::memcpy(p, &codes, sizeof codes); }
 
 void read_nibbles(const uint8_t* qs, uint8_t* codes) {
-  for (int i = 0; i < 16; ++i) {
-    codes[i] = qs[i] & 15;
-    codes[i + 16] = qs[i] >> 4;
+  for (int i = 0; i < 16; i += kCodes) {
+    const Codes both = load_codes(qs + i);
+    store_codes(codes + i, both & 15 * kEach);
+    store_codes(codes + 16 + i, both >> 4 & 15 * kEach);
   }
 }
 
+// Bit i of a byte to the lowest bit of code i.
+Codes spread_bits(uint8_t bits) {
+  const Codes apart = bits * kEach & 0x8040201008040201u;
+  return (apart + 0x7f * kEach) >> 7 & kEach;
+}
+
 void add_fifth_bits(const uint8_t* qh, uint8_t* codes) {
-  for (int i = 0; i < 32; ++i) codes[i] = static_cast<uint8_t>(codes[i] | fifth_bit(qh, i));
+  for (int i = 0; i < 4; ++i) {
+    store_codes(codes + kCodes * i, load_codes(codes + kCodes * i) | spread_bits(qh[i]) << 4);
+  }
 }
 
 // Blocks of 32: group g of the cell.
@@ -55,16 +77,18 @@ void read(const BlockQ5_1& block, int g, RowCell& cell) {
 
 void read(const BlockQ8_0& block, int g, RowCell& cell) {
   cell.half_scales[g] = load_u16(block.d);
-  for (int i = 0; i < 32; ++i) cell.codes[32 * g + i] = static_cast<uint8_t>(block.qs[i]);
+  std::memcpy(cell.codes + 32 * g, block.qs, 32);
 }
 
-// Blocks of 256: the whole cell. Loops run over 32 columns at a time, whose shifts are the same, so that
-// compilers make vectors of them.
+// Blocks of 256: the whole cell, in runs of 32 columns, whose shifts are constants once unrolled.
 
 void read_two_bits(const uint8_t* qs, uint8_t* codes) {
   TRIMARAN_UNROLL_8
   for (int run = 0; run < 8; ++run) {
-    for (int i = 0; i < 32; ++i) codes[32 * run + i] = qs[run / 4 * 32 + i] >> (run % 4 * 2) & 3;
+    for (int i = 0; i < 32; i += kCodes) {
+      const Codes both = load_codes(qs + run / 4 * 32 + i);
+      store_codes(codes + 32 * run + i, both >> (run % 4 * 2) & 3 * kEach);
+    }
   }
 }
 
@@ -73,8 +97,9 @@ template <int kTo>
 void add_bits(const uint8_t* bits, uint8_t* codes) {
   TRIMARAN_UNROLL_8
   for (int run = 0; run < 8; ++run) {
-    for (int i = 0; i < 32; ++i) {
-      codes[32 * run + i] = static_cast<uint8_t>(codes[32 * run + i] | (bits[i] >> run & 1) << kTo);
+    for (int i = 0; i < 32; i += kCodes) {
+      const Codes bit = load_codes(bits + i) >> run & kEach;
+      store_codes(codes + 32 * run + i, load_codes(codes + 32 * run + i) | bit << kTo);
     }
   }
 }
@@ -102,10 +127,11 @@ void read_scale_mins(const uint8_t* scales, RowCell& cell) {
 }
 
 void read_nibble_runs(const uint8_t* qs, uint8_t* codes) {
-  for (int run = 0; run < 4; ++run) {
-    for (int i = 0; i < 32; ++i) {
-      codes[64 * run + i] = qs[32 * run + i] & 15;
-      codes[64 * run + 32 + i] = qs[32 * run + i] >> 4;
+  TRIMARAN_UNROLL_8
+  for (int run = 0; run < 8; ++run) {
+    for (int i = 0; i < 32; i += kCodes) {
+      const Codes both = load_codes(qs + run / 2 * 32 + i);
+      store_codes(codes + 32 * run + i, both >> (run % 2 * 4) & 15 * kEach);
     }
   }
 }
@@ -130,12 +156,10 @@ void read(const BlockQ6_K& block, int, RowCell& cell) {
   for (int j = 0; j < 16; ++j) cell.scales[j] = block.scales[j];
   TRIMARAN_UNROLL_8
   for (int run = 0; run < 8; ++run) {
-    const uint8_t* ql = block.ql + 64 * (run / 4) + 32 * (run % 2);
-    const uint8_t* qh = block.qh + 32 * (run / 4);
-    for (int i = 0; i < 32; ++i) {
-      const int low = ql[i] >> (run / 2 % 2 * 4) & 15;
-      const int high = qh[i] >> (2 * (run % 4)) & 3;
-      cell.codes[32 * run + i] = static_cast<uint8_t>(low | high << 4);
+    for (int i = 0; i < 32; i += kCodes) {
+      const Codes low = load_codes(block.ql + 64 * (run / 4) + 32 * (run % 2) + i) >> (run / 2 % 2 * 4);
+      const Codes high = load_codes(block.qh + 32 * (run / 4) + i) >> (2 * (run % 4));
+      store_codes(cell.codes + 32 * run + i, (low & 15 * kEach) | (high & 3 * kEach) << 4);
     }
   }
 }
@@ -150,7 +174,8 @@ void read(const BlockIQ4_XS& block, int, RowCell& cell) {
 
 template <class Block, int kColumns>
 void read_cell(const uint8_t* blocks, int64_t columns, RowCell& cell) {
-  cell = {};
+  constexpr int64_t kWhole = kColumns == 256 ? 256 : 64;
+  if (columns < kWhole) cell = {};
   for (int i = 0; i < columns / kColumns; ++i) {
     read(reinterpret_cast<const Block*>(blocks)[i], i, cell);
   }

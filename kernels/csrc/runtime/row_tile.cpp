@@ -8,6 +8,8 @@
 namespace trimaran {
 namespace {
 
+constexpr int kFewTokens = 4;
+
 struct alignas(64) Scratch {
   float w[kTileRows * kRunColumns];
   float acc[kTileRows * kTileTokens * kLanes];
@@ -26,6 +28,24 @@ int64_t decode_run(DecodeFn decode, const RowMatrix& matrix, int64_t first_row, 
     std::fill(row + n, row + padded, 0.0f);
   }
   return padded;
+}
+
+void accumulate_decoded(const Primitives& primitives, const RowMatrix& matrix, int64_t first_row, int rows,
+                        const float* const* x, int tokens, Scratch& scratch) {
+  const DecodeFn decode = primitives.decoder(matrix.traits->type);
+  for (int64_t c = 0; c < matrix.columns; c += kRunColumns) {
+    const int64_t n = std::min(kRunColumns, matrix.columns - c);
+    const int64_t padded = decode_run(decode, matrix, first_row, rows, c, n, scratch.w);
+    const float* columns[kTileTokens];
+    for (int t = 0; t < tokens; ++t) columns[t] = x[t] + c;
+    primitives.accumulate({scratch.w, kRunColumns, rows, columns, tokens, padded}, scratch.acc);
+  }
+}
+
+// Rows of float32 that need no padding can be read where they lie; it pays while no panel is used often.
+bool read_in_place(const RowMatrix& matrix, int tokens) {
+  return tokens <= kFewTokens && matrix.traits->type == GgmlType::F32 && matrix.columns % kLanes == 0 &&
+         reinterpret_cast<uintptr_t>(matrix.data) % alignof(float) == 0;
 }
 
 }  // namespace
@@ -53,16 +73,14 @@ RowMatrix view_rows(const Matrix& matrix, int64_t rows, int64_t columns, const c
 void multiply_rows(const Primitives& primitives, const RowMatrix& matrix, int64_t first_row, int rows,
                    const float* const* x, int tokens, float* out, int64_t ld) {
   Scratch scratch;
-  const DecodeFn decode = primitives.decoder(matrix.traits->type);
   for (int first = 0; first < tokens; first += kTileTokens) {
     const int count = std::min(kTileTokens, tokens - first);
     std::fill_n(scratch.acc, rows * count * kLanes, 0.0f);
-    for (int64_t c = 0; c < matrix.columns; c += kRunColumns) {
-      const int64_t n = std::min(kRunColumns, matrix.columns - c);
-      const int64_t padded = decode_run(decode, matrix, first_row, rows, c, n, scratch.w);
-      const float* columns[kTileTokens];
-      for (int t = 0; t < count; ++t) columns[t] = x[first + t] + c;
-      primitives.accumulate({scratch.w, kRunColumns, rows, columns, count, padded}, scratch.acc);
+    if (read_in_place(matrix, count)) {
+      const auto* w = reinterpret_cast<const float*>(matrix.data) + first_row * matrix.columns;
+      primitives.accumulate({w, matrix.columns, rows, x + first, count, matrix.columns}, scratch.acc);
+    } else {
+      accumulate_decoded(primitives, matrix, first_row, rows, x + first, count, scratch);
     }
     for (int t = 0; t < count; ++t) {
       for (int r = 0; r < rows; ++r) {

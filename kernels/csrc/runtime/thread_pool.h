@@ -11,10 +11,11 @@
 namespace trimaran {
 
 // Runs loops in parallel on one thread per given CPU. The calling thread is worker 0 and is never pinned;
-// each further CPU gets one pinned thread. Waiting threads spin for a few microseconds, then sleep in a
-// futex, so that an idle pool costs nothing and two processes can share few cores. A loop does not wait for a
-// thread that has not joined it by the time its items are handed out: a CPU busy with another process delays
-// nobody. Loops from several callers run one after another. Loop bodies must neither throw nor start loops.
+// each further CPU gets one pinned thread. Waiting threads spin for 100 µs, since the next loop mostly
+// follows soon, then sleep in a futex: an idle pool costs nothing. Who hands the cores to another process
+// calls rest(). A loop does not wait for a thread that has not joined it by the time its items are handed
+// out: a CPU busy with another process delays nobody. Loops from several callers run one after another. Loop
+// bodies must neither throw nor start loops.
 class ThreadPool {
  public:
   // Throws KernelError if `cpus` is empty, repeats a CPU or names one that this process may not use.
@@ -37,6 +38,9 @@ class ThreadPool {
     run(loop);
   }
 
+  // No loop follows soon: threads that wait for one sleep at once.
+  void rest();
+
  private:
   struct Loop {
     void (*call)(const void* context, int64_t item, int worker);
@@ -49,6 +53,7 @@ class ThreadPool {
   bool join();
   void leave();
   void close();
+  uint32_t wait_for_work(uint32_t seen);
   void worker_main(int worker, int cpu);
   void stop();
 
@@ -56,10 +61,12 @@ class ThreadPool {
   std::mutex callers_;                          // one loop at a time
   const Loop* loop_ = nullptr;                  // valid while members_ is not kClosed
   alignas(64) std::atomic<uint32_t> epoch_{0};  // futex: grows when there is work, or at the end
+  std::atomic<bool> resting_{false};            // nobody shall spin for the next epoch
+  std::atomic<uint32_t> idle_{0};               // threads that sleep until the next epoch, or are about to
   alignas(64) std::atomic<uint32_t> members_;   // futex: threads in the open loop; a top bit closes it
+  std::atomic<uint32_t> closing_{0};            // whether the caller sleeps until all members have left
   alignas(64) std::atomic<int64_t> next_{0};    // next item to hand out
   std::atomic<bool> stopping_{false};
-  int spins_ = 0;
   std::vector<std::thread> threads_;
 };
 

@@ -1,6 +1,6 @@
-// Stands in for the compiler's immintrin.h: the intrinsics that the AVX-512 and AMX kernels use, one lane at
-// a time, as Intel's manual defines them (SDM vol. 2). So their sources run, unchanged, on a CPU without
-// these instructions. A name that is not here does not compile: add it.
+// Stands in for the compiler's immintrin.h: the intrinsics that the AVX-VNNI, AVX-512 and AMX kernels use,
+// one lane at a time, as Intel's manual defines them (SDM vol. 2). So their sources run, unchanged, on a CPU
+// without these instructions. A name that is not here does not compile: add it.
 #pragma once
 
 #include <cmath>
@@ -17,6 +17,9 @@ struct alignas(kBytes) EmulatedVector {
 using __m128i = EmulatedVector<16>;
 using __m256i = EmulatedVector<32>;
 using __m512i = EmulatedVector<64>;
+struct __m256 {
+  float lane[8];
+};
 struct __m512 {
   float lane[16];
 };
@@ -40,32 +43,91 @@ struct Lanes {
   }
 };
 
-template <class Lane, class Function>
-__m512i map(const __m512i& a, const __m512i& b, Function f) {
-  Lanes<Lane, __m512i> x(a), y(b);
+template <class Lane, class Vector, class Function>
+Vector map(const Vector& a, const Vector& b, Function f) {
+  Lanes<Lane, Vector> x(a), y(b);
   for (int i = 0; i < x.n; ++i) x.lane[i] = static_cast<Lane>(f(x.lane[i], y.lane[i]));
   return x.vector();
 }
 
-template <class Function>
-__m512 map(const __m512& a, const __m512& b, const __m512& c, Function f) {
-  __m512 r;
-  for (int i = 0; i < 16; ++i) r.lane[i] = f(a.lane[i], b.lane[i], c.lane[i]);
+template <class Floats, class Function>
+Floats map_floats(const Floats& a, const Floats& b, const Floats& c, Function f) {
+  Floats r;
+  for (size_t i = 0; i < sizeof(r) / sizeof(float); ++i) r.lane[i] = f(a.lane[i], b.lane[i], c.lane[i]);
   return r;
 }
 
-template <class Lane>
-__m512i fill(Lane value) {
-  Lanes<Lane, __m512i> r;
+template <class Vector, class Lane>
+Vector fill(Lane value) {
+  Lanes<Lane, Vector> r;
   for (Lane& lane : r.lane) lane = value;
   return r.vector();
 }
 
-template <class Lane>
-__m512i widen(const __m128i& a) {
+template <class Floats>
+Floats fill_floats(float value) {
+  Floats r;
+  for (float& lane : r.lane) lane = value;
+  return r;
+}
+
+template <class Lane, class Vector>
+Vector widen(const __m128i& a) {
   const Lanes<Lane, __m128i> x(a);
-  Lanes<int32_t, __m512i> r;
-  for (int i = 0; i < 16; ++i) r.lane[i] = x.lane[i];
+  Lanes<int32_t, Vector> r;
+  for (int i = 0; i < r.n; ++i) r.lane[i] = x.lane[i];
+  return r.vector();
+}
+
+template <class Floats, class Vector>
+Floats to_floats(const Vector& a) {
+  const Lanes<int32_t, Vector> x(a);
+  Floats r;
+  for (int i = 0; i < x.n; ++i) r.lane[i] = static_cast<float>(x.lane[i]);
+  return r;
+}
+
+template <class Floats, class Vector>
+Floats half_floats(const Vector& a) {
+  Floats r;
+  for (size_t i = 0; i < sizeof(a) / 2; ++i) r.lane[i] = trimaran::load_f16(a.bytes + 2 * i);
+  return r;
+}
+
+template <class Vector>
+Vector repeat(const __m128i& a) {
+  Vector r;
+  for (size_t i = 0; i < sizeof r; i += 16) std::memcpy(r.bytes + i, a.bytes, 16);
+  return r;
+}
+
+// Bytes picked within each 16.
+template <class Vector>
+Vector shuffle(const Vector& a, const Vector& index) {
+  Vector r;
+  for (size_t i = 0; i < sizeof r; ++i) {
+    const uint8_t from = index.bytes[i];
+    r.bytes[i] = (from & 0x80) != 0 ? uint8_t{0} : a.bytes[i / 16 * 16 + (from & 15)];
+  }
+  return r;
+}
+
+template <class Vector>
+Vector madd_pairs(const Vector& a, const Vector& b) {
+  const Lanes<int16_t, Vector> x(a), y(b);
+  Lanes<int32_t, Vector> r;
+  for (int i = 0; i < r.n; ++i) {
+    r.lane[i] = x.lane[2 * i] * y.lane[2 * i] + x.lane[2 * i + 1] * y.lane[2 * i + 1];
+  }
+  return r.vector();
+}
+
+template <class Vector>
+Vector dot_bytes(const Vector& sum, const Vector& a, const Vector& b) {
+  const Lanes<uint8_t, Vector> x(a);
+  const Lanes<int8_t, Vector> y(b);
+  Lanes<int32_t, Vector> r(sum);
+  for (int i = 0; i < x.n; ++i) r.lane[i / 4] += x.lane[i] * y.lane[i];
   return r.vector();
 }
 
@@ -87,15 +149,11 @@ inline __m512 _mm512_loadu_ps(const void* p) { return emulated::load<__m512>(p);
 inline void _mm512_storeu_ps(void* p, __m512 v) { std::memcpy(p, &v, sizeof v); }
 inline void _mm512_storeu_si512(void* p, __m512i v) { std::memcpy(p, &v, sizeof v); }
 
-inline __m512i _mm512_setzero_si512() { return emulated::fill<int32_t>(0); }
-inline __m512i _mm512_set1_epi8(char value) { return emulated::fill(value); }
-inline __m512i _mm512_set1_epi16(short value) { return emulated::fill(value); }
-inline __m512i _mm512_set1_epi32(int value) { return emulated::fill(value); }
-inline __m512 _mm512_set1_ps(float value) {
-  __m512 r;
-  for (float& lane : r.lane) lane = value;
-  return r;
-}
+inline __m512i _mm512_setzero_si512() { return emulated::fill<__m512i>(int32_t{0}); }
+inline __m512i _mm512_set1_epi8(char value) { return emulated::fill<__m512i>(value); }
+inline __m512i _mm512_set1_epi16(short value) { return emulated::fill<__m512i>(value); }
+inline __m512i _mm512_set1_epi32(int value) { return emulated::fill<__m512i>(value); }
+inline __m512 _mm512_set1_ps(float value) { return emulated::fill_floats<__m512>(value); }
 inline __m512 _mm512_setzero_ps() { return _mm512_set1_ps(0.0f); }
 
 inline __m512i _mm512_and_si512(__m512i a, __m512i b) {
@@ -132,19 +190,8 @@ inline __m512i _mm512_abs_epi8(__m512i a) {
   return emulated::map<int8_t>(a, a, [](int x, int) { return x < 0 ? -x : x; });
 }
 
-inline __m512i _mm512_broadcast_i32x4(__m128i a) {
-  __m512i r;
-  for (int i = 0; i < 4; ++i) std::memcpy(r.bytes + 16 * i, a.bytes, 16);
-  return r;
-}
-inline __m512i _mm512_shuffle_epi8(__m512i a, __m512i index) {
-  __m512i r;
-  for (int i = 0; i < 64; ++i) {
-    const uint8_t from = index.bytes[i];
-    r.bytes[i] = (from & 0x80) != 0 ? uint8_t{0} : a.bytes[i / 16 * 16 + (from & 15)];
-  }
-  return r;
-}
+inline __m512i _mm512_broadcast_i32x4(__m128i a) { return emulated::repeat<__m512i>(a); }
+inline __m512i _mm512_shuffle_epi8(__m512i a, __m512i index) { return emulated::shuffle(a, index); }
 inline __mmask64 _mm512_movepi8_mask(__m512i a) {
   __mmask64 mask = 0;
   for (int i = 0; i < 64; ++i) mask |= static_cast<__mmask64>(a.bytes[i] >> 7) << i;
@@ -172,52 +219,86 @@ inline __m512i _mm512_maddubs_epi16(__m512i a, __m512i b) {
   }
   return r.vector();
 }
-inline __m512i _mm512_madd_epi16(__m512i a, __m512i b) {
-  const emulated::Lanes<int16_t, __m512i> x(a), y(b);
-  emulated::Lanes<int32_t, __m512i> r;
-  for (int i = 0; i < 16; ++i) {
-    r.lane[i] = x.lane[2 * i] * y.lane[2 * i] + x.lane[2 * i + 1] * y.lane[2 * i + 1];
-  }
-  return r.vector();
-}
+inline __m512i _mm512_madd_epi16(__m512i a, __m512i b) { return emulated::madd_pairs(a, b); }
 inline __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
-  const emulated::Lanes<uint8_t, __m512i> x(a);
-  const emulated::Lanes<int8_t, __m512i> y(b);
-  emulated::Lanes<int32_t, __m512i> r(sum);
-  for (int i = 0; i < 64; ++i) r.lane[i / 4] += x.lane[i] * y.lane[i];
-  return r.vector();
+  return emulated::dot_bytes(sum, a, b);
 }
 
-inline __m512i _mm512_cvtepi8_epi32(__m128i a) { return emulated::widen<int8_t>(a); }
-inline __m512i _mm512_cvtepu8_epi32(__m128i a) { return emulated::widen<uint8_t>(a); }
-inline __m512 _mm512_cvtepi32_ps(__m512i a) {
-  const emulated::Lanes<int32_t, __m512i> x(a);
-  __m512 r;
-  for (int i = 0; i < 16; ++i) r.lane[i] = static_cast<float>(x.lane[i]);
-  return r;
-}
-inline __m512 _mm512_cvtph_ps(__m256i a) {
-  __m512 r;
-  for (int i = 0; i < 16; ++i) r.lane[i] = trimaran::load_f16(a.bytes + 2 * i);
-  return r;
-}
+inline __m512i _mm512_cvtepi8_epi32(__m128i a) { return emulated::widen<int8_t, __m512i>(a); }
+inline __m512i _mm512_cvtepu8_epi32(__m128i a) { return emulated::widen<uint8_t, __m512i>(a); }
+inline __m512 _mm512_cvtepi32_ps(__m512i a) { return emulated::to_floats<__m512>(a); }
+inline __m512 _mm512_cvtph_ps(__m256i a) { return emulated::half_floats<__m512>(a); }
 inline __m512 _mm512_castsi512_ps(__m512i a) { return emulated::load<__m512>(&a); }
 inline __m512i _mm512_castps_si512(__m512 a) { return emulated::load<__m512i>(&a); }
 
 inline __m512 _mm512_mul_ps(__m512 a, __m512 b) {
-  return emulated::map(a, b, b, [](float x, float y, float) { return x * y; });
+  return emulated::map_floats(a, b, b, [](float x, float y, float) { return x * y; });
 }
 inline __m512 _mm512_add_ps(__m512 a, __m512 b) {
-  return emulated::map(a, b, b, [](float x, float y, float) { return x + y; });
+  return emulated::map_floats(a, b, b, [](float x, float y, float) { return x + y; });
 }
 inline __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {
-  return emulated::map(a, b, c, [](float x, float y, float z) { return std::fma(x, y, z); });
+  return emulated::map_floats(a, b, c, [](float x, float y, float z) { return std::fma(x, y, z); });
 }
 inline __m512 _mm512_fnmadd_ps(__m512 a, __m512 b, __m512 c) {
-  return emulated::map(a, b, c, [](float x, float y, float z) { return std::fma(-x, y, z); });
+  return emulated::map_floats(a, b, c, [](float x, float y, float z) { return std::fma(-x, y, z); });
 }
 inline __m512 _mm512_fmsub_ps(__m512 a, __m512 b, __m512 c) {
-  return emulated::map(a, b, c, [](float x, float y, float z) { return std::fma(x, y, -z); });
+  return emulated::map_floats(a, b, c, [](float x, float y, float z) { return std::fma(x, y, -z); });
+}
+
+// 256 bits: what the AVX-VNNI kernels use.
+
+inline __m128i _mm_loadl_epi64(const __m128i* p) {
+  __m128i v{};
+  std::memcpy(v.bytes, p, 8);
+  return v;
+}
+inline void _mm256_store_si256(__m256i* p, __m256i v) { std::memcpy(p, &v, sizeof v); }
+inline __m256 _mm256_loadu_ps(const void* p) { return emulated::load<__m256>(p); }
+inline void _mm256_storeu_ps(void* p, __m256 v) { std::memcpy(p, &v, sizeof v); }
+inline __m256i _mm256_setzero_si256() { return emulated::fill<__m256i>(int32_t{0}); }
+inline __m256i _mm256_set1_epi8(char value) { return emulated::fill<__m256i>(value); }
+inline __m256i _mm256_set1_epi16(short value) { return emulated::fill<__m256i>(value); }
+inline __m256i _mm256_set1_epi32(int value) { return emulated::fill<__m256i>(value); }
+inline __m256 _mm256_set1_ps(float value) { return emulated::fill_floats<__m256>(value); }
+inline __m256 _mm256_setzero_ps() { return emulated::fill_floats<__m256>(0.0f); }
+inline __m256i _mm256_broadcastsi128_si256(__m128i a) { return emulated::repeat<__m256i>(a); }
+inline __m256i _mm256_shuffle_epi8(__m256i a, __m256i index) { return emulated::shuffle(a, index); }
+inline __m256i _mm256_and_si256(__m256i a, __m256i b) {
+  return emulated::map<uint64_t>(a, b, [](uint64_t x, uint64_t y) { return x & y; });
+}
+inline __m256i _mm256_or_si256(__m256i a, __m256i b) {
+  return emulated::map<uint64_t>(a, b, [](uint64_t x, uint64_t y) { return x | y; });
+}
+inline __m256i _mm256_xor_si256(__m256i a, __m256i b) {
+  return emulated::map<uint64_t>(a, b, [](uint64_t x, uint64_t y) { return x ^ y; });
+}
+inline __m256i _mm256_srli_epi16(__m256i a, int n) {
+  return emulated::map<uint16_t>(a, a, [n](unsigned x, unsigned) { return x >> n; });
+}
+inline __m256i _mm256_slli_epi16(__m256i a, int n) {
+  return emulated::map<uint16_t>(a, a, [n](unsigned x, unsigned) { return x << n; });
+}
+inline __m256i _mm256_srli_epi32(__m256i a, int n) {
+  return emulated::map<uint32_t>(a, a, [n](uint32_t x, uint32_t) { return x >> n; });
+}
+inline __m256i _mm256_madd_epi16(__m256i a, __m256i b) { return emulated::madd_pairs(a, b); }
+inline __m256i _mm256_dpbusd_avx_epi32(__m256i sum, __m256i a, __m256i b) {
+  return emulated::dot_bytes(sum, a, b);
+}
+inline __m256i _mm256_cvtepi8_epi32(__m128i a) { return emulated::widen<int8_t, __m256i>(a); }
+inline __m256i _mm256_cvtepu8_epi32(__m128i a) { return emulated::widen<uint8_t, __m256i>(a); }
+inline __m256 _mm256_cvtepi32_ps(__m256i a) { return emulated::to_floats<__m256>(a); }
+inline __m256 _mm256_cvtph_ps(__m128i a) { return emulated::half_floats<__m256>(a); }
+inline __m256 _mm256_mul_ps(__m256 a, __m256 b) {
+  return emulated::map_floats(a, b, b, [](float x, float y, float) { return x * y; });
+}
+inline __m256 _mm256_fmadd_ps(__m256 a, __m256 b, __m256 c) {
+  return emulated::map_floats(a, b, c, [](float x, float y, float z) { return std::fma(x, y, z); });
+}
+inline __m256 _mm256_fnmadd_ps(__m256 a, __m256 b, __m256 c) {
+  return emulated::map_floats(a, b, c, [](float x, float y, float z) { return std::fma(-x, y, z); });
 }
 
 // AMX: eight tiles a thread, with the shapes that the configuration names.

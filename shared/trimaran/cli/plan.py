@@ -19,6 +19,7 @@ from trimaran.machine import Gpu, Machine, read_machine
 from trimaran.model_path import resolve_model
 from trimaran.plan import Bandwidth, GpuShare, Plan, check_plan, make_plan
 from trimaran.plan.devices import gpu_numbers
+from trimaran.replicas import for_replica, replicas
 from trimaran.spec import read_spec
 from trimaran.units import format_bytes, parse_bytes
 
@@ -70,12 +71,17 @@ def plan(
         gpu=float(parse_bytes(gpu_bandwidth)) if gpu_bandwidth else None,
     )
     with GGUFFile.open(resolve_model(config.model)) as file:
-        made = make_plan(read_spec(file), file.tensors, machine, config, bandwidth)
+        spec = read_spec(file)
+        configs = [for_replica(config, number) for number in replicas(config)]
+        plans = [make_plan(spec, file.tensors, machine, each, bandwidth) for each in configs]
     if json:
-        print(msgspec.json.encode({**asdict(made), "problems": made.problems()}).decode())
+        fields = [{**asdict(made), "problems": made.problems()} for made in plans]
+        print(msgspec.json.encode({**fields[0], "further_replicas": fields[1:]}).decode())
     else:
-        show(made, Console(highlight=False))
-    check_plan(made)
+        for made in plans:
+            show(made, Console(highlight=False))
+    for made in plans:
+        check_plan(made)
 
 
 def show(plan: Plan, console: Console) -> None:

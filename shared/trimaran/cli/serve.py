@@ -29,6 +29,7 @@ from trimaran.lifecycle import die_with_supervisor
 from trimaran.machine import Machine, read_machine
 from trimaran.model_path import resolve_model
 from trimaran.plan import check_plan, make_plan
+from trimaran.replicas import for_replica, replicas
 from trimaran.run_dir import default_run_dir, open_run_dir
 from trimaran.spec import read_spec
 
@@ -55,7 +56,7 @@ def serve(
     ] = True,
     debug: options.Debug = False,
 ) -> None:
-    """Start a server: the gateway, the attention service and the expert service.
+    """Start a server: the gateway, the attention service (or several) and the expert service.
 
     It prints its address when it is ready, and runs until Ctrl-C, which stops everything that it started.
 
@@ -66,6 +67,7 @@ def serve(
       trimaran serve --model DeepSeek-R1/ --device cuda:0
       trimaran serve --config server.yaml --port 9000
       trimaran serve --set attn.max_running=4 --context 32K
+      trimaran serve --model r1.gguf --set attn.replicas=cuda:0,cuda:1
     """
     config = options.make_config(
         config_file,
@@ -97,7 +99,8 @@ def check_fit(config: Config, machine: Machine) -> None:
         PlanError: it does not fit.
     """
     with GGUFFile.open(resolve_model(config.model)) as file:
-        check_plan(make_plan(read_spec(file), file.tensors, machine, config))
+        for number in replicas(config):
+            check_plan(make_plan(read_spec(file), file.tensors, machine, for_replica(config, number)))
 
 
 def _run(

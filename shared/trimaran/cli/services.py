@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from trimaran.checkup import PACKAGES
 from trimaran.cli.children import ServiceCommand
 from trimaran.config import Config
 from trimaran.errors import ConfigError
+from trimaran.replicas import replicas
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,14 @@ class Service:
         module: what `python -m` runs.
         needs: modules that must be installed for it.
         extra: the extra that installs them.
+        options: further options on its command line.
     """
 
     name: str
     module: str
     needs: tuple[str, ...]
     extra: str
+    options: tuple[str, ...] = ()
 
     def command(self, arguments: Sequence[str]) -> ServiceCommand:
         """The command line that runs it with `arguments`.
@@ -43,7 +46,7 @@ class Service:
                     remedy=f"pip install '{package}'",
                 )
         # -P keeps the working directory off sys.path: a folder there must not shadow a package.
-        return ServiceCommand(self.name, (sys.executable, "-P", "-m", self.module, *arguments))
+        return ServiceCommand(self.name, (sys.executable, "-P", "-m", self.module, *arguments, *self.options))
 
 
 EXPERTS = Service("experts", "trimaran_experts", ("trimaran_kernels",), "")
@@ -58,10 +61,19 @@ def services_for(config: Config) -> tuple[Service, ...]:
         ConfigError: one shard of several is configured, and nothing says where the others are.
     """
     if config.experts.endpoints:
-        return ATTN, GATEWAY
+        return *_attention_services(config), GATEWAY
     if config.experts.experts != "all":
         raise ConfigError(
             f"experts.experts is {config.experts.experts}: a server needs all experts",
             remedy="leave it out, or start shards by `trimaran experts` and name all in experts.endpoints",
         )
-    return EXPERTS, ATTN, GATEWAY
+    return EXPERTS, *_attention_services(config), GATEWAY
+
+
+def _attention_services(config: Config) -> Iterator[Service]:
+    """One, or one for each of `attn.replicas`."""
+    if not config.attn.replicas:
+        yield ATTN
+        return
+    for number in replicas(config):
+        yield replace(ATTN, name=f"attn-{number}", options=(f"--set=attn.replica={number}",))

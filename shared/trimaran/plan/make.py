@@ -18,6 +18,7 @@ from trimaran.plan.report import Bandwidth, Budget, GpuShare, Item, Place, Plan,
 from trimaran.plan.sizes import GPU_RESERVE, RAM_RESERVE
 from trimaran.plan.weights import Form, Weights, weigh
 from trimaran.plan.workspace import cpu_workspace, gpu_workspace
+from trimaran.replicas import services_in_ram
 from trimaran.spec import ModelSpec
 
 
@@ -37,7 +38,7 @@ def make_plan(
         tensors: its tensor directory, by name.
         machine: what is there; `memory.limit` and `gpus` count.
         config: `precision`, `attn.device`, `layers`, `gpu_memory`, `context_length`, `kv_memory`, `kv_dtype`,
-            `max_step_tokens`, `max_running`, `experts.store`.
+            `max_step_tokens`, `max_running`, `replicas`, `experts.store`.
         bandwidth: for the prediction of speed.
 
     Raises:
@@ -99,13 +100,15 @@ class _Planner:
     def on_cpu(self, speed: Speed) -> Plan:
         """Everything in RAM."""
         experts = room_for_experts(self.config.attn, spare=0)
-        fixed = self.weights.total("RAM") + RAM_RESERVE + experts
-        context = choose_context(
-            self.config.attn, self.wanted, lambda tokens: fixed + sum(self._in_ram(tokens)) <= self.ram
-        )
-        kv_bytes, workspace = self._in_ram(context)
-        ram = Budget(fixed + kv_bytes + workspace, self.ram)
-        return self._plan(context, (kv_bytes, workspace), ram, speed, experts=experts)
+        services = services_in_ram(self.config)
+        fixed = self.weights.total("RAM") + self.weights.copied * (services - 1) + RAM_RESERVE
+
+        def needed(tokens: int) -> int:
+            return fixed + services * (experts + sum(self._in_ram(tokens)))
+
+        context = choose_context(self.config.attn, self.wanted, lambda tokens: needed(tokens) <= self.ram)
+        ram = Budget(needed(context), self.ram)
+        return self._plan(context, self._in_ram(context), ram, speed, experts=experts)
 
     def on_gpus(self, cards: Sequence[Card], speed: Speed) -> Plan:
         """The layers on GPUs, the experts and the embeddings in RAM."""
@@ -189,6 +192,7 @@ class _Planner:
             gpu=Budget(needed, available) if shares else None,
             gpus=shares,
             ram=ram,
+            services_in_ram=services_in_ram(self.config),
             re_encoded=self.weights.re_encoded,
             speed=speed,
             experts=experts,

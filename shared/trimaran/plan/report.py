@@ -110,6 +110,7 @@ class Plan:
         kv_bytes, workspace: bytes of the cache and of passing tensors, on the attention service's devices.
         gpu: the sum over the GPUs; None when attention runs on the CPU.
         gpus: what each of them holds, in the order of the layers.
+        services_in_ram: attention services whose weights and caches `ram` counts, if they run on the CPU.
         re_encoded: types of matrices that the GPU has no kernel for and holds as Q8_0.
         experts: bytes for routed experts in the attention service, over all its devices.
     """
@@ -126,6 +127,7 @@ class Plan:
     gpu: Budget | None
     gpus: tuple[GpuShare, ...]
     ram: Budget
+    services_in_ram: int
     re_encoded: tuple[str, ...]
     speed: Speed
     experts: int = 0

@@ -58,6 +58,7 @@ class Weights:
         skipped: bytes of the file that nobody uses.
         layers: bytes of each layer on a GPU; 0 without one.
         head: bytes on a GPU of what follows the last layer.
+        copied: bytes that each attention service on a CPU has for itself; the rest is mapped by all.
         re_encoded: types of matrices that a GPU holds as the nearest Q8_0 weights.
         stream, staged: bytes on a GPU, and of host memory, that streaming experts takes.
     """
@@ -66,6 +67,7 @@ class Weights:
     skipped: int
     layers: tuple[int, ...]
     head: int
+    copied: int
     re_encoded: tuple[str, ...]
     stream: int
     staged: int
@@ -91,7 +93,10 @@ def weigh(spec: ModelSpec, tensors: Mapping[str, TensorInfo], form: Form) -> Wei
             layers[_layer(info.name) or 0] += _bytes(part, info, form)
     items = tuple(_item(part, infos, form) for part, infos in groups.items() if infos)
     re_encoded = tuple(_re_encoded(groups)) if form.on_gpu else ()
-    return Weights(items, skipped, tuple(layers), head, re_encoded, *stream_buffers(spec, tensors))
+    own = frozenset({"latent maps"}) if form.exact else _MATRICES | {"latent maps"}
+    copied = sum(item.nbytes for item in items if item.part in own)
+    stream, staged = stream_buffers(spec, tensors)
+    return Weights(items, skipped, tuple(layers), head, copied, re_encoded, stream, staged)
 
 
 def _part(spec: ModelSpec, name: str) -> str | None:

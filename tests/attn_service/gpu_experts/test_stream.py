@@ -83,7 +83,7 @@ def asked(site_of) -> Asked:
 
 @pytest.fixture
 def file(site_of) -> ExpertFile:
-    return ExpertFile(site_of(LAYER))
+    return ExpertFile.of(site_of(LAYER))
 
 
 @pytest.fixture

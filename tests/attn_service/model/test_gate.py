@@ -104,6 +104,40 @@ def test_the_native_gate_chooses_as_torch_does(
     torch.testing.assert_close(ordered, native, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("hidden", [96, 100])
+def test_a_token_is_routed_alone_as_in_a_batch(hidden: int, pool: trimaran_kernels.ThreadPool) -> None:
+    generator = torch.Generator().manual_seed(hidden)
+    spec = replace(V2, n_experts=64, n_groups=1, n_groups_used=1)
+    gate = NativeGate(spec, torch.randn(64, hidden, generator=generator), None, pool)
+    x = torch.randn(40, hidden, generator=generator)
+    ids, weights = gate(x)
+    alone = [gate(x[i : i + 1]) for i in range(len(x))]
+    assert torch.equal(ids, torch.cat([one for one, _ in alone]))
+    assert torch.equal(weights, torch.cat([one for _, one in alone]))
+
+
+def test_a_gate_refuses_what_does_not_fit(pool: trimaran_kernels.ThreadPool) -> None:
+    rule = trimaran_kernels.GateRule(
+        n_experts=8,
+        top_k=2,
+        softmax=True,
+        n_groups=1,
+        n_groups_used=1,
+        group_best=1,
+        normalise=False,
+        weights_scale=1.0,
+    )
+    weight = torch.zeros(8, 16).numpy()
+    with pytest.raises(KernelError, match="weight"):
+        trimaran_kernels.Gate(pool, rule, weight[:7], None)
+    with pytest.raises(KernelError, match="bias"):
+        trimaran_kernels.Gate(pool, rule, weight, weight[0, :7])
+    gate = trimaran_kernels.Gate(pool, rule, weight, None)
+    ids, weights = torch.zeros(1, 2, dtype=torch.int32).numpy(), torch.zeros(1, 2).numpy()
+    with pytest.raises(KernelError, match="x"):
+        gate(weight[:1, :8], ids, weights)
+
+
 def test_of_equal_experts_the_lower_id_comes_first(pool: trimaran_kernels.ThreadPool) -> None:
     spec = replace(V2, n_groups=1, n_groups_used=1, top_k=3)
     ids, _ = NativeGate(spec, torch.zeros(8, 4), None, pool)(torch.ones(1, 4))

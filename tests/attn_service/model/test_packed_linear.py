@@ -16,6 +16,7 @@ from trimaran_attn.model.linear import DenseLinear, QuantLinear
 from trimaran_attn.model.mlp import MLP
 from trimaran_attn.model.packed_linear import PackedLinear, can_pack
 from trimaran_attn.weights import QuantTensor
+from trimaran_kernels import HugePages
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +38,13 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 def test_near_the_expanded_matrix(pool, kind: GGMLType, n: int) -> None:
     weight = random_weight(kind, 100, 512, 1)
     x = torch.randn(n, 512, generator=torch.Generator().manual_seed(n))
-    got = PackedLinear(weight, pool)(x)
+    got = PackedLinear(weight, pool, HugePages())(x)
     assert got.shape == (n, 100)
     assert relative_error(got, DenseLinear(weight.dequantize())(x)) < 8e-3
 
 
 def test_a_view_with_strides_is_taken(pool) -> None:
-    linear = PackedLinear(random_weight(GGMLType.Q8_0, 16, 64, 2), pool)
+    linear = PackedLinear(random_weight(GGMLType.Q8_0, 16, 64, 2), pool, HugePages())
     x = torch.randn(64, 5, generator=torch.Generator().manual_seed(0)).T
     torch.testing.assert_close(linear(x), linear(x.contiguous()), rtol=0, atol=0)
 
@@ -52,7 +53,7 @@ def test_a_view_with_strides_is_taken(pool) -> None:
 def test_a_network_is_one_kernel(pool, n: int) -> None:
     gate, up = (random_weight(GGMLType.Q4_K, 512, 256, seed) for seed in (1, 2))
     down = random_weight(GGMLType.Q6_K, 256, 512, 3)
-    linears = [PackedLinear(weight, pool) for weight in (gate, up, down)]
+    linears = [PackedLinear(weight, pool, HugePages()) for weight in (gate, up, down)]
     assert linears[0].mlp_with(*linears[1:]) is not None
     network = MLP(*linears)
     x = torch.randn(n, 256, generator=torch.Generator().manual_seed(n))
@@ -65,7 +66,7 @@ def test_a_network_is_one_kernel(pool, n: int) -> None:
 
 
 def test_a_network_of_mixed_matrices_is_not_fused(pool) -> None:
-    gate = PackedLinear(random_weight(GGMLType.Q4_K, 256, 256, 1), pool)
+    gate = PackedLinear(random_weight(GGMLType.Q4_K, 256, 256, 1), pool, HugePages())
     other = QuantLinear(random_weight(GGMLType.Q4_K, 256, 256, 2), pool)
     assert gate.mlp_with(gate, other) is None
     x = torch.randn(3, 256, generator=torch.Generator().manual_seed(0))

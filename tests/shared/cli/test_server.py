@@ -192,6 +192,9 @@ def test_shards_elsewhere_need_no_expert_service_here() -> None:
     remote = load_config(None, {"experts.endpoints": "tcp://10.0.0.2:7000"}, {})
     assert [service.name for service in services_for(own)] == ["experts", "attn", "gateway"]
     assert [service.name for service in services_for(remote)] == ["attn", "gateway"]
+    several = services_for(load_config(None, {"attn.replicas": "cuda:0,cuda:1+cuda:2"}, {}))
+    assert [service.name for service in several] == ["experts", "attn-0", "attn-1", "gateway"]
+    assert several[2].command(["--config", "x"]).argv[-3:] == ("--config", "x", "--set=attn.replica=1")
 
 
 def test_one_shard_of_several_is_no_server() -> None:

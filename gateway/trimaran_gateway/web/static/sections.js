@@ -178,11 +178,22 @@ function facts() {
       ...fact('Weights', [model.parameters && count(model.parameters), model.quantization, model.nbytes && bytes(model.nbytes)].filter(Boolean).join(' · ')),
       ...fact('Context', engine.context_length ? `${engine.context_length.toLocaleString('en')} tokens` : ''),
       ...memory.flatMap(([name, value]) => fact(title(name), bytes(value))),
-      ...fact('Engine', [engine.state, engine.detail].filter(Boolean).join(': ')),
+      ...engineFacts(history.latest),
     );
     return true;
   };
   return { node: section('Model and memory', list), update };
+}
+
+/** The engine's state, or each engine's with its requests. */
+function engineFacts({ engine, engines, gauges }) {
+  const labels = Object.keys(engines ?? {});
+  if (labels.length < 2) return fact('Engine', [engine.state, engine.detail].filter(Boolean).join(': '));
+  return labels.flatMap((label) => {
+    const running = gauges[`num_requests_running{engine="${label}"}`];
+    const state = [engines[label].state, engines[label].detail].filter(Boolean).join(': ');
+    return fact(`Engine ${label}`, running === undefined ? state : `${state} · ${running} running`);
+  });
 }
 
 const fact = (name, value) => (value ? [el('dt', {}, name), el('dd', {}, value)] : []);

@@ -1,0 +1,215 @@
+"""Several attention services as one engine: each request goes to the one that serves it best.
+
+That is the one with the least to do; but a prompt whose greater part an engine has computed before goes
+there, unless that engine is much busier. What an engine loses before it sent anything is asked of another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+from trimaran.errors import OverloadedError, PeerError
+from trimaran.telemetry import Log
+from trimaran.wire import EngineStats, EngineStatus, Generate, TokenBatch
+
+from trimaran_gateway.engine.client import EngineClient
+from trimaran_gateway.engine.interface import Answer
+from trimaran_gateway.engine.prefixes import SeenPrefixes, block_keys
+from trimaran_gateway.engine.totals import total_stats, total_status
+
+MOST_AHEAD = 8
+"""Requests that an engine may have more than the idlest and still get those whose prompts it knows."""
+
+_LEAST_DEADLINE_S = 0.001
+_log = Log(__name__)
+
+
+@dataclass
+class Seat:
+    """An engine of the pool: its label, its link, and which prompts its present instance has seen."""
+
+    label: str
+    client: EngineClient
+    seen: SeenPrefixes = field(default_factory=SeenPrefixes)
+    instance: str = ""
+
+    def look(self) -> None:
+        """Forget what an engine that restarted knew."""
+        status = self.client.status
+        if status is not None and status.instance != self.instance:
+            self.instance = status.instance
+            self.seen.clear()
+
+
+class EnginePool:
+    """An `Engine` of one or more attention services.
+
+    Args:
+        clients: their links; labelled by their places, from 0.
+    """
+
+    def __init__(self, clients: Sequence[EngineClient]) -> None:
+        self._seats = [Seat(str(number), client) for number, client in enumerate(clients)]
+        self._is_closing = False
+
+    @property
+    def status(self) -> EngineStatus | None:
+        """Of all together, see `total_status`."""
+        return total_status(self.statuses)
+
+    @property
+    def statuses(self) -> dict[str, EngineStatus | None]:
+        """What each engine last said, by label."""
+        return {seat.label: seat.client.status for seat in self._seats}
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether some engine accepts requests now."""
+        return any(seat.client.is_ready for seat in self._seats)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are not answered in full yet."""
+        return sum(seat.client.in_flight for seat in self._seats)
+
+    async def start(self) -> None:
+        """Connect; returns at once, whether or not engines are there."""
+        for seat in self._seats:
+            await seat.client.start()
+
+    async def close(self) -> None:
+        """Abort what runs and disconnect."""
+        self._is_closing = True
+        await asyncio.gather(*(seat.client.close() for seat in self._seats))
+
+    async def give_up(self, reason: str) -> None:
+        """Abort what runs: each request fails with `reason`, and is asked of no other engine."""
+        self._is_closing = True
+        for seat in self._seats:
+            await seat.client.give_up(reason)
+
+    async def stats(self) -> EngineStats | None:
+        """The counters of all, see `total_stats`; None if no engine answers."""
+        answers = await asyncio.gather(*(seat.client.stats() for seat in self._seats))
+        labels = [seat.label for seat in self._seats]
+        return total_stats(dict(zip(labels, answers, strict=True)))
+
+    @contextlib.asynccontextmanager
+    async def generate(self, message: Generate) -> AsyncIterator[Answer]:
+        """Start a request; see `Engine.generate`."""
+        async with contextlib.AsyncExitStack() as stack:
+            answer = PooledAnswer(self, message, stack)
+            await answer.start()
+            yield answer
+
+    def choose(self, keys: Sequence[bytes], tried: Sequence[Seat]) -> Seat | None:
+        """The best engine for a prompt of these blocks, of those that take requests and were not tried."""
+        seats = [seat for seat in self._seats if seat.client.is_ready and seat not in tried]
+        if not seats:
+            return None
+        for seat in seats:
+            seat.look()
+        least = min(seat.client.in_flight for seat in seats)
+
+        def rank(seat: Seat) -> tuple[bool, int, int, int]:
+            status = seat.client.status
+            is_hampered = status is None or status.state != "ready"
+            known = seat.seen.match(keys)
+            is_near = seat.client.in_flight <= least + MOST_AHEAD
+            saved = known if 2 * known >= len(keys) and is_near else 0
+            return is_hampered, -saved, seat.client.in_flight, len(seat.seen)
+
+        return min(seats, key=rank)
+
+    def retries(self, tried: Sequence[Seat]) -> bool:
+        """Whether another engine may be asked."""
+        return not self._is_closing and self.choose((), tried) is not None
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there is nothing to choose."""
+        return len(self._seats) == 1
+
+    def require_any(self) -> Seat:
+        """Some engine that refuses in its own words, when none takes requests."""
+        return self._seats[0]
+
+
+class PooledAnswer:
+    """An answer, by the first engine that begins to give it.
+
+    Args:
+        pool: chooses the engines.
+        message: the request. A further engine gets what is left of its deadline.
+        stack: ends the engines' streams.
+    """
+
+    def __init__(self, pool: EnginePool, message: Generate, stack: contextlib.AsyncExitStack) -> None:
+        self._pool = pool
+        self._message = message
+        self._stack = stack
+        self._started = time.monotonic()
+        self._tried: list[Seat] = []
+        self._ids: list[int] = []
+        self._has_begun = False
+        self._stream: Answer
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more comes."""
+        return self._stream.is_over
+
+    async def start(self) -> None:
+        """Ask the best engine, or the next best.
+
+        Raises:
+            PeerError: none takes requests.
+        """
+        keys = [] if self._pool.is_single else block_keys(self._message.prompt_ids)
+        seat = self._pool.choose(keys, self._tried) or self._pool.require_any()
+        self._tried.append(seat)
+        try:
+            self._stream = await self._stack.enter_async_context(seat.client.generate(self._remaining()))
+        except PeerError:
+            if not self._pool.retries(self._tried):
+                raise
+            await self.start()
+        else:
+            seat.seen.add(keys)
+
+    def __aiter__(self) -> PooledAnswer:
+        return self
+
+    async def __anext__(self) -> TokenBatch:
+        while True:
+            try:
+                batch = await anext(self._stream)
+            except (PeerError, OverloadedError) as error:
+                if self._has_begun or not self._pool.retries(self._tried):
+                    raise
+                _log.warning("asking another engine", engine=self._tried[-1].label, reason=str(error))
+                await self._stack.aclose()  # what is lost must not count as work of its engine
+                await self.start()
+                continue
+            self._note(batch)
+            return batch
+
+    def _note(self, batch: TokenBatch) -> None:
+        """What was sent cannot be asked again; and the next turn will begin with this answer."""
+        self._has_begun = True
+        if self._pool.is_single:
+            return
+        self._ids += batch.ids
+        if batch.finish_reason is not None:
+            self._tried[-1].seen.add(block_keys([*self._message.prompt_ids, *self._ids]))
+
+    def _remaining(self) -> Generate:
+        if self._message.deadline is None or len(self._tried) == 1:
+            return self._message
+        left = self._message.deadline - (time.monotonic() - self._started)
+        return msgspec.structs.replace(self._message, deadline=max(left, _LEAST_DEADLINE_S))

@@ -1,0 +1,35 @@
+"""Several attention services on one expert service: `attn.replicas` names the device of each."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from trimaran.config import Config
+from trimaran.errors import ConfigError
+
+
+def replicas(config: Config) -> range:
+    """The numbers of the attention services that there are."""
+    return range(max(1, len(config.attn.replicas)))
+
+
+def for_replica(config: Config, number: int) -> Config:
+    """The configuration as one of the attention services sees it: with its own device.
+
+    Raises:
+        ConfigError: there is no such one.
+    """
+    if number not in replicas(config):
+        raise ConfigError(
+            f"attn.replica is {number}, but there are {len(replicas(config))} attention services",
+            remedy="attn.replicas names their devices; they count from 0",
+        )
+    if not config.attn.replicas:
+        return config
+    device = config.attn.replicas[number]
+    return replace(config, attn=replace(config.attn, device=device, replica=number))
+
+
+def services_in_ram(config: Config) -> int:
+    """How many attention services hold their weights and caches in RAM, if one on the CPU does."""
+    return max(1, sum(device == "cpu" for device in config.attn.replicas))
