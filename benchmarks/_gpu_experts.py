@@ -29,13 +29,14 @@ from trimaran_kernels.gpu.layouts import LAYOUTS
 HIDDEN, WIDE, EXPERTS, TOP_K = 7168, 2048, 256, 8
 LIMITS = {torch.bfloat16: 2e-2, torch.float32: 1e-5}
 _Q4_K_M = (GGMLType.Q4_K, GGMLType.Q4_K, GGMLType.Q6_K)
+_SMALL = (GGMLType.Q4_0, GGMLType.Q4_0, GGMLType.Q8_0)  # blocks of 32, for the interpreter's sizes
 Types = tuple[GGMLType, GGMLType, GGMLType]
 
 
 def check_experts(bench: Bench) -> None:
     """Both ways of a batch, every type, residents that some, all or none of the tokens meet."""
-    hidden, wide = (256, 256) if bench.tiny else (2048, 768)
-    mixes = [_Q4_K_M] if bench.tiny else [_Q4_K_M, *((type_,) * 3 for type_ in LAYOUTS)]
+    hidden, wide = (64, 32) if bench.tiny else (2048, 768)
+    mixes = [_SMALL] if bench.tiny else [_Q4_K_M, *((type_,) * 3 for type_ in LAYOUTS)]
     for types in mixes:
         stack = _random_stack(types, 3, hidden, wide, bench.device)
         for n in (1,) if bench.tiny else (1, PLACE_BY_PLACE, PLACE_BY_PLACE + 1, 70, 600):
