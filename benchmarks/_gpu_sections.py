@@ -29,12 +29,14 @@ class Section:
 SECTIONS = (
     Section("linear", "_gpu_checks:check_linears", 90, interpreted=True),
     Section("attention", "_gpu_checks:check_attention", 60, interpreted=True),
-    Section("experts", "_gpu_experts:check_experts", 60, interpreted=True),
+    Section("small", "_gpu_small:check_small", 40, interpreted=True),
+    Section("experts", "_gpu_experts:check_experts", 50, interpreted=True),
     Section("model", "_gpu_model:check_models", 90),
     Section("ceilings", "_gpu_speed:measure_ceilings", 20),
     Section("speed of linear", "_gpu_speed:measure_linears", 90),
     Section("speed of attention", "_gpu_speed:measure_attention", 60),
-    Section("speed of experts", "_gpu_experts:measure_experts", 60),
+    Section("speed of small", "_gpu_small:measure_small", 20),
+    Section("speed of experts", "_gpu_experts:measure_experts", 40),
 )
 
 TOTAL_SECONDS = 560.0

@@ -26,7 +26,7 @@ def choose_device(wanted: str) -> torch.device:
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     count = torch.cuda.device_count()
     names = ("cuda:0" if count else "cpu") if wanted == "auto" else wanted
-    devices = [torch.device(name) for name in names.split("+")]
+    devices = [torch.device("cuda:0" if name == "cuda" else name) for name in names.split("+")]
     for device in devices:
         if device.type == "cuda" and (device.index or 0) >= count:
             found = f"{count} GPUs are" if count != 1 else "1 GPU is"

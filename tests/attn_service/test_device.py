@@ -13,7 +13,13 @@ from trimaran_attn.device import choose_device, compute_dtype, enter_gpus, expla
 
 @pytest.mark.parametrize(
     ("count", "wanted", "device"),
-    [(0, "auto", "cpu"), (2, "auto", "cuda:0"), (2, "cpu", "cpu"), (2, "cuda:1+cuda:0", "cuda:1")],
+    [
+        (0, "auto", "cpu"),
+        (2, "auto", "cuda:0"),
+        (2, "cpu", "cpu"),
+        (2, "cuda", "cuda:0"),
+        (2, "cuda:1+cuda:0", "cuda:1"),
+    ],
 )
 def test_the_device_that_is_there(
     count: int, wanted: str, device: str, monkeypatch: pytest.MonkeyPatch

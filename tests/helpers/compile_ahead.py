@@ -45,7 +45,10 @@ class AbsentGpu:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What ptxas made of one launch. `mma` counts tensor-core instructions."""
+    """What ptxas made of one launch.
+
+    `mma` counts tensor-core instructions, `loop` all instructions of the longest loop.
+    """
 
     case: str
     kernel: str
@@ -54,6 +57,7 @@ class Compiled:
     shared: int
     mma: int
     instructions: int
+    loop: int
 
 
 class AheadCompiler:
@@ -98,7 +102,15 @@ def _inspect(case: str, kernel: Any) -> Compiled:
         shared=kernel.metadata.shared,
         mma=len(re.findall(r"\b[HQI]G?MMA\b", sass)),
         instructions=len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", sass, re.MULTILINE)),
+        loop=_longest_loop(sass),
     )
+
+
+def _longest_loop(sass: str) -> int:
+    """Instructions between a branch back and where it goes; 16 bytes each."""
+    branches = re.findall(r"/\*([0-9a-f]{4,})\*/.*\bBRA.* (?:`\(.*\)|0x([0-9a-f]+)) ?;", sass)
+    spans = [int(at, 16) - int(target or "0", 16) for at, target in branches if target]
+    return max((span // 16 + 1 for span in spans if span > 0), default=0)
 
 
 def _cuobjdump(*arguments: str) -> str:

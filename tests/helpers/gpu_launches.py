@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from gpu_expert_launches import expert_launches
 from hop_launches import hop_launches
 from trimaran.gguf import GGMLType
 from trimaran_kernels.gpu.expand import expand_rows
+from trimaran_kernels.gpu.gate import GateRule, route
 from trimaran_kernels.gpu.gemm import gemm
 from trimaran_kernels.gpu.gemv_fixed import fixed_gemv
 from trimaran_kernels.gpu.latents import Entry, LayerViews, describe_entry, view_layer
@@ -15,6 +17,8 @@ from trimaran_kernels.gpu.layouts import LAYOUTS
 from trimaran_kernels.gpu.matrix import QuantMatrix
 from trimaran_kernels.gpu.mla_decode import decode_attention
 from trimaran_kernels.gpu.mla_prefill import ChunkAttention
+from trimaran_kernels.gpu.norm import add_rms_norm, rms_norm
+from trimaran_kernels.gpu.rope import rotate_pairs
 from trimaran_kernels.gpu.store import store_latents
 
 HIDDEN = 7168
@@ -22,7 +26,13 @@ HIDDEN = 7168
 
 def launches() -> dict[str, Callable[[], object]]:
     """By name; launch one with Triton's driver replaced, or on a GPU."""
-    return {**linear_launches(), **attention_launches(), **hop_launches()}
+    return {
+        **linear_launches(),
+        **attention_launches(),
+        **small_launches(),
+        **hop_launches(),
+        **expert_launches(),
+    }
 
 
 def linear_launches() -> dict[str, Callable[[], object]]:
@@ -48,6 +58,19 @@ def attention_launches() -> dict[str, Callable[[], object]]:
         cases[f"mla store {kind}"] = _store(layer, entry)
     cases["mla prefill"] = _prefill
     return cases
+
+
+def small_launches() -> dict[str, Callable[[], object]]:
+    x, weight = torch.empty(2, HIDDEN, dtype=torch.bfloat16), torch.empty(HIDDEN)
+    heads, angles = torch.empty(2, 128, 192, dtype=torch.bfloat16), torch.empty(2, 32)
+    router, bias = torch.empty(256, HIDDEN), torch.empty(256)
+    rule = GateRule(256, 8, False, 8, 4, 2, True, 2.5)
+    return {
+        "small norm": lambda: rms_norm(x, weight, 1e-6),
+        "small add and norm": lambda: add_rms_norm(x, x, weight, 1e-6),
+        "small rotate": lambda: rotate_pairs(heads[..., 128:], angles, angles),
+        "small gate": lambda: route(x, router, bias, rule),
+    }
 
 
 def _decode(layer: LayerViews, entry: Entry) -> Callable[[], object]:

@@ -33,6 +33,13 @@ def test_a_service_that_is_not_there(options: dict[str, object]) -> None:
         for_replica(config, 2)
 
 
+@pytest.mark.parametrize("devices", ["cuda:1,cuda:1", "cuda,cuda:0", "cuda:0+cuda:1,cuda:1"])
+def test_a_gpu_serves_once(devices: str) -> None:
+    config = load_config(None, {"attn.replicas": devices}, {})
+    with pytest.raises(ConfigError, match=r"attn.replicas names cuda:\d twice"):
+        for_replica(config, 0)
+
+
 @pytest.mark.parametrize("devices", ["auto,auto", "cpu+cpu", "gpu:0"])
 def test_wrong_devices_are_refused(devices: str) -> None:
     with pytest.raises(ConfigError, match=r"attn.replicas"):

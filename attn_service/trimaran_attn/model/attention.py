@@ -81,7 +81,7 @@ class LatentAttention:
         spec = self._spec
         head = [spec.qk_nope_head_dim, spec.qk_rope_head_dim]
         q_nope, q_rope = torch.split(self._query(x).view(len(x), spec.n_heads, -1), head, -1)
-        q_rope = rotate(q_rope, step.cos, step.sin)
+        q_rope = self._rotate(q_rope, step)
         self._store(x, step)
         if step.batch.decode is not None:
             return self._output(self._attend_rows(q_nope, q_rope, step.batch.decode, step).flatten(1))
@@ -102,6 +102,9 @@ class LatentAttention:
         entries = entries.view(len(queries), -1, queries.shape[-1])
         mixed = attend_padded(queries, entries, rows.lengths, self._spec.kv_lora_rank, self._scale)
         return unabsorb(mixed, self._maps)
+
+    def _rotate(self, q_rope: Tensor, step: Step) -> Tensor:
+        return rotate(q_rope, step.cos, step.sin)
 
     def _store(self, x: Tensor, step: Step) -> None:
         """Write the latents and rotated keys of this step's tokens into the cache."""

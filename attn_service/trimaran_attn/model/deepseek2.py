@@ -40,9 +40,9 @@ class Layer:
     def begin(self, x: Tensor, step: Step) -> Pending:
         """x: [T, hidden] → [T, hidden], once its routed experts are waited for."""
         with step.tracer.span("attention", self.index, len(x)):
-            x = x + self.attention(self.input_norm(x), step)
+            x, normed = self.post_attention_norm.after_adding(x, self.attention(self.input_norm(x), step))
         with step.tracer.span("feed forward", self.index, len(x)):
-            pending = self.feed_forward.begin(self.post_attention_norm(x), step)
+            pending = self.feed_forward.begin(normed, step)
         return lambda: x + pending()
 
 
@@ -93,7 +93,13 @@ class Deepseek2:
     def forward(self, batch: Batch, cache: LatentCache) -> Output:
         """Compute a step; the latents of its tokens are in the cache afterwards."""
         parts = split_batch(batch, self._options.micro_batches)
-        x = self._through_layers(parts, [self._steps(part, cache) for part in parts])
+        steps = [self._steps(part, cache) for part in parts]
+        try:
+            x = self._through_layers(parts, steps)
+        except BaseException:
+            for part in steps:
+                part[0].collect_calls()
+            raise
         with self._options.tracer.span("head"), entered(self._placement.last):
             wanted = batch.to(x.device)
             scores = tuple(score(self._logits, x, scored) for scored in wanted.scored)
@@ -102,11 +108,12 @@ class Deepseek2:
     def _steps(self, part: Batch, cache: LatentCache) -> list[Step]:
         """A part's step on each device. What a layer defers, the next device's first layer may take over."""
         deferred: dict[int, Any] = {}
+        calls: dict[int, Callable[[], object]] = {}
         steps = []
         for stage, rope in zip(self._placement.stages, self._ropes, strict=True):
             local = part.to(stage.device)
             cos, sin = rope.angles(local.positions)
-            steps.append(Step(local, cos, sin, cache, self._options.tracer, deferred))
+            steps.append(Step(local, cos, sin, cache, self._options.tracer, deferred, calls))
         return steps
 
     def _through_layers(self, parts: Sequence[Batch], steps: Sequence[Sequence[Step]]) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import trimaran_kernels
 from torch import Tensor
@@ -81,12 +83,17 @@ class NativeGate(Gate):
         return ids, weights
 
 
-def build_gate(site: Site, pool: trimaran_kernels.ThreadPool | None = None) -> Gate:
+def build_gate(
+    site: Site,
+    pool: trimaran_kernels.ThreadPool | None = None,
+    gpu: Callable[[MoeSpec, Tensor, Tensor | None], Gate] | None = None,
+) -> Gate:
     """Weights are float32 in the file and stay so. Shape: [experts, hidden].
 
     Args:
         site: where.
         pool: threads of the native kernels; without them torch computes.
+        gpu: makes a GPU's gate of the rules, the weight and the bias.
     """
     weight = site.weights.dense(site.path, site.shape).to(site.device)
     bias = None
@@ -95,4 +102,4 @@ def build_gate(site: Site, pool: trimaran_kernels.ThreadPool | None = None) -> G
         bias = site.weights.dense(bias_path, site.shape[:1]).to(site.device)
     if pool is not None and site.runs_native:
         return NativeGate(site.spec.moe, weight, bias, pool)
-    return Gate(site.spec.moe, weight, bias)
+    return (gpu or Gate)(site.spec.moe, weight, bias)

@@ -14,6 +14,7 @@ from trimaran.spec import ModelSpec
 from trimaran_kernels.gpu.latents import Entry, LayerViews, describe_entry, view_layer
 from trimaran_kernels.gpu.mla_decode import decode_attention
 from trimaran_kernels.gpu.mla_prefill import ChunkAttention
+from trimaran_kernels.gpu.rope import rotate_pairs
 from trimaran_kernels.gpu.store import store_latents
 
 from trimaran_attn.kv_cache import PAGE_SIZE
@@ -49,6 +50,9 @@ def fits_kernels(spec: ModelSpec) -> bool:
 
 class GpuLatentAttention(LatentAttention):
     """The same layer as its base, which is the reference, with kernels for all between the projections."""
+
+    def _rotate(self, q_rope: Tensor, step: Step) -> Tensor:
+        return rotate_pairs(q_rope, step.cos, step.sin)
 
     def _store(self, x: Tensor, step: Step) -> None:
         views, entry = self._layer_of(step)

@@ -6,18 +6,19 @@ from collections.abc import Callable
 from functools import cache, partial
 
 import trimaran_kernels
-from trimaran.spec import ModelSpec
+from torch import Tensor
+from trimaran.spec import ModelSpec, MoeSpec
 
 from trimaran_attn.experts import Experts
 from trimaran_attn.model.attention import LatentAttention, build_attention
 from trimaran_attn.model.embedding import build_embedding
-from trimaran_attn.model.gate import build_gate
+from trimaran_attn.model.gate import Gate, build_gate
 from trimaran_attn.model.kinds import ATTENTION, EMBEDDING, EXPERTS, GATE, HEAD, LINEAR, MLP, MOE, NORM
 from trimaran_attn.model.linear import DenseLinear, Linear, QuantLinear, matrix_path
 from trimaran_attn.model.mla import MlaForm
 from trimaran_attn.model.moe import build_mlp, build_moe
 from trimaran_attn.model.native_attention import make_native
-from trimaran_attn.model.norm import build_norm
+from trimaran_attn.model.norm import RMSNorm, build_norm
 from trimaran_attn.model.packed_linear import build_packed
 from trimaran_attn.registry import Registry, Site
 
@@ -42,7 +43,7 @@ def register_modules(
         experts: gives each layer its way to the routed experts.
         pool: threads of the quantised matrices.
         linears: default of the matrices: "packed" (CPU, int8 activations), "quantised" (CPU, float32
-            activations), "dense", or "gpu": quantised too, and attention has the GPU's kernels with it.
+            activations), "dense", or "gpu": quantised too, and all other modules have the GPU's kernels.
         mla: default of the attention.
         native: whether modules in float32 on the CPU use the kernels for everything, or torch, the reference,
             for all but quantised matrices.
@@ -53,20 +54,21 @@ def register_modules(
     kernels = cache(partial(make_native, pool=pool, exact_maps=exact_maps)) if native else None
     memory = trimaran_kernels.HugePages()
     registry.register(EMBEDDING, "quantised", build_embedding)
-    registry.register(NORM, "rms", partial(build_norm, pool=threads))
+    on_gpu = linears == "gpu"
+    registry.register(NORM, "rms", partial(build_norm, pool=threads, gpu=_gpu_norm if on_gpu else None))
     for kind in (LINEAR, HEAD):
         registry.register(kind, "quantised", _quantised(pool), default=linears == "quantised")
         packed = partial(build_packed, pool=pool, memory=memory)
         registry.register(kind, "packed", packed, default=linears == "packed")
         registry.register(kind, "dense", build_dense, default=linears == "dense")
         registry.register(kind, "gpu", _build_on_gpu, default=linears == "gpu")
-    gpu = _gpu_attention if linears == "gpu" else None
+    gpu = _gpu_attention if on_gpu else None
     for form in FORMS:
         build = partial(build_attention, form=form, native=kernels, gpu=gpu)
         registry.register(ATTENTION, form, build, default=form == mla)
     registry.register(MLP, "swiglu", build_mlp)
     registry.register(MOE, "moe", partial(build_moe, defer=defer_experts))
-    registry.register(GATE, "topk", partial(build_gate, pool=threads))
+    registry.register(GATE, "topk", partial(build_gate, pool=threads, gpu=_gpu_gate if on_gpu else None))
     registry.register(EXPERTS, "service", experts)
 
 
@@ -92,3 +94,15 @@ def _gpu_attention(spec: ModelSpec) -> type[LatentAttention]:
     from trimaran_attn.model.gpu_attention import GpuLatentAttention, fits_kernels  # noqa: PLC0415 as above
 
     return GpuLatentAttention if fits_kernels(spec) else LatentAttention
+
+
+def _gpu_norm(weight: Tensor, eps: float) -> RMSNorm:
+    from trimaran_attn.model.gpu_small import GpuRMSNorm  # noqa: PLC0415 as above
+
+    return GpuRMSNorm(weight, eps)
+
+
+def _gpu_gate(spec: MoeSpec, weight: Tensor, bias: Tensor | None) -> Gate:
+    from trimaran_attn.model.gpu_small import GpuGate  # noqa: PLC0415 as above
+
+    return GpuGate(spec, weight, bias)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import trimaran_kernels
 from torch import Tensor
@@ -26,6 +28,11 @@ class RMSNorm:
         """x: [T, n]."""
         return rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
 
+    def after_adding(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """x, delta: [T, n] → x + delta, and its norm."""
+        total = x + delta
+        return total, self(total)
+
 
 class NativeRMSNorm(RMSNorm):
     """The same in one call, for float32 on the CPU."""
@@ -43,14 +50,19 @@ class NativeRMSNorm(RMSNorm):
         return out
 
 
-def build_norm(site: Site, pool: trimaran_kernels.ThreadPool | None = None) -> RMSNorm:
+def build_norm(
+    site: Site,
+    pool: trimaran_kernels.ThreadPool | None = None,
+    gpu: Callable[[Tensor, float], RMSNorm] | None = None,
+) -> RMSNorm:
     """Keeps its weight in float32: it is small, and rounding it would be visible.
 
     Args:
         site: where.
         pool: threads of the native kernel; without them torch computes.
+        gpu: makes a GPU's norm of the weight and eps.
     """
     weight = site.weights.dense(site.path, site.shape).to(site.device)
     if pool is not None and site.runs_native:
         return NativeRMSNorm(weight, site.spec.rms_eps, pool)
-    return RMSNorm(weight, site.spec.rms_eps)
+    return (gpu or RMSNorm)(weight, site.spec.rms_eps)

@@ -90,18 +90,26 @@ def load_latents(layer, slots, there, E: tl.constexpr):
 
     Returns float32 for the 8-bit forms, else the cache's type.
     """
-    i = tl.arange(0, E.latent)
-    at = slots[:, None] * E.code_stride + i[None, :]
-    codes = tl.load(layer.codes + at, mask=there[:, None], other=0)
     if E.form == 0:
-        return codes
+        i = tl.arange(0, E.latent)
+        return tl.load(
+            layer.codes + slots[:, None] * E.code_stride + i[None, :], mask=there[:, None], other=0
+        )
     else:
-        scale_at = slots[:, None] * E.scale_stride + E.scales_at + (i // 128)[None, :]
-        scales = tl.load(layer.scales + scale_at, mask=there[:, None], other=0.0)
-        if E.form == 1:
-            return fp8_to_float(codes) * scales
+        # In groups, so that a group's scale takes one register, not as many as it has values.
+        group: tl.constexpr = E.latent if E.latent < 128 else 128
+        groups: tl.constexpr = E.latent // group
+        g = tl.arange(0, groups)
+        i = g[:, None] * group + tl.arange(0, group)[None, :]
+        at = slots[:, None, None] * E.code_stride + i[None, :, :]
+        codes = tl.load(layer.codes + at, mask=there[:, None, None], other=0)
+        scale_at = slots[:, None] * E.scale_stride + E.scales_at + g[None, :]
+        scales = tl.load(layer.scales + scale_at, mask=there[:, None], other=0.0)[:, :, None]
+        if E.form == 1:  # noqa: SIM108 one of the two is compiled
+            latents = fp8_to_float(codes) * scales
         else:
-            return codes.to(tl.float32) * scales
+            latents = codes.to(tl.float32) * scales
+        return tl.reshape(latents, [slots.shape[0], E.latent])
 
 
 @triton.jit

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trimaran_kernels.gpu.latents import PLAIN, Entry, LayerViews, load_keys, load_latents
-from trimaran_kernels.gpu.target import has_large_shared_memory
+from trimaran_kernels.gpu.target import has_large_shared_memory, keeps_wide_tiles
 
 PROGRAMS = 264
 """Splits are made until there are about so many programs: two for each multiprocessor of a large GPU."""
@@ -201,11 +201,12 @@ def decode_attention(
 
 
 def choose_block(n_heads: int, entry: Entry) -> Block:
-    """As many heads as share an entry well, and as many entries as shared memory holds."""
+    """As many heads as share an entry well and as many entries as fit, without spilling registers."""
     if not has_large_shared_memory():
         return Block(heads=16, tokens=32, warps=4 if entry.form == PLAIN else 8, stages=1)
-    heads = 16 if n_heads <= 16 else 32 if n_heads <= 32 else 64
-    return Block(heads, tokens=64 if entry.form == PLAIN else 32, warps=8, stages=2)
+    if n_heads <= 32 or not keeps_wide_tiles():
+        return Block(16 if n_heads <= 16 else 32, tokens=32, warps=8, stages=2)
+    return Block(64, tokens=64 if entry.form == PLAIN else 32, warps=8, stages=2)
 
 
 def count_splits(longest: int, programs: int, tokens: int) -> int:
