@@ -112,6 +112,7 @@ class DeviceExperts:
         self._is_refused = False
         self._free: deque[int] = deque()
         self._live: Tensor | None = None
+        self._counts: dict[int, Tensor] = {}  # no more than a slot has tokens
         self._totals = [0, 0, 0]
 
     @contextmanager
@@ -187,7 +188,9 @@ class DeviceExperts:
     def _live_rows(self, n: int) -> Tensor:
         if self._live is not None:
             return self._live
-        return torch.full((1,), n, dtype=torch.int32, device=self._device)
+        if n not in self._counts:
+            self._counts[n] = torch.full((1,), n, dtype=torch.int32, device=self._device)
+        return self._counts[n]
 
     def _attach(self) -> Attached | None:
         """The arenas of now, registered; None if the driver refuses."""

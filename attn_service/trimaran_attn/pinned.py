@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -32,27 +32,27 @@ class Pinning(Protocol):
 class CudaPinning:
     """Page-locks memory and maps it for a GPU.
 
+    By the driver itself: a failure of the runtime's calls would be found by whatever torch launches next.
+
     Args:
         device: whose context asks for the addresses.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         self._driver = ctypes.CDLL("libcuda.so.1")
 
     def register(self, memory: NDArray[np.uint8]) -> int:
         """See `Pinning.register`."""
+        start, nbytes = ctypes.c_void_p(memory.ctypes.data), memory.nbytes
+        address = ctypes.c_uint64()
         with torch.cuda.device(self._device):
             torch.cuda.synchronize()  # makes the context current, too
-            start, nbytes = memory.ctypes.data, memory.nbytes
-            _check(self._runtime.cudaHostRegister(start, nbytes, _PORTABLE | _MAPPED), nbytes)
-            address = ctypes.c_uint64()
-            code = self._driver.cuMemHostGetDevicePointer_v2(
-                ctypes.byref(address), ctypes.c_void_p(start), ctypes.c_uint(0)
-            )
+            flags = ctypes.c_uint(_PORTABLE | _MAPPED)
+            _check(self._driver.cuMemHostRegister_v2(start, ctypes.c_size_t(nbytes), flags), nbytes)
+            code = self._driver.cuMemHostGetDevicePointer_v2(ctypes.byref(address), start, ctypes.c_uint(0))
             if code != 0:
-                self._runtime.cudaHostUnregister(start)
+                self._driver.cuMemHostUnregister(start)
             _check(code, nbytes)
         return address.value
 
@@ -60,7 +60,7 @@ class CudaPinning:
         """See `Pinning.unregister`. Waits for the device first."""
         with torch.cuda.device(self._device):
             torch.cuda.synchronize()
-            self._runtime.cudaHostUnregister(memory.ctypes.data)
+            self._driver.cuMemHostUnregister(ctypes.c_void_p(memory.ctypes.data))
 
 
 class SameMemory:
@@ -74,10 +74,9 @@ class SameMemory:
         """Nothing to do."""
 
 
-def _check(code: object, nbytes: int) -> None:
-    number = int(code)  # type: ignore[call-overload]
-    if number != 0:
+def _check(code: int, nbytes: int) -> None:
+    if code != 0:
         raise PinningRefusedError(
-            f"the CUDA driver refuses to register {nbytes} bytes of shared memory: error {number}",
+            f"the CUDA driver refuses to register {nbytes} bytes of shared memory: error {code}",
             remedy="raise the limit of locked memory, or lower attn.max_step_tokens",
         )

@@ -32,7 +32,7 @@ class GraphModel(Protocol):
     """What graphs need of a model."""
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """int64 [T] on the CPU → [T, hidden]."""
+        """int64 [T] on the CPU → [T, hidden] float32 there."""
         ...
 
     def forward(self, batch: Batch, cache: LatentCache) -> Output:

@@ -134,8 +134,8 @@ class Deepseek2:
             return pending()
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """token_ids: int64 [T] on the CPU → [T, hidden]."""
-        return self._embedding(token_ids)
+        """token_ids: int64 [T] on the CPU → [T, hidden] float32 there."""
+        return self._embedding.look_up(token_ids)
 
     def _embed(self, part: Batch) -> Tensor:
         return self._embedding(part.token_ids) if part.decode is None else part.decode.x

@@ -19,8 +19,11 @@ class Embedding:
 
     def __call__(self, token_ids: Tensor) -> Tensor:
         """token_ids: [T] int64 → [T, hidden]."""
-        rows = self._table.rows(token_ids.cpu().numpy())
-        return rows.to(self._device, self._dtype)
+        return self.look_up(token_ids.cpu()).to(self._device, self._dtype)
+
+    def look_up(self, token_ids: Tensor) -> Tensor:
+        """token_ids: [T] int64 on the CPU → [T, hidden] float32 on the CPU."""
+        return self._table.rows(token_ids.numpy())
 
 
 def build_embedding(site: Site) -> Embedding:

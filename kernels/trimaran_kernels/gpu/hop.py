@@ -109,7 +109,7 @@ def bf16_bits(x):
     return tl.where((bits & 0x7FFFFFFF) <= 0x7F800000, rounded, (bits >> 16) | 0x40).to(tl.uint16)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["base", "slot", "layer"])
 def submit_kernel(
     x, ids, weights, live, arenas, sequences, arrivals, report,
     base, x_at, ids_at, weights_at, slot, layer, hidden, top_k, n_shards,
@@ -153,7 +153,7 @@ def submit_kernel(
                 store_release(_word(arenas, shard, base), sequence)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["base", "slot", "layer", "limit"])
 def await_kernel(live, arenas, sequences, report, base, slot, layer, limit, n_shards):
     """One program of one warp: waits for every shard in turn, and says in `report` what went wrong.
 
@@ -195,7 +195,7 @@ def await_kernel(live, arenas, sequences, report, base, slot, layer, limit, n_sh
         tl.store(report + 6, tl.load(report + 6) + tl.load(live))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["base"])
 def collect_kernel(
     out, live, arenas, report, base, y_at, hidden, n_shards, BF16: tl.constexpr, CHUNK: tl.constexpr
 ):

@@ -134,7 +134,10 @@ class _Planner:
         attn, n_layers = self.config.attn, self.spec.n_layers
         kv_bytes = cache_bytes(attn, context, self.kv_per_token)
         kv_layer = -(-kv_bytes // n_layers)
-        workspaces = [gpu_workspace(self.spec, attn, has_head=card is cards[-1]) for card in cards]
+        alone = len(cards) == 1
+        workspaces = [
+            gpu_workspace(self.spec, attn, has_head=card is cards[-1], alone=alone) for card in cards
+        ]
         if attn.stream_prefill == "auto":
             workspaces = [used + self.weights.stream for used in workspaces]
         if attn.layers == "auto":

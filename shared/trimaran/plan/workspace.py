@@ -15,6 +15,9 @@ _GPU_EXPANDED = 128 << 20
 """Blocks of 64 heads that attention splits of long contexts hand over, and the most bytes of expanded weights
 with the product of one piece of them (trimaran_kernels.gpu)."""
 
+_GRAPH_NODES = 64 << 20
+"""Launches of some sizes of steps, some thousands each, as the driver keeps them."""
+
 _PASS_ROWS = 16384
 _PART_BYTES = 256 << 20
 _ONE_PART = 128
@@ -22,22 +25,33 @@ _ONE_PART = 128
 contexts hand over, and the tokens of the smallest part."""
 
 
-def gpu_workspace(spec: ModelSpec, config: AttnConfig, *, has_head: bool) -> int:
-    """Bytes on one GPU; the one with the head has the logits too."""
+def gpu_workspace(spec: ModelSpec, config: AttnConfig, *, has_head: bool, alone: bool) -> int:
+    """Bytes on one GPU; the one with the head has the logits too, one alone replays recorded steps."""
     logits = _logits(spec, config) if has_head else 0
-    activations = _activations(spec, config, element=2) + expert_workspace(spec, config)
-    return activations + _gpu_scratch(spec, config) + logits
+    activations = _activations(spec, config.max_step_tokens, element=2) + expert_workspace(spec, config)
+    step = activations + _gpu_scratch(spec, config) + logits
+    return step + (_graphs(spec, config) if alone and config.cuda_graphs == "auto" else 0)
 
 
 def cpu_workspace(spec: ModelSpec, config: AttnConfig, context: int) -> int:
     """Bytes of RAM if attention runs on the CPU."""
-    return _activations(spec, config, element=4) + _cpu_scratch(spec, config, context) + _logits(spec, config)
+    activations = _activations(spec, config.max_step_tokens, element=4)
+    return activations + _cpu_scratch(spec, config, context) + _logits(spec, config)
 
 
-def _activations(spec: ModelSpec, config: AttnConfig, *, element: int) -> int:
+def _graphs(spec: ModelSpec, config: AttnConfig) -> int:
+    """Recorded decode steps: memory of the largest one, which is theirs alone, and their nodes."""
+    latent, rows = spec.kv_lora_rank, config.max_running * spec.n_heads
+    attention = rows * 4 * (2 * latent + spec.qk_rope_head_dim) + 4 * latent * (rows + 64 * _GPU_SPLITS)
+    return (
+        _activations(spec, config.max_running, element=2) + attention + _logits(spec, config) + _GRAPH_NODES
+    )
+
+
+def _activations(spec: ModelSpec, tokens: int, *, element: int) -> int:
     heads = spec.n_heads * (2 * spec.qk_nope_head_dim + 2 * spec.qk_rope_head_dim + spec.v_head_dim)
     widest = max(spec.dense_intermediate_size, spec.moe.n_shared * spec.moe.intermediate_size)
-    return config.max_step_tokens * (4 * spec.hidden_size + heads + 3 * widest) * element
+    return tokens * (4 * spec.hidden_size + heads + 3 * widest) * element
 
 
 def _logits(spec: ModelSpec, config: AttnConfig) -> int:
