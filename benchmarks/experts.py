@@ -40,6 +40,7 @@ from trimaran_kernels import (
 
 LAYER = 0
 PROBE_BYTES = 256 << 20  # larger than any cache
+ENOUGH_SECONDS = 12.0  # of calls that take long
 TYPES = ("Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q3_K", "Q2_K", "IQ4_XS")
 PEER_TYPES = ("Q4_K", "Q6_K", "Q8_0")
 
@@ -233,9 +234,22 @@ def timed(call: Callable[[], object]) -> Callable[[], float]:
 
 
 def take_turns(calls: dict[str, Callable[[], float]], repeat: int) -> dict[str, float]:
-    """Median seconds of each, one after another `repeat` times after a round that warms up."""
-    rounds = [{name: call() for name, call in calls.items()} for _ in range(repeat + 1)]
-    return {name: statistics.median(one[name] for one in rounds[1:]) for name in calls}
+    """Median seconds of each, one after another after a round that warms up.
+
+    `repeat` rounds, or as many as fit into `ENOUGH_SECONDS`, but at least three.
+    """
+    one_round(calls)
+    rounds: list[dict[str, float]] = []
+    while len(rounds) < repeat:
+        rounds.append(one_round(calls))
+        if len(rounds) >= 3 and sum(sum(one.values()) for one in rounds) > ENOUGH_SECONDS:
+            break
+    return {name: statistics.median(one[name] for one in rounds) for name in calls}
+
+
+def one_round(calls: dict[str, Callable[[], float]]) -> dict[str, float]:
+    """Seconds of each."""
+    return {name: call() for name, call in calls.items()}
 
 
 if __name__ == "__main__":
