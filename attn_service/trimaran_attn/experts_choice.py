@@ -42,12 +42,13 @@ def choose_experts(
     from trimaran_attn.device_experts import DeviceExperts  # noqa: PLC0415
     from trimaran_attn.pinned import CudaPinning  # noqa: PLC0415
 
+    numbered = torch.device("cuda", device.index or 0)  # as tensors say it
     experts = DeviceExperts(
         link,
         remote,
         meter,
-        CudaPinning(device),
-        device=device,
+        CudaPinning(numbered),
+        device=numbered,
         n_slots=device_slots,
         timeout_s=config.call_timeout_s,
     )

@@ -1,0 +1,40 @@
+"""Which way tokens take to the experts; the GPU's own is checked by `make gpu-check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import interpreted
+import pytest
+import torch
+from trimaran.config import ExpertsConfig
+from trimaran_attn import pinned
+from trimaran_attn.device_experts import DeviceExperts
+from trimaran_attn.experts_choice import choose_experts
+from trimaran_attn.experts_client import ExpertsClient, ModelFacts
+from trimaran_attn.experts_link import RemoteExperts
+from trimaran_attn.metrics import Meter
+
+FACTS = ModelFacts("fingerprint", hidden_size=8, top_k=2, n_experts=8, layers=(1,))
+pytestmark = pytest.mark.skipif(interpreted.ON_GPU, reason="asks for GPUs that are not there")
+
+
+@pytest.mark.parametrize(
+    ("device", "notifier", "kind"),
+    [
+        ("cpu", "doorbell", RemoteExperts),
+        ("cuda:0", "zmq", RemoteExperts),
+        ("cuda:0", "doorbell", DeviceExperts),
+        ("cuda", "doorbell", DeviceExperts),
+    ],
+)
+def test_a_gpu_makes_its_own_hops_by_the_doorbell(tmp_path: Path, monkeypatch, device, notifier, kind):
+    """A GPU without a number is the first one, as its tensors say."""
+    asked = []
+    monkeypatch.setattr(pinned, "CudaPinning", lambda device: asked.append(device) or pinned.SameMemory())
+    config = ExpertsConfig(notifier=notifier, endpoints=(f"ipc://{tmp_path}/e.sock",))
+    with ExpertsClient(config, FACTS, tmp_path, device_slots=2) as link:
+        way = choose_experts(link, config, Meter(), device=torch.device(device), device_slots=2)
+    assert isinstance(way[0], kind)
+    assert not way[1].is_attached
+    assert asked == ([torch.device("cuda:0")] if kind is DeviceExperts else [])
