@@ -27,17 +27,19 @@ class Section:
 
 
 SECTIONS = (
-    Section("linear", "_gpu_checks:check_linears", 80, interpreted=True),
-    Section("attention", "_gpu_checks:check_attention", 60, interpreted=True),
-    Section("small", "_gpu_small:check_small", 40, interpreted=True),
-    Section("model", "_gpu_model:check_models", 80),
+    Section("linear", "_gpu_checks:check_linears", 70, interpreted=True),
+    Section("attention", "_gpu_checks:check_attention", 50, interpreted=True),
+    Section("small", "_gpu_small:check_small", 35, interpreted=True),
+    Section("model", "_gpu_model:check_models", 70),
+    Section("experts", "_gpu_experts:check_experts", 45, interpreted=True),
     Section("hop", "_gpu_hop:check_hop", 30, interpreted=True),
     Section("ceilings", "_gpu_speed:measure_ceilings", 20),
-    Section("speed of linear", "_gpu_speed:measure_linears", 90),
-    Section("speed of attention", "_gpu_speed:measure_attention", 60),
-    Section("speed of small", "_gpu_small:measure_small", 20),
+    Section("speed of linear", "_gpu_speed:measure_linears", 75),
+    Section("speed of attention", "_gpu_speed:measure_attention", 50),
+    Section("speed of small", "_gpu_small:measure_small", 15),
     Section("speed of hop", "_gpu_hop:measure_hop", 20),
-    Section("speed of steps", "_gpu_graphs:measure_graphs", 60),
+    Section("speed of experts", "_gpu_experts:measure_experts", 30),
+    Section("speed of steps", "_gpu_graphs:measure_graphs", 50),
 )
 
 TOTAL_SECONDS = 560.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trimaran_kernels._native import (
+    AttentionLayer,
     ExpertEngine,
     Gate,
     GateRule,
@@ -29,6 +30,7 @@ from trimaran_kernels.memory import HugePages, aligned_bytes
 from trimaran_kernels.topology import usable_cpus
 
 __all__ = [
+    "AttentionLayer",
     "ExpertEngine",
     "Gate",
     "GateRule",

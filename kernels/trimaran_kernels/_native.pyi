@@ -475,6 +475,51 @@ class GateRule:
         weights_scale: float,
     ) -> None: ...
 
+class AttentionLayer:
+    """All of one layer's latent attention: query, latents, their storage, `Mla.attend`, output.
+
+    Args:
+        pool, mla: threads, and the kernels that layers share; kept alive, as all that follows.
+        query_down, query_norm: of queries with a LoRA: hidden → rank, and float32 [rank]; else None.
+        query: hidden, or rank → heads × (nope + rope).
+        kv, kv_norm: hidden → latent + rope, and float32 [latent].
+        maps: Wkv_b.
+        output: heads × value → hidden.
+        eps: of the norms.
+
+    Raises:
+        KernelError: matrices that do not fit together.
+    """
+
+    def __init__(
+        self,
+        pool: ThreadPool,
+        mla: Mla,
+        query_down: Linear | None,
+        query_norm: Any | None,
+        query: Linear,
+        kv: Linear,
+        kv_norm: Any,
+        maps: LatentMaps,
+        output: Linear,
+        eps: float,
+    ) -> None: ...
+    def __call__(
+        self,
+        x: Any,
+        cos: Any,
+        sin: Any,
+        slots: Any,
+        pages: LatentPages,
+        segments: Any,
+        page_table: Any,
+        out: Any,
+    ) -> None:
+        """x, out: float32 [n, hidden], x normalised; the rest as of `store_latents` and `Mla.attend`.
+
+        The same bits as these two and the matrices one by one. Releases the GIL.
+        """
+
 class Gate:
     """The gate of one layer: a product in float32, then what `route_tokens` does.
 

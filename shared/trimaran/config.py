@@ -144,6 +144,14 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             " none: ~/.cache/trimaran/heat-MODEL.json"
         ),
     ] = None
+    stream_prefill: Annotated[
+        Literal["off", "auto"],
+        Meta(
+            description="auto: a GPU computes a part of long prompts' experts, whose weights it reads from"
+            " the model file on the way, where rates that are measured at the first long prompt say that it"
+            " pays; these round differently than on the CPU"
+        ),
+    ] = "off"
     cuda_graphs: Annotated[
         Literal["auto", "off"],
         Meta(

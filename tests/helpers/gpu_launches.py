@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from gpu_expert_launches import expert_launches
 from hop_launches import hop_launches
 from trimaran.gguf import GGMLType
 from trimaran_kernels.gpu.expand import expand_rows
@@ -25,7 +26,13 @@ HIDDEN = 7168
 
 def launches() -> dict[str, Callable[[], object]]:
     """By name; launch one with Triton's driver replaced, or on a GPU."""
-    return {**linear_launches(), **attention_launches(), **small_launches(), **hop_launches()}
+    return {
+        **linear_launches(),
+        **attention_launches(),
+        **small_launches(),
+        **hop_launches(),
+        **expert_launches(),
+    }
 
 
 def linear_launches() -> dict[str, Callable[[], object]]:

@@ -295,3 +295,15 @@ def test_sizes_of_experts() -> None:
     )
     mixed = {name: replace(info, type=GGMLType.Q5_0) for name, info in q4_k_m(V3).items() if "_exps" in name}
     assert not any(size.native for size in expert_sizes(V3, mixed).values())
+
+
+def test_streaming_experts_takes_two_buffers() -> None:
+    there = machine(512 * GIB, 24 * GIB)
+    options = {"attn__context_length": 32768, "attn__kv_dtype": "fp8"}
+    without, streaming = plan_v3(there, **options), plan_v3(there, attn__stream_prefill="auto", **options)
+    assert without.gpu is not None
+    assert streaming.gpu is not None
+    file, gpu = 3 * 7168 * 2048 * 144 // 256, 3 * 7168 * 2048 * 148 // 256
+    more = 2 * 4096 * 2 * 2048 + 8 * 512 * 7168 + (64 << 20)
+    assert streaming.gpu.needed - without.gpu.needed == more + 2 * 4 * (file + 2 * gpu)
+    assert streaming.ram.needed - without.ram.needed == 2 * 4 * file

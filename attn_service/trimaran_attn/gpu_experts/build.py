@@ -20,6 +20,9 @@ from trimaran_attn.gpu_experts.heat import Heat, default_path, load_heat
 from trimaran_attn.gpu_experts.placement import choose_residents
 from trimaran_attn.gpu_experts.resident import Compute, ExpertFile, ResidentLayer
 from trimaran_attn.gpu_experts.split import SplitExperts
+from trimaran_attn.gpu_experts.stream import RateMeter, StreamedExperts, StreamPolicy
+from trimaran_attn.gpu_experts.stream_copy import CudaCopier
+from trimaran_attn.gpu_experts.streamer import Streamer
 from trimaran_attn.registry import Site
 
 _log = Log(__name__)
@@ -41,6 +44,7 @@ class Residents:
         self._path = Path(config.heat_file) if config.heat_file else default_path(fingerprint)
         self._layers: list[ResidentLayer] = []
         self._chosen: dict[int, tuple[int, ...]] = {}
+        self._streams = _Streams(config, spec, file) if config.stream_prefill == "auto" else None
         if not plan.experts:
             return
         self._heat = load_heat(self._path, fingerprint, spec.moe.n_experts)
@@ -59,9 +63,11 @@ class Residents:
 
         def build(site: Site) -> Experts:
             inner, chosen = experts(site), self._chosen.get(site.layer)
+            if self._streams is not None:
+                inner = self._streams.wrap(site, inner)
             if chosen is None:
                 return inner
-            layer = ResidentLayer(ExpertFile(site), chosen, site.device, compute_on(site.device))
+            layer = ResidentLayer(ExpertFile.of(site), chosen, site.device, compute_on(site.device))
             self._layers.append(layer)
             return SplitExperts(inner, layer)
 
@@ -78,6 +84,36 @@ class Residents:
 
     def _keep(self, heat: Heat) -> None:
         heat.save(self._path, self._fingerprint)
+
+
+class _Streams:
+    """A streamer for each GPU; other devices compute nothing of what they would have to fetch first."""
+
+    def __init__(self, config: AttnConfig, spec: ModelSpec, file: GGUFFile) -> None:
+        sizes = expert_sizes(spec, file.tensors)
+        self._sizes = {layer: size.file for layer, size in sizes.items() if size.native}
+        self._most = config.max_step_tokens
+        self._made: dict[torch.device, tuple[Streamer, StreamPolicy]] = {}
+
+    def wrap(self, site: Site, inner: Experts) -> Experts:
+        """The same way to the experts, but for long chunks."""
+        if site.device.type != "cuda" or site.layer not in self._sizes:
+            return inner
+        if site.device not in self._made:
+            self._made[site.device] = self._make(site)
+        return StreamedExperts(inner, ExpertFile.of(site), *self._made[site.device])
+
+    def _make(self, site: Site) -> tuple[Streamer, StreamPolicy]:
+        device, moe = site.device, site.spec.moe
+        streamer = Streamer(
+            max(self._sizes.values()),
+            moe.n_experts,
+            device=device,
+            copier=CudaCopier(device),
+            compute=compute_on(device),
+        )
+        meter = RateMeter(streamer, moe.top_k, lambda: torch.cuda.synchronize(device))
+        return streamer, StreamPolicy(moe.top_k, self._most, meter)
 
 
 def compute_on(device: torch.device) -> Compute:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,30 +14,61 @@ from trimaran_kernels.gpu.grouped_stack import ExpertStack
 from trimaran_kernels.gpu.load import load_matrix
 from trimaran_kernels.gpu.matrix import QuantMatrix
 
+from trimaran_attn.gpu_experts.stream_cost import ExpertCost
 from trimaran_attn.registry import Site
 from trimaran_attn.weights import QuantTensor
 
-Compute = Callable[[Tensor, Tensor, Tensor, Tensor, ExpertStack], Tensor]
-"""`grouped_experts`, or its reference."""
+
+class Compute(Protocol):
+    """`grouped_experts`, or its reference."""
+
+    def __call__(  # noqa: PLR0917 as `grouped_experts`
+        self,
+        x: Tensor,
+        ids: Tensor,
+        weights: Tensor,
+        slots: Tensor,
+        stack: ExpertStack,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """As there."""
+        ...
 
 
+@dataclass(frozen=True)
 class ExpertFile:
     """A layer's experts in the model file.
 
-    Args:
-        site: of the layer's experts.
+    Attributes:
+        layer: its number.
+        n_experts: how many.
+        shapes: of an expert's gate, up and down.
+        tensors: all experts' gates, ups and downs.
     """
 
-    def __init__(self, site: Site) -> None:
+    layer: int
+    n_experts: int
+    shapes: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    tensors: tuple[QuantTensor, ...]
+
+    @classmethod
+    def of(cls, site: Site) -> ExpertFile:
+        """Of a layer's experts; raises ModelFileError as `Weights.quantised` does."""
         moe, hidden = site.spec.moe, site.spec.hidden_size
         wide, narrow = (moe.intermediate_size, hidden), (hidden, moe.intermediate_size)
-        self.layer = site.layer
-        self.n_experts = moe.n_experts
-        self.shapes = (wide, wide, narrow)
-        self.tensors: tuple[QuantTensor, ...] = tuple(
+        shapes = (wide, wide, narrow)
+        tensors = tuple(
             site.weights.quantised(f"{site.path}.{name}", (moe.n_experts, *shape))
-            for name, shape in zip(("gate_proj", "up_proj", "down_proj"), self.shapes, strict=True)
+            for name, shape in zip(("gate_proj", "up_proj", "down_proj"), shapes, strict=True)
         )
+        return cls(site.layer, moe.n_experts, shapes, tensors)
+
+    @property
+    def cost(self) -> ExpertCost:
+        """Of any one of them."""
+        rows, columns = self.shapes[0]
+        nbytes = sum(len(tensor.raw) for tensor in self.tensors) // self.n_experts
+        return ExpertCost(nbytes, len(self.shapes) * rows * columns)
 
     def matrices(self, expert: int) -> list[QuantMatrix]:
         """Its gate, up and down on the CPU, in the types that a GPU computes with."""

@@ -42,17 +42,27 @@ class QuantLinear:
     Args:
         weight: [out, in].
         pool: the threads that share the work.
+
+    Attributes:
+        kernel: what multiplies.
     """
 
     def __init__(self, weight: QuantTensor, pool: trimaran_kernels.ThreadPool) -> None:
         rows, columns = weight.shape
-        self._kernel = trimaran_kernels.Linear(pool, int(weight.type), weight.raw, rows, columns)
+        self.kernel = trimaran_kernels.Linear(pool, int(weight.type), weight.raw, rows, columns)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [T, in] float32 → [T, out] float32."""
-        out = torch.empty(len(x), self._kernel.rows)
-        self._kernel(x.contiguous().numpy(), out.numpy())
+        out = torch.empty(len(x), self.kernel.rows)
+        self.kernel(x.contiguous().numpy(), out.numpy())
         return out
+
+
+@runtime_checkable
+class NativeLinear(Protocol):
+    """A matrix of the CPU's kernels, which other kernels can use."""
+
+    kernel: trimaran_kernels.Linear
 
 
 @runtime_checkable

@@ -10,10 +10,10 @@ from torch import Tensor
 from trimaran.spec import ModelSpec
 
 from trimaran_attn.model.batch import Segment
-from trimaran_attn.model.linear import Linear
+from trimaran_attn.model.linear import Linear, NativeLinear
 from trimaran_attn.model.mla import LatentMaps, MlaForm, absorbs
 from trimaran_attn.model.norm import RMSNorm
-from trimaran_attn.model.query import Query
+from trimaran_attn.model.query import LoraQuery, Query
 from trimaran_attn.model.rope import softmax_scale
 from trimaran_attn.model.step import Step
 
@@ -57,7 +57,7 @@ def pack_maps(maps: LatentMaps, *, exact: bool) -> trimaran_kernels.LatentMaps:
 
 
 class NativeLatentAttention:
-    """MLA of one layer.
+    """MLA of one layer, in one call if its matrices are the kernels' own; else, to the same bits, in several.
 
     Args:
         spec: dimensions.
@@ -91,9 +91,57 @@ class NativeLatentAttention:
         self._output = output
         self._form = form
         self._native = native
+        self._whole = self._fuse(kv_norm)
+
+    def _fuse(self, kv_norm: RMSNorm) -> trimaran_kernels.AttentionLayer | None:
+        """All of it as one kernel, if every matrix has one."""
+        query, down, query_norm = self._query, None, None
+        if isinstance(query, LoraQuery):
+            if not isinstance(query.down, NativeLinear):
+                return None
+            down, query_norm, query = query.down.kernel, query.norm.weight.numpy(), query.up
+        parts = (query, self._kv_a, self._output)
+        if not all(isinstance(part, NativeLinear) for part in parts):
+            return None
+        up, kv, output = (part.kernel for part in parts if isinstance(part, NativeLinear))
+        return trimaran_kernels.AttentionLayer(
+            self._native.pool,
+            self._native.kernels,
+            down,
+            query_norm,
+            up,
+            kv,
+            self._norm_weight,
+            self._maps,
+            output,
+            kv_norm.eps,
+        )
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         """x: [T, hidden] float32 → [T, hidden]."""
+        if self._whole is None:
+            return self.by_parts(x, step)
+        ragged = step.ragged(self._form, self._absorbs)
+        out = torch.empty(x.shape)
+        self._whole(
+            x.contiguous().numpy(),
+            ragged.cos,
+            ragged.sin,
+            ragged.slots,
+            step.cache.native(self._layer),
+            ragged.segments,
+            ragged.page_table,
+            out.numpy(),
+        )
+        return out
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one call does it all."""
+        return self._whole is not None
+
+    def by_parts(self, x: Tensor, step: Step) -> Tensor:
+        """The same with a call for each matrix, whatever computes them."""
         pages = step.cache.native(self._layer)
         ragged = step.ragged(self._form, self._absorbs)
         kv = self._kv_a(x).contiguous().numpy()

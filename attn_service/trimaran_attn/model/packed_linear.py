@@ -24,6 +24,9 @@ class PackedLinear:
         pool: the threads that share the work.
         memory: where the copy goes.
 
+    Attributes:
+        kernel: what multiplies.
+
     Raises:
         KernelError: it cannot be packed; see `can_pack`.
     """
@@ -34,12 +37,12 @@ class PackedLinear:
         self._pool = pool
         rows, columns = weight.shape
         kind, data, packed = self.matrix
-        self._kernel = trimaran_kernels.Linear(pool, kind, data, rows, columns, packed=packed)
+        self.kernel = trimaran_kernels.Linear(pool, kind, data, rows, columns, packed=packed)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [T, in] float32 → [T, out] float32."""
-        out = torch.empty(len(x), self._kernel.rows)
-        self._kernel(x.contiguous().numpy(), out.numpy())
+        out = torch.empty(len(x), self.kernel.rows)
+        self.kernel(x.contiguous().numpy(), out.numpy())
         return out
 
     def mlp_with(self, up: Linear, down: Linear) -> PackedMLP | None:

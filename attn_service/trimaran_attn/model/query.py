@@ -21,16 +21,16 @@ class Query(Protocol):
 
 
 class LoraQuery:
-    """Wqb·rms(Wqa·x): V2, V3."""
+    """Wqb·rms(Wqa·x): V2, V3. `down` is Wqa, `up` is Wqb."""
 
     def __init__(self, down: Linear, norm: RMSNorm, up: Linear) -> None:
-        self._down = down
-        self._norm = norm
-        self._up = up
+        self.down = down
+        self.norm = norm
+        self.up = up
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [T, hidden] → [T, heads × (nope + rope)]."""
-        return self._up(self._norm(self._down(x)))
+        return self.up(self.norm(self.down(x)))
 
 
 def build_query(site: Site) -> Query:

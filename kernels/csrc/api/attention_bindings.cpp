@@ -5,6 +5,7 @@
 #include "api/arrays.h"
 #include "api/module.h"
 #include "attention/gate.h"
+#include "attention/layer.h"
 #include "attention/maps.h"
 #include "attention/mla.h"
 #include "attention/norm.h"
@@ -78,6 +79,15 @@ void check_angles(const ArrayView& cos, const ArrayView& sin, int64_t rows, int 
   check_length(sin, "sin", 1, rope / 2);
 }
 
+void check_slots(const ArrayView& slots, const CacheLayer& layer) {
+  for (int64_t i = 0; i < slots.shape[0]; ++i) {
+    const int32_t slot = ints(slots)[i];
+    if (slot < 0 || slot >= layer.n_pages * layer.page_tokens) {
+      throw KernelError("slots: there is no slot " + std::to_string(slot));
+    }
+  }
+}
+
 void store(ThreadPool& pool, LatentPages& pages, nb::handle kv_object, nb::handle weight_object, float eps,
            nb::handle cos_object, nb::handle sin_object, nb::handle slots_object) {
   const CacheLayer& layer = pages.layer;
@@ -91,12 +101,7 @@ void store(ThreadPool& pool, LatentPages& pages, nb::handle kv_object, nb::handl
   check_length(weight, "weight", 0, layer.shape.latent);
   check_length(slots, "slots", 0, n);
   check_angles(cos, sin, n, layer.shape.rope);
-  for (int64_t i = 0; i < n; ++i) {
-    const int32_t slot = ints(slots)[i];
-    if (slot < 0 || slot >= layer.n_pages * layer.page_tokens) {
-      throw KernelError("slots: there is no slot " + std::to_string(slot));
-    }
-  }
+  check_slots(slots, layer);
   const NewEntries entries{floats(kv), n, floats(weight), eps, floats(cos), floats(sin), ints(slots)};
   const nb::gil_scoped_release unlocked;
   store_entries(pool, entries, layer);
@@ -131,6 +136,16 @@ Segment segment_at(const int32_t* row, const ArrayView& table, const CacheLayer&
   return {first_row, length, position, pages, row[4] != 0};
 }
 
+std::vector<Segment> segments_of(const ArrayView& rows, const ArrayView& table, const CacheLayer& layer,
+                                 int64_t n_rows) {
+  check_length(rows, "segments", 1, 5);
+  std::vector<Segment> segments;
+  for (int64_t i = 0; i < rows.shape[0]; ++i) {
+    segments.push_back(segment_at(ints(rows) + 5 * i, table, layer, n_rows));
+  }
+  return segments;
+}
+
 void attend(Mla& mla, const LatentMaps& maps, nb::handle q_object, nb::handle cos_object,
             nb::handle sin_object, LatentPages& pages, nb::handle segments_object, nb::handle table_object,
             nb::handle out_object) {
@@ -145,15 +160,49 @@ void attend(Mla& mla, const LatentMaps& maps, nb::handle q_object, nb::handle co
   check_length(q, "q", 1, static_cast<int64_t>(dims.heads) * dims.query_width());
   check_length(out, "out", 0, q.shape[0]);
   check_length(out, "out", 1, static_cast<int64_t>(dims.heads) * dims.value);
-  check_length(rows, "segments", 1, 5);
   check_angles(cos, sin, q.shape[0], dims.rope);
-  std::vector<Segment> segments;
-  for (int64_t i = 0; i < rows.shape[0]; ++i) {
-    segments.push_back(segment_at(ints(rows) + 5 * i, table, pages.layer, q.shape[0]));
-  }
+  const std::vector<Segment> segments = segments_of(rows, table, pages.layer, q.shape[0]);
   const Queries queries{floats(q), floats(cos), floats(sin)};
   const nb::gil_scoped_release unlocked;
   mla.attend(maps, queries, pages.layer, segments, static_cast<float*>(out.data));
+}
+
+std::vector<float> copy_floats(nb::handle object, const char* argument) {
+  const ArrayView view = view_array(object, argument, {Element::f32}, 1);
+  return {floats(view), floats(view) + view.size()};
+}
+
+void make_layer(AttentionLayer* self, ThreadPool& pool, Mla& mla, Linear* query_down,
+                const std::optional<nb::object>& query_norm, Linear& query, Linear& kv, nb::handle kv_norm,
+                const LatentMaps& maps, Linear& output, float eps) {
+  AttentionWeights weights{query_down, {}, &query, &kv, copy_floats(kv_norm, "kv_norm"), &maps, &output, eps};
+  if (query_norm) weights.query_norm = copy_floats(*query_norm, "query_norm");
+  new (self) AttentionLayer(pool, mla, std::move(weights));
+}
+
+void call_layer(AttentionLayer& layer, nb::handle x_object, nb::handle cos_object, nb::handle sin_object,
+                nb::handle slots_object, LatentPages& pages, nb::handle segments_object,
+                nb::handle table_object, nb::handle out_object) {
+  check_dims(layer.mla(), layer.maps(), pages.layer);
+  const ArrayView x = view_array(x_object, "x", {Element::f32}, 2);
+  const ArrayView cos = view_array(cos_object, "cos", {Element::f32}, 2);
+  const ArrayView sin = view_array(sin_object, "sin", {Element::f32}, 2);
+  const ArrayView slots = view_array(slots_object, "slots", {Element::i32}, 1);
+  const ArrayView rows = view_array(segments_object, "segments", {Element::i32}, 2);
+  const ArrayView table = view_array(table_object, "page_table", {Element::i32}, 1);
+  const ArrayView out = view_array(out_object, "out", {Element::f32}, 2, true);
+  const int64_t n = x.shape[0];
+  check_length(slots, "slots", 0, n);
+  check_length(out, "out", 0, n);
+  for (const auto& [view, name] : {std::pair{&x, "x"}, std::pair{&out, "out"}}) {
+    check_length(*view, name, 1, layer.hidden());
+  }
+  check_angles(cos, sin, n, pages.layer.shape.rope);
+  check_slots(slots, pages.layer);
+  const std::vector<Segment> segments = segments_of(rows, table, pages.layer, n);
+  const nb::gil_scoped_release unlocked;
+  layer.run(floats(x), {n, floats(cos), floats(sin), ints(slots), segments}, pages.layer,
+            static_cast<float*>(out.data));
 }
 
 void call_rms_norm(ThreadPool& pool, nb::handle x_object, nb::handle weight_object, float eps,
@@ -252,6 +301,17 @@ void bind_mla(nb::module_& m) {
            nb::arg("segments"), nb::arg("page_table"), nb::arg("out"));
 }
 
+void bind_layer(nb::module_& m) {
+  nb::class_<AttentionLayer>(m, "AttentionLayer")
+      .def("__init__", &make_layer, nb::arg("pool"), nb::arg("mla"), nb::arg("query_down").none(),
+           nb::arg("query_norm").none(), nb::arg("query"), nb::arg("kv"), nb::arg("kv_norm"), nb::arg("maps"),
+           nb::arg("output"), nb::arg("eps"), nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(),
+           nb::keep_alive<1, 4>(), nb::keep_alive<1, 6>(), nb::keep_alive<1, 7>(), nb::keep_alive<1, 9>(),
+           nb::keep_alive<1, 10>())
+      .def("__call__", &call_layer, nb::arg("x"), nb::arg("cos"), nb::arg("sin"), nb::arg("slots"),
+           nb::arg("pages"), nb::arg("segments"), nb::arg("page_table"), nb::arg("out"));
+}
+
 void bind_gate(nb::module_& m) {
   nb::class_<GateSpec>(m, "GateRule")
       .def("__init__", &make_gate, nb::kw_only(), nb::arg("n_experts"), nb::arg("top_k"), nb::arg("softmax"),
@@ -272,6 +332,7 @@ void bind_attention(nanobind::module_& m) {
   using namespace trimaran::api;
   bind_cache(m);
   bind_mla(m);
+  bind_layer(m);
   bind_gate(m);
   m.def("rms_norm", &call_rms_norm, nb::arg("pool"), nb::arg("x"), nb::arg("weight"), nb::arg("eps"),
         nb::arg("out"));

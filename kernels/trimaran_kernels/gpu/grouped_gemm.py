@@ -229,7 +229,7 @@ def _project(
         TOKENS=tokens,
         UNITS=max(1, tile.codes // layout.unit),
         DUAL=up is not None,
-        num_warps=tile.warps,
+        num_warps=8 if up is not None and tokens > 64 else tile.warps,  # two sums fill four warps' registers
         num_stages=3,
     )
     return out

@@ -62,7 +62,7 @@ def room_for_experts(config: AttnConfig, spare: int) -> int:
 
 def expert_workspace(spec: ModelSpec, config: AttnConfig) -> int:
     """Bytes of a step's activations between the experts' two halves, and of their outputs."""
-    if config.gpu_experts == "off":
+    if config.gpu_experts == config.stream_prefill == "off":
         return 0
     places = config.max_step_tokens * spec.moe.top_k
     activations = (
@@ -71,7 +71,12 @@ def expert_workspace(spec: ModelSpec, config: AttnConfig) -> int:
     return activations + PART_BYTES
 
 
-def stream_buffers(spec: ModelSpec, tensors: Mapping[str, TensorInfo]) -> int:
-    """Bytes on a GPU of two buffers of experts, as the file has them and as kernels read them."""
-    sizes = [size.file + 2 * size.gpu for size in expert_sizes(spec, tensors).values() if size.native]
-    return 2 * STREAMED_EXPERTS * max(sizes, default=0)
+def stream_buffers(spec: ModelSpec, tensors: Mapping[str, TensorInfo]) -> tuple[int, int]:
+    """Of two buffers of experts: bytes on a GPU, and of host memory.
+
+    The GPU has each as the file has it, as kernels read it, and once more while one becomes the other.
+    """
+    native = [size for size in expert_sizes(spec, tensors).values() if size.native]
+    on_gpu = max((size.file + 2 * size.gpu for size in native), default=0)
+    on_host = max((size.file for size in native), default=0)
+    return 2 * STREAMED_EXPERTS * on_gpu, 2 * STREAMED_EXPERTS * on_host

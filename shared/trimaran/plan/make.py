@@ -119,7 +119,8 @@ class _Planner:
         context = choose_context(self.config.attn, self.wanted, fits)
         shares = self._shares(cards, context)
         sums = sum(share.kv_bytes for share in shares), sum(share.workspace for share in shares)
-        ram = Budget(self.weights.total("RAM") + RAM_RESERVE, self.ram)
+        staged = self.weights.staged * len(cards) if self.config.attn.stream_prefill == "auto" else 0
+        ram = Budget(self.weights.total("RAM") + RAM_RESERVE + staged, self.ram)
         experts = sum(share.experts for share in shares)
         return self._plan(context, sums, ram, speed, shares, experts=experts)
 
@@ -137,6 +138,8 @@ class _Planner:
         workspaces = [
             gpu_workspace(self.spec, attn, has_head=card is cards[-1], alone=alone) for card in cards
         ]
+        if attn.stream_prefill == "auto":
+            workspaces = [used + self.weights.stream for used in workspaces]
         if attn.layers == "auto":
             loads = [nbytes + kv_layer for nbytes in self.weights.layers]
             rooms = [c.memory - GPU_RESERVE - used for c, used in zip(cards, workspaces, strict=True)]

@@ -60,7 +60,7 @@ class Weights:
         head: bytes on a GPU of what follows the last layer.
         copied: bytes that each attention service on a CPU has for itself; the rest is mapped by all.
         re_encoded: types of matrices that a GPU holds as the nearest Q8_0 weights.
-        stream: bytes on a GPU that streaming experts through it takes.
+        stream, staged: bytes on a GPU, and of host memory, that streaming experts takes.
     """
 
     items: tuple[Item, ...]
@@ -70,6 +70,7 @@ class Weights:
     copied: int
     re_encoded: tuple[str, ...]
     stream: int
+    staged: int
 
     def total(self, place: Place) -> int:
         """Bytes in one kind of memory."""
@@ -94,8 +95,8 @@ def weigh(spec: ModelSpec, tensors: Mapping[str, TensorInfo], form: Form) -> Wei
     re_encoded = tuple(_re_encoded(groups)) if form.on_gpu else ()
     own = frozenset({"latent maps"}) if form.exact else _MATRICES | {"latent maps"}
     copied = sum(item.nbytes for item in items if item.part in own)
-    stream = stream_buffers(spec, tensors)
-    return Weights(items, skipped, tuple(layers), head, copied, re_encoded, stream)
+    stream, staged = stream_buffers(spec, tensors)
+    return Weights(items, skipped, tuple(layers), head, copied, re_encoded, stream, staged)
 
 
 def _part(spec: ModelSpec, name: str) -> str | None:

@@ -32,7 +32,7 @@ class Scene:
 
 @pytest.fixture
 def layer(site_of) -> ResidentLayer:
-    return ResidentLayer(ExpertFile(site_of(2)), (3, 5), CPU, grouped_reference)
+    return ResidentLayer(ExpertFile.of(site_of(2)), (3, 5), CPU, grouped_reference)
 
 
 def test_both_places_count(layer, make_batch):

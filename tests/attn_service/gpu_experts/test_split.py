@@ -44,7 +44,7 @@ def spy(site_of) -> Spy:
 
 @pytest.fixture
 def make_layer(site_of):
-    return lambda experts: ResidentLayer(ExpertFile(site_of(LAYER)), experts, CPU, grouped_reference)
+    return lambda experts: ResidentLayer(ExpertFile.of(site_of(LAYER)), experts, CPU, grouped_reference)
 
 
 @pytest.mark.parametrize("residents", [(0,), (5, 2, 11), tuple(range(16))])
@@ -85,7 +85,7 @@ def test_a_failure_here_gives_the_other_its_slot_back(spy, site_of, make_batch):
     def fail(*_: Any) -> Tensor:
         raise GpuMemoryError("no memory")
 
-    layer = ResidentLayer(ExpertFile(site_of(LAYER)), (1,), CPU, fail)
+    layer = ResidentLayer(ExpertFile.of(site_of(LAYER)), (1,), CPU, fail)
     split = SplitExperts(spy, layer)
     for spy.failure in (None, PeerError("gone")):
         with pytest.raises(GpuMemoryError):

@@ -46,7 +46,7 @@ def test_every_kernel_is_checked_in_the_interpreter(tmp_path):
     assert "gpu-check: passed" in output
     assert "skipped model: it needs a GPU" in output
     cases = {row["case"].split()[1] for row in report["rows"]}
-    assert cases == {"expand", "linear", "swiglu", "mla", "small", "hop"}
+    assert cases == {"expand", "linear", "swiglu", "mla", "small", "hop", "experts"}
     assert all(0 <= row["value"] <= row["peer_value"] for row in report["rows"])
 
 
