@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -20,16 +21,49 @@ _MADV_WILLNEED = 3
 _MADV_HUGEPAGE = 14
 _MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23
+_MADV_COLLAPSE = 25
 _POLICIES = {"bind": 2, "interleave": 3}
 _SYS_MBIND = {"x86_64": 237, "aarch64": 235}
+_MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000
+_MAP_FAILED = ctypes.c_void_p(-1).value
 _STEP = 64 << 20
 _PAGE = 4096
+_HUGE_PAGE = 2 << 20
 _THREADS = 4
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *3 * (ctypes.c_int,), ctypes.c_long)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.mlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.syscall.restype = ctypes.c_long
+
+
+def page_border(fd: int) -> int:
+    """Bytes of a huge page where the file lies: hugetlbfs has its own."""
+    return max(_HUGE_PAGE, os.fstatvfs(fd).f_bsize)
+
+
+def map_file(fd: int, size: int, *, writable: bool, border: int) -> NDArray[np.uint8]:
+    """The first `size` bytes of a file, at a multiple of `border`: elsewhere no page can be huge.
+
+    The mapping lives as long as the array, and with it the file's lock, whether or not `fd` is closed.
+
+    Raises:
+        OSError: the kernel refuses to map it.
+    """
+    reserve = mmap.mmap(-1, size + border, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    room = np.frombuffer(reserve, np.uint8)
+    skipped = -room.ctypes.data % border
+    protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+    # It takes the place of a part of the reserve, which unmaps it when the last view of it is gone.
+    flags = mmap.MAP_SHARED | _MAP_FIXED
+    if _libc.mmap(room.ctypes.data + skipped, size, protection, flags, fd, 0) == _MAP_FAILED:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    window = room[skipped : skipped + size]
+    window.flags.writeable = writable
+    return window
 
 
 def wish_huge_pages(memory: NDArray[np.uint8]) -> bool:
@@ -73,12 +107,30 @@ def populate_for_writing(memory: NDArray[np.uint8], first: int, end: int, fd: in
     Args:
         fd, file_offset: the file behind it, for kernels before 5.14; -1 if there is none.
     """
+    if fd >= 0:
+        _make_huge(memory, first, end)
     if _advise(memory, first, end, _MADV_POPULATE_WRITE) == 0:
         return
     if ctypes.get_errno() != errno.EINVAL:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if fd >= 0:
         os.posix_fallocate(fd, file_offset + first, end - first)
+
+
+def _make_huge(memory: NDArray[np.uint8], first: int, end: int) -> None:
+    """Make huge pages of the file's part around [first, end); its mapping begins on a border of them.
+
+    A tmpfs is rarely mounted with huge pages, and then gives none at first touch; but it collapses small ones
+    (Linux 6.1), also where only the first of a huge page exists. No byte changes.
+    """
+    address = memory.ctypes.data
+    start = (address + first) // _HUGE_PAGE * _HUGE_PAGE
+    stop = -(-(address + end) // _HUGE_PAGE) * _HUGE_PAGE
+    for page in range(start, stop, _HUGE_PAGE):
+        if _libc.madvise(page, _PAGE, _MADV_POPULATE_WRITE) != 0:
+            return
+        if _libc.madvise(page, _HUGE_PAGE, _MADV_COLLAPSE) != 0:
+            return
 
 
 def populate_for_reading(

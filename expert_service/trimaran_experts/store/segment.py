@@ -7,7 +7,6 @@ lets go of both when their process dies. The file is whole only when its last wr
 from __future__ import annotations
 
 import fcntl
-import mmap
 import os
 import stat
 import time
@@ -36,7 +35,7 @@ from trimaran_experts.store.manifest import (
     write_head,
     write_manifest,
 )
-from trimaran_experts.store.memory import wish_huge_pages
+from trimaran_experts.store.memory import map_file, page_border, wish_huge_pages
 
 SUFFIX = ".experts"
 STALL_S = 60.0
@@ -68,7 +67,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Segment:
-    """Weights attached read-only. The mapping's own descriptor holds the shared lock as long as it lives."""
+    """Weights attached read-only. The mapping itself holds the shared lock as long as it lives."""
 
     path: Path
     data: NDArray[np.uint8]
@@ -127,9 +126,8 @@ class SegmentFile:
         return read_head(os.pread(self.fd, HEAD_BYTES, 0))
 
     def map(self, size: int, *, writable: bool) -> NDArray[np.uint8]:
-        """The whole file in memory."""
-        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        return np.frombuffer(mmap.mmap(self.fd, size, mmap.MAP_SHARED, protection), np.uint8)
+        """The whole file in memory, on a border of its huge pages."""
+        return map_file(self.fd, size, writable=writable, border=page_border(self.fd))
 
     def close(self) -> None:
         """Let go. May be called twice."""
@@ -210,7 +208,7 @@ def _build(file: SegmentFile, wanted: Wanted, reason: str) -> bool:
     """Write the file anew; False, and no file, if it was told to stop."""
     layout, offset = wanted.layout, data_offset(wanted.layout)
     _log.info("packing experts", path=str(file.path), reason=reason, gigabytes=round(layout.nbytes / 1e9, 3))
-    border = max(2 << 20, os.fstatvfs(file.fd).f_bsize)  # a huge page, on hugetlbfs
+    border = page_border(file.fd)
     size = -(-(offset + layout.nbytes) // border) * border
     done = False
     try:
