@@ -25,6 +25,7 @@ from trimaran_attn.experts import Experts
 from trimaran_attn.experts_client.transports import SharedArena
 from trimaran_attn.metrics import Meter
 from trimaran_attn.pinned import Pinning, PinningRefusedError
+from trimaran_attn.placement import entered
 
 _log = Log(__name__)
 
@@ -132,9 +133,14 @@ class DeviceExperts:
         try:
             yield
         finally:
-            for shared in attached.arenas:
-                shared.memory.end_step()
-        self._read_report()
+            try:
+                report = (
+                    self._take_report()
+                )  # waits for the device: the experts sleep once no step is in flight
+            finally:
+                for shared in attached.arenas:
+                    shared.memory.end_step()
+        self._tell(report)
 
     @property
     def is_attached(self) -> bool:
@@ -174,7 +180,8 @@ class DeviceExperts:
         out = torch.empty_like(ticket.like, memory_format=torch.contiguous_format)
         live = self._live_rows(len(out))
         place = self._attached.places[ticket.slot]
-        wait(self._state, place, ticket.layer, out, live, self._timeout_s)
+        with entered(self._device):  # deferred experts are waited for by a layer that may be on another GPU
+            wait(self._state, place, ticket.layer, out, live, self._timeout_s)
         self._free.append(ticket.slot)
         return out
 
@@ -226,16 +233,22 @@ class DeviceExperts:
         self._attached = Attached(arenas, tuple(memories), places)
         _log.info("arenas registered", device=str(self._device), shards=len(arenas))
 
-    def _read_report(self) -> None:
+    def _take_report(self) -> list[int]:
+        """The report of the step that ends; a failure is not left to the next one."""
         assert self._state is not None
-        failure, layer, shard, status, *totals = self._state.report.tolist()
+        report: list[int] = self._state.report.tolist()
+        if report[0]:
+            self._state.report[:4] = 0
+        return report
+
+    def _tell(self, report: list[int]) -> None:
+        failure, layer, shard, status, *totals = report
         waited_ns, n_waits, n_rows = (now - before for now, before in zip(totals, self._totals, strict=True))
         self._totals = totals
         for _ in range(n_waits):
             self._meter.observe("attention_wait_on_experts_seconds", waited_ns / n_waits / 1e9)
         self._link.count_tokens(n_rows)
         if failure:
-            self._state.report[:4] = 0
             raise self._failure(HopFailure(failure), shard, layer, status)
 
     def _failure(self, failure: HopFailure, shard: int, layer: int, status: int) -> TrimaranError:

@@ -152,7 +152,8 @@ def load_engine(
     constraints = None if table is None else Constraints(GrammarCompiler(table))
     graphs = None
     if hop is not None and replays:
-        widest = InputShape(limits.max_running, limits.context_length, spec.hidden_size, dtype, pages.n_pages)
+        rows = min(limits.max_running, limits.max_step_tokens)
+        widest = InputShape(rows, limits.context_length, spec.hidden_size, dtype, pages.n_pages)
         graphs = StepGraphs(
             network,
             cache,

@@ -49,7 +49,8 @@ def serve(config: Config, stop: Stop) -> None:
         experts = hop_config(config.experts, model.device)
         tokens = config.attn.max_step_tokens
         slots = calls_in_flight(config.attn)
-        device_slots = slots if model.device.type == "cuda" else 0
+        rings = model.device.type == "cuda" and experts.notifier == "doorbell"
+        device_slots = slots if rings else 0
         link = ExpertsClient(
             experts,
             facts_of(model),

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from trimaran.errors import PeerError
+from trimaran.errors import GpuMemoryError, PeerError
 from trimaran.telemetry import Log
 from trimaran.wire import TokenLogprob
 
@@ -83,7 +83,7 @@ class Runner:
         try:
             with explained_memory("recording decode steps"):
                 self._graphs.warm_up()
-        except PeerError as error:
+        except (PeerError, GpuMemoryError) as error:
             _log.warning("decode steps are recorded when they come", reason=str(error))
 
     def _run_eagerly(self, plan: StepPlan) -> StepOutput:

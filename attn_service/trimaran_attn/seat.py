@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from trimaran_attn.kv_cache import LatentCache
 from trimaran_attn.model.batch import Batch, Output
@@ -13,13 +13,15 @@ from trimaran_attn.runner import Model
 
 @contextmanager
 def seated(cpu: int) -> Iterator[None]:
-    """Keep the calling thread on `cpu`, which it may use, meanwhile."""
+    """Keep the calling thread on `cpu` meanwhile, if it may still use it: a container's CPUs can change."""
     allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {cpu})
+    with suppress(OSError):
+        os.sched_setaffinity(0, {cpu})
     try:
         yield
     finally:
-        os.sched_setaffinity(0, allowed)
+        with suppress(OSError):
+            os.sched_setaffinity(0, allowed)
 
 
 class SeatedModel:

@@ -30,3 +30,10 @@ def test_a_step_that_fails_leaves_the_seat() -> None:
         SeatedModel(Broken(), cpu).forward("batch", "cache")
     assert seen == [({cpu}, "batch", "cache")]
     assert os.sched_getaffinity(0) == allowed
+
+
+def test_a_cpu_that_was_taken_away_is_done_without() -> None:
+    allowed = os.sched_getaffinity(0)
+    with seated(max(allowed) + 4096):
+        assert os.sched_getaffinity(0) == allowed
+    assert os.sched_getaffinity(0) == allowed

@@ -198,6 +198,8 @@ def test_layers_by_hand() -> None:
     assert [(s.number, s.first_layer, s.last_layer) for s in plan.gpus] == [(1, 0, 9), (0, 10, 60)]
     with pytest.raises(ConfigError, match=r"attn.layers has 1 ranges, attn.device names 2"):
         plan_v3(two, attn__layers="0-60", **options)
+    chosen = plan_v3(two, attn__layers="0-30,31-60", attn__context_length=4096)
+    assert [(s.number, s.first_layer, s.last_layer) for s in chosen.gpus] == [(0, 0, 30), (1, 31, 60)]
 
 
 def test_what_is_missing_on_which_gpu() -> None:

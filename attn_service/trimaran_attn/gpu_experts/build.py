@@ -22,6 +22,7 @@ from trimaran_attn.gpu_experts.resident import Compute, ExpertFile, ResidentLaye
 from trimaran_attn.gpu_experts.split import SplitExperts
 from trimaran_attn.gpu_experts.stream import RateMeter, StreamedExperts, StreamPolicy
 from trimaran_attn.gpu_experts.stream_copy import CudaCopier
+from trimaran_attn.gpu_experts.stream_cost import LEAST_TOKENS
 from trimaran_attn.gpu_experts.streamer import Streamer
 from trimaran_attn.registry import Site
 
@@ -93,6 +94,8 @@ class _Streams:
         sizes = expert_sizes(spec, file.tensors)
         self._sizes = {layer: size.file for layer, size in sizes.items() if size.native}
         self._most = config.max_step_tokens
+        # Steps that only decode, also those of padding that are recorded, are no longer than this.
+        self._least = max(LEAST_TOKENS, config.max_running + 1)
         self._made: dict[torch.device, tuple[Streamer, StreamPolicy]] = {}
 
     def wrap(self, site: Site, inner: Experts) -> Experts:
@@ -113,7 +116,7 @@ class _Streams:
             compute=compute_on(device),
         )
         meter = RateMeter(streamer, moe.top_k, lambda: torch.cuda.synchronize(device))
-        return streamer, StreamPolicy(moe.top_k, self._most, meter)
+        return streamer, StreamPolicy(moe.top_k, self._most, meter, threshold=self._least)
 
 
 def compute_on(device: torch.device) -> Compute:

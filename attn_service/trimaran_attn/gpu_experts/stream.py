@@ -47,7 +47,8 @@ class StreamPolicy:
         """Measured once, with a line in the log."""
         if self.rates is None:
             self.rates = self.measure(experts, file, x)
-            self.threshold = streaming_threshold(file.n_experts, self.top_k, file.cost, self.rates, self.most)
+            pays_from = streaming_threshold(file.n_experts, self.top_k, file.cost, self.rates, self.most)
+            self.threshold = max(self.threshold, pays_from)
             pays = f"from {self.threshold} tokens" if self.threshold <= self.most else "never"
             _log.info(
                 "streaming experts through the GPU pays " + pays,

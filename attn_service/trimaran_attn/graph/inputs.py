@@ -73,7 +73,7 @@ class DecodeInputs:
             name: view.numpy() for name, view in host.items()
         }
         # Whose pages each row of `tables` holds, and how many of them.
-        self._tables: list[tuple[list[int] | None, int]] = [(None, 0)] * n
+        self._tables: list[list[int]] = [[] for _ in range(n)]
         self.live = there["live"]
         rows = DecodeRows(
             x=there["x"],
@@ -110,16 +110,16 @@ class DecodeInputs:
             self._fill_table(row, pages)
         for row in range(n, self._shape.rows):
             fields["tables"][row, 0] = self._shape.null_page
-            self._tables[row] = (None, 0)
+            self._tables[row] = []
         self._x[:n] = x
         self._device.copy_(self._host, non_blocking=True)
 
     def _fill_table(self, row: int, pages: list[int]) -> None:
-        """Only pages that were added, if the row held the same list: one is only ever added to."""
-        known, count = self._tables[row]
-        first = count if known is pages else 0
+        """Only what was added, if the row begins as it did: a request may come to share another's page."""
+        known = self._tables[row]
+        first = len(known) if pages[: len(known)] == known else 0
         self._fields["tables"][row, first : len(pages)] = pages[first:]
-        self._tables[row] = (pages, len(pages))
+        self._tables[row] = list(pages)
 
 
 def _padded(nbytes: int) -> int:

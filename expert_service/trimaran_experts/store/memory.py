@@ -10,6 +10,7 @@ import errno
 import mmap
 import os
 import re
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,15 +25,18 @@ _MADV_POPULATE_WRITE = 23
 _MADV_COLLAPSE = 25
 _POLICIES = {"bind": 2, "interleave": 3}
 _SYS_MBIND = {"x86_64": 237, "aarch64": 235}
+_PROT_NONE = 0
 _MAP_FIXED = 0x10
-_MAP_NORESERVE = 0x4000
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _STEP = 64 << 20
 _PAGE = 4096
 _HUGE_PAGE = 2 << 20
 _THREADS = 4
+_BUSY = (errno.EAGAIN, errno.EBUSY)
+"""Why one page stays small where the next need not."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *3 * (ctypes.c_int,), ctypes.c_long)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -53,17 +57,27 @@ def map_file(fd: int, size: int, *, writable: bool, border: int) -> NDArray[np.u
     Raises:
         OSError: the kernel refuses to map it.
     """
-    reserve = mmap.mmap(-1, size + border, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
-    room = np.frombuffer(reserve, np.uint8)
-    skipped = -room.ctypes.data % border
+    reserved = _map(None, size + border, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
+    start = -(-reserved // border) * border
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-    # It takes the place of a part of the reserve, which unmaps it when the last view of it is gone.
-    flags = mmap.MAP_SHARED | _MAP_FIXED
-    if _libc.mmap(room.ctypes.data + skipped, size, protection, flags, fd, 0) == _MAP_FAILED:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    window = room[skipped : skipped + size]
+    try:
+        _map(start, size, protection, mmap.MAP_SHARED | _MAP_FIXED, fd)
+    except OSError:
+        _libc.munmap(reserved, size + border)
+        raise
+    owner = (ctypes.c_uint8 * size).from_address(start)
+    # Not at exit, when native threads may still read it.
+    weakref.finalize(owner, _libc.munmap, reserved, size + border).atexit = False
+    window = np.frombuffer(memoryview(owner), np.uint8)
     window.flags.writeable = writable
     return window
+
+
+def _map(address: int | None, size: int, protection: int, flags: int, fd: int) -> int:
+    mapped: int = _libc.mmap(address, size, protection, flags, fd, 0)
+    if mapped == _MAP_FAILED:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return mapped
 
 
 def wish_huge_pages(memory: NDArray[np.uint8]) -> bool:
@@ -129,7 +143,7 @@ def _make_huge(memory: NDArray[np.uint8], first: int, end: int) -> None:
     for page in range(start, stop, _HUGE_PAGE):
         if _libc.madvise(page, _PAGE, _MADV_POPULATE_WRITE) != 0:
             return
-        if _libc.madvise(page, _HUGE_PAGE, _MADV_COLLAPSE) != 0:
+        if _libc.madvise(page, _HUGE_PAGE, _MADV_COLLAPSE) != 0 and ctypes.get_errno() not in _BUSY:
             return
 
 

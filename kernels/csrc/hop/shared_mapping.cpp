@@ -24,6 +24,7 @@ struct Place {
 // A signal belongs to the process, so its handler's table is one of the few things that must be global.
 Place places[256];
 std::mutex changes;
+std::once_flag is_known;
 struct sigaction previous;
 
 bool replace_if_ours(const uint8_t* address) {
@@ -41,12 +42,17 @@ bool replace_if_ours(const uint8_t* address) {
 
 void on_bus_error(int, siginfo_t* info, void*) {
   const int saved = errno;
-  // Who handled the signal before us does so when the instruction is tried again.
-  if (!replace_if_ours(static_cast<const uint8_t*>(info->si_addr))) sigaction(SIGBUS, &previous, nullptr);
+  const bool is_fault = info->si_code > 0;  // not sent by a process, which leaves no address
+  if (!is_fault || !replace_if_ours(static_cast<const uint8_t*>(info->si_addr))) {
+    // Who handled the signal before us does so when the instruction is tried again, or the signal sent again.
+    sigaction(SIGBUS, &previous, nullptr);
+    if (!is_fault) raise(SIGBUS);
+  }
   errno = saved;
 }
 
-// Each time, since others may have put a handler of their own in its place.
+// Each time, since others may have put a handler of their own in its place. Only what was there before the
+// first time is handed back to: a later one may hand back to us, in a circle.
 void install_handler() {
   struct sigaction present{};
   sigaction(SIGBUS, nullptr, &present);
@@ -55,7 +61,7 @@ void install_handler() {
   ours.sa_sigaction = on_bus_error;
   ours.sa_flags = SA_SIGINFO | SA_ONSTACK;
   sigemptyset(&ours.sa_mask);
-  previous = present;
+  std::call_once(is_known, [&present] { previous = present; });
   sigaction(SIGBUS, &ours, nullptr);
 }
 

@@ -116,6 +116,7 @@ def submit_kernel(
     BF16: tl.constexpr, CHUNK: tl.constexpr, ROUTES: tl.constexpr,
 ):  # fmt: skip
     """Copies `live` rows of x, ids and weights to every shard; the last program to be done rings."""
+    base = tl.full([], 0, tl.int64) + base  # a slot's tensors may lie beyond 2 GiB
     if tl.load(report) == 0:
         row = tl.program_id(0)
         part = tl.program_id(1)
@@ -159,6 +160,7 @@ def await_kernel(live, arenas, sequences, report, base, slot, layer, limit, n_sh
 
     limit: of each wait, in nanoseconds; in looks in the interpreter.
     """
+    base = tl.full([], 0, tl.int64) + base  # a slot's tensors may lie beyond 2 GiB
     if tl.load(report) == 0:
         expected = tl.load(sequences + slot)
         began = nanoseconds()
@@ -200,6 +202,7 @@ def collect_kernel(
     out, live, arenas, report, base, y_at, hidden, n_shards, BF16: tl.constexpr, CHUNK: tl.constexpr
 ):
     """out = the sum of the shards' answers; 0 in rows that are not live, and everywhere after an error."""
+    base = tl.full([], 0, tl.int64) + base  # a slot's tensors may lie beyond 2 GiB
     row = tl.program_id(0)
     column = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     there = column < hidden

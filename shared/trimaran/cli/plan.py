@@ -161,13 +161,13 @@ def _for_machine(
         memory = replace(machine.memory, limit=parse_bytes(ram), total=parse_bytes(ram))
         machine = replace(machine, memory=memory)
     if gpu_memory is not None:
-        device = config.attn.device
-        if device == "cpu":
+        device = "cuda:0" if config.attn.device == "auto" else config.attn.device
+        named = [name for name in config.attn.replicas or (device,) if name != "cpu"]
+        if not named:
             raise PlanError("--gpu-memory contradicts --device cpu")
-        device = "cuda:0" if device == "auto" else device
         size = parse_bytes(gpu_memory)
         gpu = Gpu("planned", memory=size, memory_free=size, capability="", driver="")
-        machine = replace(machine, gpus=(gpu,) * (max(gpu_numbers(device)) + 1))
+        machine = replace(machine, gpus=(gpu,) * (1 + max(max(gpu_numbers(name)) for name in named)))
         config = msgspec.structs.replace(
             config, attn=msgspec.structs.replace(config.attn, device=device, gpu_memory="auto")
         )

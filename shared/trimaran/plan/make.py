@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from trimaran.config import Config
+from trimaran.config import AttnConfig, Config
 from trimaran.errors import PlanError
 from trimaran.gguf import TensorInfo
 from trimaran.kv_format import choose_format, entry_bytes
@@ -45,7 +45,7 @@ def make_plan(
         PlanError: the configuration asks for a GPU that is not there.
         ConfigError: `attn.layers` does not fit the model or the devices.
     """
-    choices = find_cards(machine, config.attn)
+    choices = _choices(machine, config.attn)
     exact = config.precision == "exact"
     form = Form(on_gpu=bool(choices), exact=exact, packs_experts=not exact and config.experts.store != "off")
     entry = entry_bytes(spec, choose_format(config.attn.kv_dtype, exact=exact and not choices))
@@ -59,6 +59,15 @@ def make_plan(
             break
         plan = planner.on_gpus(cards, speed)
     return plan
+
+
+def _choices(machine: Machine, attn: AttnConfig) -> tuple[tuple[Card, ...], ...]:
+    """The sets of cards that may be used; with `attn.layers` given those of its number, if there are any."""
+    choices = find_cards(machine, attn)
+    if attn.device != "auto" or attn.layers == "auto":
+        return choices
+    count = attn.layers.count(",") + 1
+    return tuple(cards for cards in choices if len(cards) == count) or choices[:1]
 
 
 def check_plan(plan: Plan) -> None:

@@ -73,6 +73,8 @@ def test_plan_of_a_small_model(tmp_path: Path) -> None:
     assert "cuda:0: " in two
     assert "cuda:1: " in two
     assert "layers 0-" in two
+    replicas = ("--set", "attn.replicas=cuda:0,cuda:1", "--ram", "64GiB")
+    assert "attention on cuda:1" in run("plan", str(path), "--gpu-memory", "8GiB", *replicas)
     measured = json.loads(run("plan", str(path), "--device", "cpu", "--json"))
     assert measured["speed"]["tokens_per_second"] > 0
 
