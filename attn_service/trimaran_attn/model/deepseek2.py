@@ -94,12 +94,7 @@ class Deepseek2:
         """Compute a step; the latents of its tokens are in the cache afterwards."""
         parts = split_batch(batch, self._options.micro_batches)
         steps = [self._steps(part, cache) for part in parts]
-        try:
-            x = self._through_layers(parts, steps)
-        except BaseException:
-            for part in steps:
-                part[0].collect_calls()
-            raise
+        x = self._through_layers(parts, steps)
         with self._options.tracer.span("head"), entered(self._placement.last):
             wanted = batch.to(x.device)
             scores = tuple(score(self._logits, x, scored) for scored in wanted.scored)
@@ -108,12 +103,11 @@ class Deepseek2:
     def _steps(self, part: Batch, cache: LatentCache) -> list[Step]:
         """A part's step on each device. What a layer defers, the next device's first layer may take over."""
         deferred: dict[int, Any] = {}
-        calls: dict[int, Callable[[], object]] = {}
         steps = []
         for stage, rope in zip(self._placement.stages, self._ropes, strict=True):
             local = part.to(stage.device)
             cos, sin = rope.angles(local.positions)
-            steps.append(Step(local, cos, sin, cache, self._options.tracer, deferred, calls))
+            steps.append(Step(local, cos, sin, cache, self._options.tracer, deferred))
         return steps
 
     def _through_layers(self, parts: Sequence[Batch], steps: Sequence[Sequence[Step]]) -> Tensor:

@@ -57,15 +57,10 @@ class MoE:
     def _submit(self, x: Tensor, ids: Tensor, weights: Tensor, step: Step) -> Any:
         """Submit all experts, or those of now first: who waits for the others has a layer's time."""
         if not self._defer:
-            return self._call(x, ids, weights, step)
+            return self._experts.submit(self._layer, x, ids, weights)
         now, later = split_lightest(ids, weights, self._defer)
-        ticket = self._call(x, now, weights, step)
-        step.deferred[self._layer] = self._call(x, later, weights, step)
-        return ticket
-
-    def _call(self, x: Tensor, ids: Tensor, weights: Tensor, step: Step) -> Any:
-        ticket = self._experts.submit(self._layer, x, ids, weights)
-        step.calls[id(ticket)] = partial(self._experts.wait, ticket)
+        ticket = self._experts.submit(self._layer, x, now, weights)
+        step.deferred[self._layer] = self._experts.submit(self._layer, x, later, weights)
         return ticket
 
     def _finish(self, x: Tensor, ticket: Any, earlier: Any, step: Step) -> Tensor:
@@ -86,7 +81,6 @@ class MoE:
 
     def _wait(self, x: Tensor, ticket: Any, step: Step) -> Tensor:
         with step.tracer.span("wait", self._layer):
-            del step.calls[id(ticket)]
             return self._experts.wait(ticket).to(x.device, x.dtype)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -46,7 +45,6 @@ class Step:
         cache: where their latents go.
         tracer: records what the layers do, if it is asked to.
         deferred: by layer, the call for experts that the next layer adds.
-        calls: what waits for each call that is under way, by the ticket's identity.
     """
 
     batch: Batch
@@ -55,16 +53,8 @@ class Step:
     cache: LatentCache
     tracer: Tracer
     deferred: dict[int, Any] = field(default_factory=dict)
-    calls: dict[int, Callable[[], object]] = field(default_factory=dict)
     _ragged: dict[Hashable, Ragged] = field(default_factory=dict)
     _shared: dict[Hashable, Any] = field(default_factory=dict)
-
-    def collect_calls(self) -> None:
-        """Wait for what a step that failed left under way: its slots would be lost to later steps."""
-        for wait in self.calls.values():
-            with suppress(Exception):  # what failed is told already
-                wait()
-        self.calls.clear()
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` returns, made by the first layer that asks and shared by the others."""
