@@ -210,4 +210,5 @@ class AttnService:
         engine = self._worker.engine
         stats = EngineStats(counters={}, gauges={}) if engine is None else engine.stats()
         tokens = add_counts(stats.expert_tokens, self._link.expert_tokens())
-        return replace(stats, experts=self._link.stats(), expert_tokens=tokens)
+        instance = self._worker.status.instance
+        return replace(stats, experts=self._link.stats(), expert_tokens=tokens, instance=instance)

@@ -184,7 +184,8 @@ class EngineStats(Message, frozen=True, tag="stats"):
     """Counters and gauges of the engine and, by shard name, of its expert services.
 
     Names are the exported metrics' without the `trimaran_` prefix; `observations` holds histogram samples, by
-    name, since the last stats message. `expert_tokens` sums the shards' (see `ExpertStats`).
+    name, since the last stats message. `expert_tokens` sums the shards' (see `ExpertStats`). With another
+    `instance` than the last message's (see `EngineStatus`) the engine's counters began again from zero.
     """
 
     counters: dict[str, float]
@@ -192,6 +193,7 @@ class EngineStats(Message, frozen=True, tag="stats"):
     observations: dict[str, list[float]] = {}
     experts: dict[str, dict[str, float]] = {}
     expert_tokens: dict[int, list[int]] = {}
+    instance: str = ""
 
 
 class TraceSpan(msgspec.Struct, frozen=True, array_like=True):

@@ -438,6 +438,8 @@ def test_stats_include_the_experts(start: Start) -> None:
         stats = hear(client, EngineStats)
         assert stats.counters["generation_tokens_total"] == 3
         assert stats.experts == {"0": {"expert_tokens_total": 3.0}}
+        ask(client, EngineStatusRequest())
+        assert stats.instance == hear(client, EngineStatus).instance != ""
 
 
 def test_rubbish_is_survived(start: Start) -> None:

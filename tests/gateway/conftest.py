@@ -22,6 +22,7 @@ from trimaran.vocabulary import byte_alphabet
 from trimaran.wire import EngineStatus
 from trimaran_gateway.context import Gateway
 from trimaran_gateway.engine.client import EngineClient
+from trimaran_gateway.engine.pool import EnginePool
 from trimaran_gateway.metrics import GatewayMetrics
 from trimaran_gateway.model import ServedModel, load_model
 from trimaran_gateway.server import listen, run_gateway, url_of
@@ -156,7 +157,7 @@ class Stack:
         self.loop = asyncio.get_running_loop()
         client = EngineClient(self.endpoint, poll_s=0.05)
         self.gateway = Gateway(
-            self.config, self.model, client, GatewayMetrics(), keepalive_s=self.keepalive_s
+            self.config, self.model, EnginePool([client]), GatewayMetrics(), keepalive_s=self.keepalive_s
         )
         self._engine_task = asyncio.create_task(self.engine.run())
         ready = asyncio.create_task(self._announce(client))

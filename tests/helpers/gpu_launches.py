@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from gpu_expert_launches import expert_launches
 from hop_launches import hop_launches
+from sampling_launches import sampling_launches
 from trimaran.gguf import GGMLType
 from trimaran_kernels.gpu.expand import expand_rows
 from trimaran_kernels.gpu.gate import GateRule, route
@@ -30,6 +31,7 @@ def launches() -> dict[str, Callable[[], object]]:
         **attention_launches(),
         **small_launches(),
         **hop_launches(),
+        **sampling_launches(),
         **expert_launches(),
     }
 

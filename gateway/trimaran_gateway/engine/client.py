@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 
+import msgspec
 from trimaran.channel import AsyncClient, Malformed
 from trimaran.errors import OverloadedError, PeerError, RequestError, TrimaranError
 from trimaran.telemetry import Log
@@ -28,9 +29,11 @@ from trimaran.wire import (
 )
 
 from trimaran_gateway.engine.interface import READY_STATES
+from trimaran_gateway.engine.ledger import EngineLedger
 from trimaran_gateway.engine.stream import EngineStream
 
 POLL_S = 1.0
+SLOW_S = 5.0
 SILENCE_S = 60.0
 STATS_TIMEOUT_S = 2.0
 
@@ -47,19 +50,26 @@ class EngineClient:
     Args:
         endpoint: where the attention service listens.
         poll_s: how often its status is asked for; a lost connection is noticed as fast.
-        silence_s: how long a connected engine may leave questions unanswered.
+        slow_s: how long a connected engine may leave questions unanswered before it counts as slow.
+        silence_s: how long before it counts as gone, as one that is not connected does.
 
     Attributes:
-        status: what the engine last said; None while none is connected.
+        ledger: what the engine counted, over restarts.
+        late_tokens: those that came for requests that were aborted or given up before.
     """
 
-    def __init__(self, endpoint: str, *, poll_s: float = POLL_S, silence_s: float = SILENCE_S) -> None:
-        self.status: EngineStatus | None = None
+    def __init__(
+        self, endpoint: str, *, poll_s: float = POLL_S, slow_s: float = SLOW_S, silence_s: float = SILENCE_S
+    ) -> None:
+        self.ledger = EngineLedger()
+        self.late_tokens = 0
         self._endpoint = endpoint
         self._poll_s = poll_s
+        self._slow_s = slow_s
         self._silence_s = silence_s
+        self._status: EngineStatus | None = None
         self._streams: dict[str, EngineStream] = {}
-        self._stats_waiters: list[asyncio.Future[EngineStats]] = []
+        self._stats_arrived = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._heard = 0.0
         self._status_changed = asyncio.Event()
@@ -82,19 +92,26 @@ class EngineClient:
 
     async def give_up(self, reason: str) -> None:
         """Abort what runs: each request fails with `reason`."""
-        for stream in list(self._streams.values()):
-            await self._abort(stream)
+        await self._abort_all()
         self._fail_all(PeerError(reason))
+
+    @property
+    def status(self) -> EngineStatus | None:
+        """What the engine last said; None while it is gone. One that is slow is `degraded`."""
+        if self._status is None or self._status.state != "ready" or self.silence_s <= self._slow_s:
+            return self._status
+        detail = f"slow, it has said nothing for {self.silence_s:.0f} s"
+        return msgspec.structs.replace(self._status, state="degraded", detail=detail)
+
+    @property
+    def silence_s(self) -> float:
+        """How long nothing was heard of the engine."""
+        return time.monotonic() - self._heard
 
     @property
     def is_ready(self) -> bool:
         """Whether requests are accepted now."""
-        return self.status is not None and self.status.state in READY_STATES
-
-    @property
-    def statuses(self) -> dict[str, EngineStatus | None]:
-        """The status, by the only label that there is."""
-        return {"0": self.status}
+        return self._status is not None and self._status.state in READY_STATES
 
     @property
     def in_flight(self) -> int:
@@ -130,26 +147,24 @@ class EngineClient:
             if not stream.is_over:
                 await self._abort(stream)
 
-    async def stats(self) -> EngineStats | None:
-        """The engine's counters now; None if it does not answer in time."""
-        if self.status is None or not await self._channel.send(EngineStatsRequest()):
-            return None
-        waiter: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()
-        self._stats_waiters.append(waiter)
+    async def refresh(self) -> bool:
+        """Bring the ledger up to date. False: the engine did not answer in time, the ledger is as it was."""
+        if self._status is None or not await self._channel.send(EngineStatsRequest()):
+            return False
+        self._stats_arrived.clear()
         try:
             async with asyncio.timeout(STATS_TIMEOUT_S):
-                return await waiter
+                await self._stats_arrived.wait()
         except TimeoutError:
-            return None
-        finally:
-            self._stats_waiters = [other for other in self._stats_waiters if other is not waiter]
+            return False
+        return True
 
     def _require_ready(self) -> None:
         if self.is_ready:
             return
-        if self.status is None:
+        if self._status is None:
             raise PeerError("the engine is not running")
-        raise PeerError(f"the engine is {self.status.state}")
+        raise PeerError(f"the engine is {self._status.state}")
 
     async def _abort(self, stream: EngineStream) -> None:
         await self._channel.send(Abort(request_id=stream.request_id))
@@ -178,19 +193,19 @@ class EngineClient:
             case EngineStatus():
                 self._take_status(message)
             case EngineStats():
-                # One answer to each question: its histogram samples must be counted once.
-                waiter = next((waiter for waiter in self._stats_waiters if not waiter.done()), None)
-                if waiter is not None:
-                    waiter.set_result(message)
+                self.ledger.take(message)
+                self._stats_arrived.set()
 
     async def _deliver(self, batch: TokenBatch) -> None:
         stream = self._streams.get(batch.request_id)
-        if stream is not None and not stream.put(batch):
+        if stream is None or stream.has_failed:
+            self.late_tokens += len(batch.ids)
+        elif not stream.put(batch):
             stream.fail(OverloadedError("the client reads its answer too slowly"))
             await self._abort(stream)
 
     def _take_status(self, status: EngineStatus) -> None:
-        before, self.status = self.status, status
+        before, self._status = self._status, status
         if before is not None and _is_another(before, status):
             self._fail_all(PeerError("the engine restarted and lost this request"))
         if before is None or before.state != status.state:
@@ -202,17 +217,22 @@ class EngineClient:
     async def _watch(self) -> None:
         while True:
             connected = await self._channel.send(EngineStatusRequest())
-            silent = time.monotonic() - self._heard > self._silence_s
             if not connected:
                 self._lose("the engine went away")
-            elif silent:
+            elif self.silence_s > self._silence_s:
+                await self._abort_all()
                 self._lose("the engine does not answer")
             await asyncio.sleep(self._poll_s)
 
+    async def _abort_all(self) -> None:
+        """A hung engine that wakes up must not compute what was given up, or asked of another."""
+        for stream in list(self._streams.values()):
+            await self._abort(stream)
+
     def _lose(self, reason: str) -> None:
-        if self.status is not None:
-            _log.warning(reason, waiting=len(self._streams))
-            self.status = None
+        if self._status is not None:
+            _log.warning(reason, endpoint=self._endpoint, waiting=len(self._streams))
+            self._status = None
             self._status_changed.set()
         self._fail_all(PeerError(reason))
 

@@ -34,7 +34,10 @@ _HELP = {
     "expert_threads": "Compute threads",
     "expert_load_imbalance_ratio": "Busiest expert's tokens over the mean, 1 is even",
     "expert_service_up": "1 while the shard serves",
-    "attention_service_up": "1 while the engine answers",
+    "attention_service_up": "1 while the engine is connected and was heard of within the last minute",
+    "attention_service_silence_seconds": "How long nothing was heard of the engine: it is asked every second",
+    "late_tokens": "Tokens that came for requests that were aborted or given up before",
+    "requests_moved": "Requests that the engine lost or refused before they began, asked of another",
 }
 
 

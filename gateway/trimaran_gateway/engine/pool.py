@@ -20,7 +20,7 @@ from trimaran.wire import EngineStats, EngineStatus, Generate, TokenBatch
 from trimaran_gateway.engine.client import EngineClient
 from trimaran_gateway.engine.interface import Answer
 from trimaran_gateway.engine.prefixes import SeenPrefixes, block_keys
-from trimaran_gateway.engine.totals import total_stats, total_status
+from trimaran_gateway.engine.totals import Books, total_stats, total_status
 
 MOST_AHEAD = 8
 """Requests that an engine may have more than the idlest and still get those whose prompts it knows."""
@@ -31,12 +31,16 @@ _log = Log(__name__)
 
 @dataclass
 class Seat:
-    """An engine of the pool: its label, its link, and which prompts its present instance has seen."""
+    """An engine of the pool: its label, its link, and which prompts its present instance has seen.
+
+    `moved` counts the requests that it lost or refused and another engine was asked for.
+    """
 
     label: str
     client: EngineClient
     seen: SeenPrefixes = field(default_factory=SeenPrefixes)
     instance: str = ""
+    moved: int = 0
 
     def look(self) -> None:
         """Forget what an engine that restarted knew."""
@@ -44,6 +48,12 @@ class Seat:
         if status is not None and status.instance != self.instance:
             self.instance = status.instance
             self.seen.clear()
+
+    @property
+    def books(self) -> Books:
+        """What there is to tell of the engine."""
+        client = self.client
+        return Books(client.ledger, client.late_tokens, self.moved, client.status, client.silence_s)
 
 
 class EnginePool:
@@ -94,10 +104,9 @@ class EnginePool:
             await seat.client.give_up(reason)
 
     async def stats(self) -> EngineStats | None:
-        """The counters of all, see `total_stats`; None if no engine answers."""
-        answers = await asyncio.gather(*(seat.client.stats() for seat in self._seats))
-        labels = [seat.label for seat in self._seats]
-        return total_stats(dict(zip(labels, answers, strict=True)))
+        """The counters of all, see `total_stats`; of those that do not answer, their last."""
+        await asyncio.gather(*(seat.client.refresh() for seat in self._seats))
+        return total_stats({seat.label: seat.books for seat in self._seats})
 
     @contextlib.asynccontextmanager
     async def generate(self, message: Generate) -> AsyncIterator[Answer]:
@@ -154,6 +163,7 @@ class PooledAnswer:
         self._message = message
         self._stack = stack
         self._started = time.monotonic()
+        self._keys = [] if pool.is_single else block_keys(message.prompt_ids)
         self._tried: list[Seat] = []
         self._ids: list[int] = []
         self._has_begun = False
@@ -170,17 +180,18 @@ class PooledAnswer:
         Raises:
             PeerError: none takes requests.
         """
-        keys = [] if self._pool.is_single else block_keys(self._message.prompt_ids)
-        seat = self._pool.choose(keys, self._tried) or self._pool.require_any()
+        seat = self._pool.choose(self._keys, self._tried) or self._pool.require_any()
         self._tried.append(seat)
         try:
             self._stream = await self._stack.enter_async_context(seat.client.generate(self._remaining()))
         except PeerError:
             if not self._pool.retries(self._tried):
                 raise
+            seat.moved += 1
             await self.start()
         else:
-            seat.seen.add(keys)
+            seat.seen.expect(self._keys)
+            self._stack.callback(seat.seen.settle, self._keys)
 
     def __aiter__(self) -> PooledAnswer:
         return self
@@ -190,26 +201,47 @@ class PooledAnswer:
             try:
                 batch = await anext(self._stream)
             except (PeerError, OverloadedError) as error:
-                if self._has_begun or not self._pool.retries(self._tried):
+                if not self._may_move:
                     raise
-                _log.warning("asking another engine", engine=self._tried[-1].label, reason=str(error))
-                await self._stack.aclose()  # what is lost must not count as work of its engine
-                await self.start()
+                await self._move(str(error))
+                continue
+            if _is_given_up(batch) and self._may_move:
+                await self._move("it gave the request up")
                 continue
             self._note(batch)
             return batch
 
+    @property
+    def _may_move(self) -> bool:
+        """Whether nothing was sent yet that cannot be asked again, and another engine takes requests."""
+        return not self._has_begun and self._pool.retries(self._tried)
+
+    async def _move(self, reason: str) -> None:
+        seat = self._tried[-1]
+        _log.warning("asking another engine", engine=seat.label, reason=reason)
+        seat.moved += 1
+        await self._stack.aclose()  # what is lost must not count as work of its engine
+        await self.start()
+
     def _note(self, batch: TokenBatch) -> None:
         """What was sent cannot be asked again; and the next turn will begin with this answer."""
-        self._has_begun = True
-        if self._pool.is_single:
+        is_first, self._has_begun = not self._has_begun, True
+        if self._pool.is_single or _is_given_up(batch):
             return
+        seen = self._tried[-1].seen
+        if is_first:
+            seen.add(self._keys)
         self._ids += batch.ids
         if batch.finish_reason is not None:
-            self._tried[-1].seen.add(block_keys([*self._message.prompt_ids, *self._ids]))
+            seen.add(block_keys([*self._message.prompt_ids, *self._ids]))
 
     def _remaining(self) -> Generate:
         if self._message.deadline is None or len(self._tried) == 1:
             return self._message
         left = self._message.deadline - (time.monotonic() - self._started)
         return msgspec.structs.replace(self._message, deadline=max(left, _LEAST_DEADLINE_S))
+
+
+def _is_given_up(batch: TokenBatch) -> bool:
+    """Whether an engine ended the request of its own accord, with nothing to show for it."""
+    return batch.finish_reason == "abort" and not batch.ids and not batch.prompt_logprobs

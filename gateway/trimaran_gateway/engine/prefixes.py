@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from hashlib import blake2b
 
@@ -11,7 +11,7 @@ BLOCK = 64
 """Tokens: a page of the engine's cache, which reuses whole pages only."""
 
 CAPACITY = 1 << 16
-"""Blocks remembered for an engine, 4 million tokens: more than its cache holds."""
+"""Blocks remembered for an engine, 4 million tokens: more than its cache holds. They take some 10 MB."""
 
 
 def block_keys(ids: Sequence[int]) -> list[bytes]:
@@ -26,18 +26,37 @@ def block_keys(ids: Sequence[int]) -> list[bytes]:
 
 
 class SeenPrefixes:
-    """The blocks that one engine computed lately; the longest unused are forgotten first."""
+    """The blocks that one engine computed lately; the longest unused are forgotten first.
+
+    Blocks of a prompt that is under way count as known until it is settled, but only those of an accepted one
+    are remembered.
+
+    Args:
+        capacity: blocks remembered.
+    """
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self._capacity = capacity
         self._keys: OrderedDict[bytes, None] = OrderedDict()
+        self._under_way: Counter[bytes] = Counter()
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def match(self, keys: Sequence[bytes]) -> int:
         """How many of the first blocks are known."""
-        return next((index for index, key in enumerate(keys) if key not in self._keys), len(keys))
+        return next((index for index, key in enumerate(keys) if not self._knows(key)), len(keys))
+
+    def expect(self, keys: Sequence[bytes]) -> None:
+        """A prompt was sent to the engine; to be settled, whatever becomes of it."""
+        self._under_way.update(keys)
+
+    def settle(self, keys: Sequence[bytes]) -> None:
+        """A prompt that was expected is under way no longer: it was accepted, and added; or it was not."""
+        self._under_way.subtract(keys)
+        for key in keys:
+            if self._under_way[key] <= 0:
+                del self._under_way[key]
 
     def add(self, keys: Sequence[bytes]) -> None:
         """Remember blocks; of a chain the last is forgotten before the first, as in the engine's cache."""
@@ -50,3 +69,6 @@ class SeenPrefixes:
     def clear(self) -> None:
         """The engine lost its cache."""
         self._keys.clear()
+
+    def _knows(self, key: bytes) -> bool:
+        return key in self._keys or key in self._under_way

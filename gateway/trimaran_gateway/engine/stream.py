@@ -33,6 +33,11 @@ class EngineStream:
         self._arrived.set()
         return True
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether nobody waits for further batches, since the reader gets an error."""
+        return self._error is not None
+
     def fail(self, error: TrimaranError) -> None:
         """Let the reader raise `error`."""
         self._error = error

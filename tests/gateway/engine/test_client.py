@@ -62,6 +62,11 @@ async def expect(engine: Engine, kind: type) -> Received[Any]:
             return event
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
 def test_answers_go_to_their_requests(tmp_path: Path) -> None:
     async def scenario(client: EngineClient, engine: Engine) -> None:
         other = Generate(request_id="s", prompt_ids=[2], sampling=SamplingParams())
@@ -128,16 +133,80 @@ def test_loading_after_ready_is_a_restart(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
-def test_samples_of_an_answer_go_to_one_asker(tmp_path: Path) -> None:
-    """A dashboard and the live panel may ask at once; a sample that both took would count twice."""
+def test_a_hung_engine_drops_what_it_lost(tmp_path: Path) -> None:
+    """When it wakes up it reads the abort; what it sends until then is counted and goes to nobody."""
 
     async def scenario(client: EngineClient, engine: Engine) -> None:
-        asking = [asyncio.create_task(client.stats()) for _ in range(2)]
+        async with client.generate(REQUEST) as stream:
+            peer = (await expect(engine, Generate)).peer
+            with pytest.raises(PeerError, match="does not answer"):
+                await anext(stream)
+            await engine.send(peer, TokenBatch(request_id="r", ids=[5, 6]))
+            assert (await expect(engine, Abort)).message == Abort(request_id="r")
+            await engine.send(peer, TokenBatch(request_id="r", ids=[7], finish_reason="abort"))
+            await until(lambda: client.late_tokens == 3)
+            assert stream.is_over
+
+    run(tmp_path, scenario, silence_s=0.3)
+
+
+def test_a_failed_stream_takes_nothing_more(tmp_path: Path) -> None:
+    async def scenario(client: EngineClient, engine: Engine) -> None:
+        async with client.generate(REQUEST) as stream:
+            peer = (await expect(engine, Generate)).peer
+            await client.give_up("enough")
+            await engine.send(peer, TokenBatch(request_id="r", ids=[5]))
+            await until(lambda: client.late_tokens == 1)
+            with pytest.raises(PeerError, match="enough"):
+                await anext(stream)
+
+    run(tmp_path, scenario)
+
+
+def test_slow_is_not_gone(tmp_path: Path) -> None:
+    async def scenario(client: EngineClient, engine: Engine) -> None:
+        assert client.status == READY
+        await until(lambda: client.status is not None and client.status.state == "degraded")
+        assert client.status is not None
+        assert client.status.detail.startswith("slow, it has said nothing for ")
+        assert client.is_ready
+        await answer_status(engine)
+        await until(lambda: client.status == READY)
+
+    run(tmp_path, scenario, slow_s=0.5)
+
+
+def report(engine_total: float, *samples: float) -> EngineStats:
+    return EngineStats(
+        counters={"x_total": engine_total}, gauges={}, observations={"x_seconds": [*samples]}, instance="a"
+    )
+
+
+def test_every_report_is_booked_once(tmp_path: Path) -> None:
+    """A dashboard and the live panel may ask at once, and an answer may come when nobody waits any more."""
+
+    async def scenario(client: EngineClient, engine: Engine) -> None:
+        asking = [asyncio.create_task(client.refresh()) for _ in range(2)]
         for number in range(2):
             peer = (await expect(engine, EngineStatsRequest)).peer
-            observations = {"x_seconds": [float(number)]}
-            await engine.send(peer, EngineStats(counters={}, gauges={}, observations=observations))
-        answers = [await task for task in asking]
-        assert [answer and answer.observations["x_seconds"] for answer in answers] == [[0.0], [1.0]]
+            await engine.send(peer, report(number + 1, float(number)))
+        assert [await task for task in asking] == [True, True]
+        await engine.send(peer, report(7, 2.0))
+        await until(lambda: client.ledger.counters["x_total"] == 7)
+        assert client.ledger.take_observations() == {"x_seconds": [0.0, 1.0, 2.0]}
+        assert client.ledger.take_observations() == {}
+
+    run(tmp_path, scenario)
+
+
+def test_a_report_that_does_not_come_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "STATS_TIMEOUT_S", 0.05)
+
+    async def scenario(client: EngineClient, engine: Engine) -> None:
+        client.ledger.take(report(7))
+        assert not await client.refresh()
+        assert client.ledger.counters == {"x_total": 7}
 
     run(tmp_path, scenario)

@@ -1,115 +1,15 @@
-"""A pool of engines that speak the real protocol, each scripted by the test."""
+"""Which engine of a pool gets a request."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
-from trimaran.channel import AsyncServer, Received
-from trimaran.errors import OverloadedError, PeerError
-from trimaran.wire import (
-    Abort,
-    EngineStatus,
-    EngineStatusRequest,
-    EngineToGateway,
-    GatewayToEngine,
-    Generate,
-    RequestFailed,
-    SamplingParams,
-    TokenBatch,
-)
-from trimaran_gateway.engine.client import EngineClient
+from engine_pair import Engine, answer, first_asked, request, run, until
+from trimaran.errors import RequestError
 from trimaran_gateway.engine.pool import MOST_AHEAD, EnginePool
-from trimaran_gateway.engine.prefixes import BLOCK
-
-
-@dataclass
-class Engine:
-    """One attention service: what it was asked, and its answers, which the test sends."""
-
-    endpoint: str
-    name: str
-    asked: asyncio.Queue[Generate] = field(default_factory=asyncio.Queue)
-    aborted: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
-
-    def start(self, instance: str = "") -> None:
-        self.status = EngineStatus(state="ready", instance=instance or self.name, context_length=4096)
-        self.server: AsyncServer[GatewayToEngine, EngineToGateway] = AsyncServer(
-            self.endpoint, GatewayToEngine
-        )
-        self.task = asyncio.create_task(self._serve())
-
-    async def stop(self) -> None:
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
-        self.server.close()
-
-    async def tell(self, request_id: str, *ids: int, finish: str | None = None) -> None:
-        await self.server.send(self.peer, TokenBatch(request_id=request_id, ids=[*ids], finish_reason=finish))
-
-    async def refuse(self, request_id: str, code: str) -> None:
-        await self.server.send(self.peer, RequestFailed(request_id=request_id, code=code, message="no"))
-
-    async def _serve(self) -> None:
-        while True:
-            event = await self.server.recv()
-            assert isinstance(event, Received)
-            self.peer = event.peer
-            if isinstance(event.message, EngineStatusRequest):
-                await self.server.send(event.peer, self.status)
-            elif isinstance(event.message, Generate):
-                self.asked.put_nowait(event.message)
-            elif isinstance(event.message, Abort):
-                self.aborted.put_nowait(event.message.request_id)
-
-
-Scenario = Callable[[EnginePool, Engine, Engine], Awaitable[None]]
-
-
-def run(tmp_path: Path, scenario: Scenario) -> None:
-    """Runs `scenario` with a pool of two engines that are ready."""
-
-    async def main() -> None:
-        engines = [Engine(f"ipc://{tmp_path}/{name}.sock", name) for name in "ab"]
-        pool = EnginePool([EngineClient(engine.endpoint, poll_s=0.05) for engine in engines])
-        for engine in engines:
-            engine.start()
-        await pool.start()
-        try:
-            async with asyncio.timeout(60):
-                await until(lambda: pool.status is not None and pool.status.state == "ready")
-                await scenario(pool, *engines)
-        finally:
-            await pool.close()
-            for engine in engines:
-                await engine.stop()
-
-    asyncio.run(main())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
-
-
-def request(name: str, *ids: int, deadline: float | None = None) -> Generate:
-    return Generate(request_id=name, prompt_ids=[*ids] or [1], sampling=SamplingParams(), deadline=deadline)
-
-
-async def answer(pool: EnginePool, engines: tuple[Engine, Engine], message: Generate, *ids: int) -> Engine:
-    """Have a request answered whole; returns the engine that was asked."""
-    async with pool.generate(message) as stream:
-        await until(lambda: any(not engine.asked.empty() for engine in engines))
-        asked = next(engine for engine in engines if not engine.asked.empty())
-        asked.asked.get_nowait()
-        await asked.tell(message.request_id, *ids, finish="stop")
-        assert (await anext(stream)).ids == [*ids]
-        assert stream.is_over
-    return asked
+from trimaran_gateway.engine.prefixes import BLOCK, block_keys
 
 
 def test_requests_are_spread(tmp_path: Path) -> None:
@@ -176,51 +76,6 @@ def test_a_busy_engine_gives_its_conversations_away(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
-def test_what_was_not_begun_is_asked_of_another_engine(tmp_path: Path) -> None:
-    async def scenario(pool: EnginePool, a: Engine, b: Engine) -> None:
-        async with pool.generate(request("1", deadline=50.0)) as stream:
-            reading = asyncio.ensure_future(anext(stream))
-            first = await first_asked(a, b)
-            other = b if first is a else a
-            await first.stop()
-            again = await other.asked.get()
-            assert again.request_id == "1"
-            assert again.deadline is not None
-            assert 0 < again.deadline < 50, "the time that was lost is not given back"
-            assert pool.in_flight == 1
-            await other.tell("1", 8, finish="stop")
-            assert (await reading).ids == [8]
-
-    run(tmp_path, scenario)
-
-
-async def first_asked(a: Engine, b: Engine) -> Engine:
-    await until(lambda: not (a.asked.empty() and b.asked.empty()))
-    return b if a.asked.empty() else a
-
-
-def test_what_was_begun_fails_and_the_others_go_on(tmp_path: Path) -> None:
-    async def scenario(pool: EnginePool, a: Engine, b: Engine) -> None:
-        async with pool.generate(request("1")) as broken, pool.generate(request("2")) as whole:
-            await until(lambda: not a.asked.empty() and not b.asked.empty())
-            await a.tell("1", 5)
-            assert (await anext(broken)).ids == [5]
-            await a.stop()
-            with pytest.raises(PeerError, match="went away"):
-                await anext(broken)
-            await b.tell("2", 6, finish="stop")
-            assert (await anext(whole)).ids == [6]
-        status = pool.status
-        assert status is not None
-        assert (status.state, status.detail) == ("degraded", "engine 0 is away")
-        assert pool.is_ready
-        a.start(instance="a again")
-        await until(lambda: pool.status is not None and pool.status.state == "ready")
-        assert len(pool._seats[0].seen) == 0
-
-    run(tmp_path, scenario)
-
-
 def test_a_restarted_engine_has_forgotten(tmp_path: Path) -> None:
     async def scenario(pool: EnginePool, a: Engine, b: Engine) -> None:
         prompt = [4] * (2 * BLOCK)
@@ -237,72 +92,42 @@ def test_a_restarted_engine_has_forgotten(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
-def test_a_full_engine_is_passed_over_and_all_full_is_said(tmp_path: Path) -> None:
+def test_a_refused_prompt_is_not_remembered(tmp_path: Path) -> None:
     async def scenario(pool: EnginePool, a: Engine, b: Engine) -> None:
-        async with pool.generate(request("1")) as stream:
+        async with pool.generate(request("1", *[4] * (3 * BLOCK))) as stream:
             reading = asyncio.ensure_future(anext(stream))
             first = await first_asked(a, b)
-            await first.refuse("1", "overloaded")
-            other = b if first is a else a
-            await other.asked.get()
-            await other.refuse("1", "overloaded")
-            with pytest.raises(OverloadedError):
+            await first.refuse("1", "context_length_exceeded")
+            with pytest.raises(RequestError):
                 await reading
+        assert [len(seat.seen) for seat in pool._seats] == [0, 0]
 
     run(tmp_path, scenario)
 
 
-def test_no_engine_is_asked_when_the_gateway_stops(tmp_path: Path) -> None:
-    async def scenario(pool: EnginePool, a: Engine, b: Engine) -> None:
-        async with pool.generate(request("1")) as stream:
-            first = await first_asked(a, b)
-            await pool.give_up("the server is shutting down")
-            with pytest.raises(PeerError, match="shutting down"):
-                await anext(stream)
-            other = b if first is a else a
-            assert other.asked.empty()
-
-    run(tmp_path, scenario)
-
-
-def test_no_engine_at_all(tmp_path: Path) -> None:
-    async def main() -> None:
-        pool = EnginePool([EngineClient(f"ipc://{tmp_path}/{name}.sock", poll_s=0.05) for name in "ab"])
-        await pool.start()
-        try:
-            assert pool.status is None
-            assert await pool.stats() is None
-            with pytest.raises(PeerError, match="the engine is not running"):
-                async with pool.generate(request("1")):
-                    pass
-        finally:
-            await pool.close()
-
-    asyncio.run(main())
-
-
-def test_leaving_early_aborts(tmp_path: Path) -> None:
-    async def scenario(pool: EnginePool, a: Engine, b: Engine) -> None:
-        async with pool.generate(request("1")):
-            first = await first_asked(a, b)
-        assert await first.aborted.get() == "1"
-
-    run(tmp_path, scenario)
-
-
-def test_a_lost_stream_is_nobodys_work(tmp_path: Path) -> None:
-    """A stream that fails is no longer counted as its engine's work while another answers."""
+def test_a_prompt_that_is_computed_right_now_draws_others(tmp_path: Path) -> None:
+    """It is not remembered yet, but its prefix will be there when the next one's turn comes."""
 
     async def scenario(pool: EnginePool, a: Engine, b: Engine) -> None:
-        async with pool.generate(request("1")) as stream:
-            first = await first_asked(a, b)
-            reading: Any = asyncio.ensure_future(anext(stream))
-            await first.refuse("1", "unavailable")
-            other = b if first is a else a
-            await other.asked.get()
-            clients = {seat.client._endpoint: seat.client.in_flight for seat in pool._seats}
-            assert clients == {first.endpoint: 0, other.endpoint: 1}
-            await other.tell("1", 2, finish="stop")
-            assert (await reading).ids == [2]
+        prompt = [4] * (3 * BLOCK)
+        async with pool.generate(request("1", *prompt)):
+            home = await first_asked(a, b)
+            async with pool.generate(request("2", *prompt)):
+                await until(lambda: home.asked.qsize() == 2)
+        assert [seat.seen.match(block_keys(prompt)) for seat in pool._seats] == [0, 0]
 
     run(tmp_path, scenario)
+
+
+def test_a_slow_engine_comes_last(tmp_path: Path) -> None:
+    async def scenario(pool: EnginePool, a: Engine, b: Engine) -> None:
+        a.awake.clear()
+        await until(lambda: pool.status is not None and pool.status.state == "degraded")
+        assert pool.status is not None
+        assert pool.status.detail.startswith("engine 0 is degraded: slow")
+        async with pool.generate(request("1")), pool.generate(request("2")):
+            await until(lambda: b.asked.qsize() == 2)
+        a.awake.set()
+        await until(lambda: pool.status is not None and pool.status.state == "ready")
+
+    run(tmp_path, scenario, slow_s=1.0)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from trimaran_gateway.engine.prefixes import BLOCK, SeenPrefixes, block_keys
+from trimaran_gateway.engine.prefixes import BLOCK, CAPACITY, SeenPrefixes, block_keys
 
 IDS = st.lists(st.integers(0, 2**31), max_size=4 * BLOCK)
 
@@ -40,3 +40,23 @@ def test_the_longest_unused_is_forgotten_and_of_a_chain_the_end() -> None:
     assert len(memory) == 4
     memory.clear()
     assert memory.match(block_keys(old)) == 0
+
+
+def test_memory_is_bounded_however_many_prompts_come() -> None:
+    memory = SeenPrefixes()
+    for number in range(3):
+        memory.add([index.to_bytes(16) for index in range(number * CAPACITY, (number + 1) * CAPACITY)])
+    assert len(memory) == CAPACITY == 65_536
+
+
+def test_what_is_under_way_counts_until_it_is_settled() -> None:
+    memory = SeenPrefixes()
+    keys = block_keys([7] * (3 * BLOCK))
+    memory.expect(keys)
+    memory.expect(keys[:1])
+    assert memory.match(keys) == 3
+    memory.settle(keys)
+    assert memory.match(keys) == 1, "another one is under way"
+    memory.settle(keys[:1])
+    assert memory.match(keys) == 0
+    assert not memory._under_way

@@ -3,7 +3,8 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, generate_latest
 from trimaran.wire import EngineStats, EngineStatus
 from trimaran_gateway.engine.collector import EngineCollector
-from trimaran_gateway.engine.totals import total_stats, total_status
+from trimaran_gateway.engine.ledger import EngineLedger
+from trimaran_gateway.engine.totals import Books, total_stats, total_status
 
 
 def status(state: str, **fields: object) -> EngineStatus:
@@ -14,8 +15,12 @@ def test_one_engine_speaks_for_itself() -> None:
     alone = status("loading", progress=0.5)
     assert total_status({"0": alone}) is alone
     assert total_status({"0": None}) is None
-    stats = EngineStats(counters={"a_total": 1}, gauges={})
-    assert total_stats({"0": stats}) is stats
+    stats = total_stats({"0": books(report(3, 0.2, 10, 100))})
+    assert stats is not None
+    assert "engine=" not in str(stats)
+    assert stats.gauges == {"num_requests_running": 2, "kv_cache_usage_perc": 0.2}
+    assert stats.experts["0"]['transport_bytes_total{direction="to_experts"}'] == 100
+    assert total_stats({"0": books()}) is None
 
 
 def test_all_are_ready_or_the_whole_is_degraded() -> None:
@@ -41,6 +46,13 @@ def test_while_none_takes_requests() -> None:
     assert total_status({"0": None, "1": None}) is None
 
 
+def books(*reports: EngineStats, there: bool = True, **counts: int) -> Books:
+    ledger = EngineLedger()
+    for each in reports:
+        ledger.take(each)
+    return Books(ledger, status=status("ready") if there else None, **counts)
+
+
 def report(tokens: int, usage: float, calls: int, sent: int) -> EngineStats:
     return EngineStats(
         counters={"generation_tokens_total": tokens, 'request_failure_total{reason="x"}': 1},
@@ -52,7 +64,7 @@ def report(tokens: int, usage: float, calls: int, sent: int) -> EngineStats:
 
 
 def test_counters_add_up_and_shards_do_not() -> None:
-    both = total_stats({"0": report(3, 0.2, 10, 100), "1": report(4, 0.4, 12, 50)})
+    both = total_stats({"0": books(report(3, 0.2, 10, 100)), "1": books(report(4, 0.4, 12, 50))})
     assert both is not None
     assert both.counters["generation_tokens_total"] == 7
     assert both.counters['generation_tokens_total{engine="1"}'] == 4
@@ -64,7 +76,8 @@ def test_counters_add_up_and_shards_do_not() -> None:
 
 
 def test_prometheus_sees_each_engine_once() -> None:
-    stats = total_stats({"0": report(3, 0.2, 10, 100), "1": report(4, 0.4, 12, 50), "2": None})
+    there = {"0": books(report(3, 0.2, 10, 100), late_tokens=5), "1": books(report(4, 0.4, 12, 50), moved=2)}
+    stats = total_stats({**there, "2": books(there=False)})
     assert stats is not None
     registry = CollectorRegistry()
     collector = EngineCollector(frozenset())
@@ -78,5 +91,20 @@ def test_prometheus_sees_each_engine_once() -> None:
     assert 'trimaran_request_failure_total{engine="0",reason="x"} 1.0' in lines
     assert 'trimaran_request_failure_total{reason="x"} 2.0' not in lines
     assert 'trimaran_attention_service_up{engine="2"} 0.0' in lines
+    assert 'trimaran_attention_service_silence_seconds{engine="2"} 0.0' in lines
+    assert 'trimaran_late_tokens_total{engine="0"} 5.0' in lines
+    assert 'trimaran_requests_moved_total{engine="1"} 2.0' in lines
     assert 'trimaran_expert_calls_total{shard="0"} 12.0' in lines
     assert 'trimaran_transport_bytes_total{direction="to_experts",engine="0",shard="0"} 100.0' in lines
+
+
+def test_what_an_engine_counted_stays_when_it_is_gone() -> None:
+    first, second = report(3, 0.2, 10, 100), report(4, 0.4, 12, 50)
+    stats = total_stats({"0": books(first), "1": books(second, there=False)})
+    assert stats is not None
+    assert stats.counters["generation_tokens_total"] == 7
+    assert stats.gauges["num_requests_running"] == 2, "nothing runs on an engine that is gone"
+    assert stats.gauges["kv_cache_usage_perc"] == 0.2
+    assert 'num_requests_running{engine="1"}' not in stats.gauges
+    assert stats.experts["0"]["expert_calls_total"] == 12
+    assert stats.observations["expert_rpc_latency_seconds"] == [0.1, 0.1]
