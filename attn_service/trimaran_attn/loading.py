@@ -19,7 +19,14 @@ from trimaran.telemetry import Log
 from trimaran.timeline import Tracer
 
 from trimaran_attn.cache_plan import plan_cache
-from trimaran_attn.device import choose_device, compute_dtype, enter_gpus, explained_memory, start_threads
+from trimaran_attn.device import (
+    choose_device,
+    compute_dtype,
+    count_gpus,
+    enter_gpus,
+    explained_memory,
+    start_threads,
+)
 from trimaran_attn.drawing import choose_drawer
 from trimaran_attn.engine import Engine
 from trimaran_attn.experts import Experts
@@ -80,7 +87,7 @@ def open_model(config: Config) -> OpenModel:
     file = GGUFFile.open(resolve_model(config.model))
     try:
         spec = read_spec(file)
-        chosen = apply_rules(config, spec, torch.cuda.device_count())
+        chosen = apply_rules(config, spec, count_gpus())
         device = choose_device(chosen.config.attn.device)
         return OpenModel(file, spec, fingerprint(file, spec), device, chosen)
     except BaseException:
