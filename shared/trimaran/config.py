@@ -81,6 +81,13 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     replica: Annotated[
         int, Meta(ge=0, le=63, description="which of attn.replicas an attention service is, from 0")
     ] = 0
+    rules: Annotated[
+        str | None,
+        Meta(
+            description="YAML file of rules that give modules their implementation, device and element type:"
+            " KTransformers' form or a shorter one, see docs/rules.md; none: the defaults"
+        ),
+    ] = None
     gpu_memory: Annotated[
         str, Meta(pattern=_MEMORY, description="GPU memory to plan for, e.g. 24GiB; auto: all of the card")
     ] = "auto"
