@@ -140,8 +140,8 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             pattern=r"^(off|auto|\d+(\.\d+)?\s?([KMGT]i?)?B?)$",
             description="GPU memory for routed experts, those that are used most, e.g. 8GiB; auto: three"
-            " quarters of what the plan leaves, none on a CPU. They round differently than there, and which ones"
-            " they are depends on earlier requests",
+            " quarters of what the plan leaves, none on a CPU. They round differently than there, and which"
+            " ones they are depends on earlier requests",
         ),
     ] = "off"
     heat_file: Annotated[
