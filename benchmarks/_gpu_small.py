@@ -25,11 +25,14 @@ def check_small(bench: Bench) -> None:
     hidden, heads, batches = (96, 3, (1, 3)) if bench.tiny else (7168, 128, (1, 7, 512))
     dtype = torch.float32 if bench.tiny else torch.bfloat16
     for n in batches:
-        _check_norms(bench, n, hidden, dtype)
-        _check_rotation(bench, n, heads, dtype)
+        with bench.part(f"small norms {n}"):
+            _check_norms(bench, n, hidden, dtype)
+        with bench.part(f"small rotate {n}"):
+            _check_rotation(bench, n, heads, dtype)
         x = random_tokens(n, hidden, bench.device, dtype)
-        _check_gate(bench, "V3", V3, x)
-        _check_gate(bench, "V2", V2, x)
+        for name, spec in (("V3", V3), ("V2", V2)):
+            with bench.part(f"small gate {name} {n}"):
+                _check_gate(bench, name, spec, x)
 
 
 def measure_small(bench: Bench) -> None:
