@@ -160,10 +160,12 @@ class DeviceExperts:
         """See `Experts.submit`.
 
         Raises:
+            ValueError: other shapes than a slot has, or more tokens.
             OverloadedError: as many layers are in flight as there are slots.
         """
         if self._attached is None or self._state is None or x.device != self._device or not len(x):
             return self._fallback.submit(layer, x, ids, weights)
+        self._check_shapes(x, ids, weights)
         if not self._free:
             raise OverloadedError(f"all {self._n_slots} slots of the device's experts are in use")
         slot = self._free.popleft()
@@ -191,6 +193,17 @@ class DeviceExperts:
             for memory in self._attached.memories:
                 self._pinning.unregister(memory)
             self._attached = None
+
+    def _check_shapes(self, x: Tensor, ids: Tensor, weights: Tensor) -> None:
+        """A kernel would write beyond the slot."""
+        assert self._attached is not None
+        dims, n = self._attached.arenas[0].arena.dims, len(x)
+        if n > dims.max_tokens:
+            raise ValueError(f"{n} tokens at once, a slot of the experts' arena holds {dims.max_tokens}")
+        routes = (n, dims.top_k)
+        if x.shape != (n, dims.hidden_size) or ids.shape != routes or weights.shape != routes:
+            shapes = ", ".join(str(tuple(part.shape)) for part in (x, ids, weights))
+            raise ValueError(f"shapes {shapes} are not those of {n} tokens for the experts' arena")
 
     def _live_rows(self, n: int) -> Tensor:
         if self._live is not None:

@@ -24,6 +24,10 @@ class HopSteps(Protocol):
         """Within, only the first `live` (int32 [1]) rows of every batch are real."""
         ...
 
+    def close(self) -> None:
+        """Give back what was taken from the driver; the last step is over. May be called twice."""
+        ...
+
 
 class PlainSteps:
     """Hops that the host makes by itself: it needs to be told nothing."""
@@ -38,3 +42,6 @@ class PlainSteps:
         """Rows of padding are computed like any other."""
         del live
         return nullcontext()
+
+    def close(self) -> None:
+        """Nothing to give back."""

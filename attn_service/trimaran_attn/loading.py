@@ -177,6 +177,7 @@ def load_engine(
         tracer=tracer,
         caretaker=residents.caretaker(routed),
         draws_ahead=drawer is not None,
+        on_close=residents.close,
     )
 
 

@@ -62,6 +62,7 @@ def serve(config: Config, stop: Stop) -> None:
         stack.enter_context(closing(link))
         meter, tracer = Meter(), Tracer()
         way = choose_experts(link, experts, meter, device=model.device, device_slots=device_slots)
+        stack.callback(way[1].close)  # before the link unmaps its arenas
         load = _loader(config, model, link, way, meter=meter, tracer=tracer)
         worker = EngineWorker(load, link, model.fingerprint, config.attn.max_waiting)
         max_open = config.attn.max_running + config.attn.max_waiting

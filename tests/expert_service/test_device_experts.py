@@ -35,6 +35,20 @@ class NoPinning(SameMemory):
         raise PinningRefusedError(f"the driver refuses {memory.nbytes} bytes")
 
 
+class CountingPinning(SameMemory):
+    """Knows what it has registered."""
+
+    def __init__(self) -> None:
+        self.held = 0
+
+    def register(self, memory: np.ndarray) -> int:
+        self.held += 1
+        return super().register(memory)
+
+    def unregister(self, memory: np.ndarray) -> None:
+        self.held -= 1
+
+
 @pytest.fixture(autouse=True)
 def _overflows_are_infinite() -> Iterator[None]:
     with np.errstate(all="ignore"):
@@ -116,6 +130,31 @@ def test_more_layers_than_slots_are_refused(model, start_experts, make_device: M
         for ticket in tickets:
             experts.wait(ticket)
     assert_works(experts, model)
+
+
+def test_what_a_slot_has_no_room_for_is_refused(model, start_experts, make_device: MakeDevice) -> None:
+    start_experts()
+    experts = make_device(max_tokens=3)
+    x, ids, weights = map(torch.from_numpy, model.batch(4))
+    with experts.step():
+        with pytest.raises(ValueError, match="4 tokens at once, a slot of the experts' arena holds 3"):
+            experts.submit(1, x, ids, weights)
+        with pytest.raises(ValueError, match="shapes"):
+            experts.submit(1, x[:3], ids[:2], weights[:3])
+    assert_works(experts, model)
+
+
+def test_arenas_are_given_back(model, start_experts, make_device: MakeDevice) -> None:
+    """Twice does no harm; a later step would register them anew."""
+    start_experts()
+    pinning = CountingPinning()
+    experts = make_device(pinning=pinning)
+    assert_works(experts, model)
+    assert pinning.held == 1
+    experts.close()
+    experts.close()
+    assert pinning.held == 0
+    assert not experts.is_attached
 
 
 def test_a_service_killed_in_a_step_is_a_peer_error_and_it_recovers(

@@ -53,11 +53,12 @@ class DecodeInputs:
         live: int32 [1], how many rows are real.
         draws: how the step's tokens are drawn; views of the buffer too.
         tokens: int32 [rows], where they are written.
+        n_rows: padding included.
     """
 
     def __init__(self, shape: InputShape, device: torch.device) -> None:
         self._shape = shape
-        n = shape.rows
+        self.n_rows = n = shape.rows
         n_pages = pages_for(shape.context_length, PAGE_SIZE)
         layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
             "x": (shape.dtype, (n, shape.hidden_size)),
@@ -87,6 +88,7 @@ class DecodeInputs:
             lengths=there["lengths"],
             requests=torch.arange(n, dtype=torch.int32, device=device),
             longest=n_pages * PAGE_SIZE,
+            live=self.live,
         )
         self.batch = Batch(
             there["token_ids"],

@@ -90,13 +90,12 @@ class StepGraphs:
         self._device = device
         self._tracer = tracer
         self._drawer = drawer
-        self._sizes = bucket_sizes(widest.rows)
+        self._sizes = list(bucket_sizes(widest.rows))  # but those that cannot be recorded
         self._buckets: dict[int, Bucket] = {}
-        self._is_refused = False
 
     def fits(self, plan: StepPlan) -> bool:
         """Whether a step can be replayed: one token of each request, no scores, nobody who looks on."""
-        if self._is_refused or self._tracer.active or not self._hop.is_attached:
+        if not self._sizes or self._tracer.active or not self._hop.is_attached:
             return False
         n = len(plan.chunks)
         return 0 < n <= self._sizes[-1] and all(_is_decode(chunk) for chunk in plan.chunks)
@@ -113,17 +112,16 @@ class StepGraphs:
     def warm_up(self) -> None:
         """Run and record a step of padding in each size, the largest first, whose memory the others reuse."""
         started = time.monotonic()
-        for size in reversed(self._sizes):
+        for size in reversed(bucket_sizes(self._widest.rows)):
             bucket = self._bucket(size)
             for _ in range(2):
                 with self._hop.step():
-                    if self._is_refused or not self._hop.is_attached:
+                    if not self._hop.is_attached:
                         return
                     bucket.inputs.fill((), torch.empty(0, self._widest.hidden_size), {})
                     self._compute(bucket).sum().item()  # the device is done
-        _log.info(
-            "decode steps recorded", sizes=str(self._sizes), seconds=round(time.monotonic() - started, 1)
-        )
+        seconds = round(time.monotonic() - started, 1)
+        _log.info("decode steps recorded", sizes=str(self._sizes), seconds=seconds)
 
     def _bucket(self, size: int) -> Bucket:
         if size not in self._buckets:
@@ -133,8 +131,8 @@ class StepGraphs:
 
     def _compute(self, bucket: Bucket) -> Tensor:
         body = self._body(bucket.inputs)
-        if bucket.replay is None and bucket.has_run and not self._is_refused:
-            bucket.replay = self._record(body)
+        if bucket.replay is None and bucket.has_run:
+            bucket.replay = self._record(bucket.inputs.n_rows, body)
         if bucket.replay is not None:
             return bucket.replay()
         bucket.has_run = True
@@ -150,13 +148,15 @@ class StepGraphs:
 
         return body
 
-    def _record(self, body: Callable[[], Tensor]) -> Replay | None:
+    def _record(self, size: int, body: Callable[[], Tensor]) -> Replay | None:
+        """None: from now on such steps are padded to the next larger size, or launched one by one."""
         try:
             return self._recorder.record(body)
         except RuntimeError as error:
-            self._is_refused = True
-            reason = str(error).partition("\n")[0]
-            _log.warning("decode steps cannot be recorded, they are launched one by one", reason=reason)
+            if size in self._sizes:
+                self._sizes.remove(size)
+                reason = str(error).partition("\n")[0]
+                _log.warning("decode steps of a size cannot be recorded", rows=size, reason=reason)
             return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -64,12 +65,12 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> GGUFFile:
 
 @pytest.fixture
 def make_bench(file: GGUFFile) -> Callable[..., Bench]:
-    def make(linears: str = "dense") -> Bench:
+    def make(linears: str = "dense", experts: Any = build_dense_experts) -> Bench:
         spec = read_spec(file)
         registry = Registry(spec, Weights(file), CPU, torch.float32)
         register_modules(
             registry,
-            experts=build_dense_experts,
+            experts=experts,
             pool=ThreadPool(usable_cpus(1)),
             linears=linears,
             mla="absorbed",
