@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from trimaran.config import Config, Precision
+from trimaran.config import AttnConfig, Config, Precision
 from trimaran.fingerprint import fingerprint
 from trimaran.gguf import GGUFFile
 from trimaran.kv_format import choose_format
@@ -75,6 +75,17 @@ def open_model(config: Config) -> OpenModel:
     return OpenModel(file, spec, fingerprint(file, spec), device)
 
 
+def planned_devices(config: Config, model: OpenModel) -> tuple[torch.device, ...]:
+    """Where layers will be, in their order.
+
+    Raises:
+        PlanError: as `load_engine` does.
+    """
+    machine = read_machine(with_gpus=model.device.type == "cuda")
+    plan = make_plan(model.spec, model.file.tensors, machine, config)
+    return tuple(stage.device for stage in Placement.planned(plan, model.spec.n_layers).stages)
+
+
 def load_engine(
     config: Config,
     model: OpenModel,
@@ -122,7 +133,7 @@ def load_engine(
     kind = choose_format(attn.kv_dtype, exact=exact)
     cache_plan = plan_cache(spec, attn, kind, plan)
     residents = Residents(attn, model.file, spec, model.fingerprint, plan)
-    replays = attn.cuda_graphs == "auto" and device.type == "cuda" and len(placement.stages) == 1
+    replays = _replays(attn, placement)
     registry = Registry(spec, Weights(model.file), placement, dtype, rules)
     pool = start_threads(attn)
     register_modules(
@@ -154,15 +165,16 @@ def load_engine(
     drawer = choose_drawer(placement.last, spec.vocab_size)
     graphs = None
     if hop is not None and replays:
+        devices = tuple(stage.device for stage in placement.stages)
         rows = min(limits.max_running, limits.max_step_tokens)
         widest = InputShape(rows, limits.context_length, spec.hidden_size, dtype, pages.n_pages)
         graphs = StepGraphs(
             network,
             cache,
             hop,
-            CudaRecorder(device),
+            CudaRecorder(*devices),
             widest=widest,
-            device=device,
+            devices=devices,
             tracer=tracer or Tracer(),
             drawer=drawer,
         )
@@ -179,6 +191,16 @@ def load_engine(
         draws_ahead=drawer is not None,
         on_close=residents.close,
     )
+
+
+def _replays(attn: AttnConfig, placement: Placement) -> bool:
+    """Whether decode steps are recorded."""
+    if attn.cuda_graphs != "auto" or placement.first.type != "cuda":
+        return False
+    if len(placement.stages) > 1 and attn.defer_experts:
+        _log.info("decode steps are not recorded", reason="attn.defer_experts with layers on several GPUs")
+        return False
+    return True
 
 
 def _linears(device: torch.device, precision: Precision) -> str:

@@ -24,7 +24,7 @@ from trimaran_attn.experts_choice import choose_experts
 from trimaran_attn.experts_client import ExpertsClient, ModelFacts
 from trimaran_attn.experts_link import ExpertsLink
 from trimaran_attn.hop_steps import HopSteps
-from trimaran_attn.loading import OpenModel, load_engine, open_model
+from trimaran_attn.loading import OpenModel, load_engine, open_model, planned_devices
 from trimaran_attn.metrics import Meter
 from trimaran_attn.service import AttnServer, AttnService
 from trimaran_attn.worker import EngineWorker
@@ -50,6 +50,7 @@ def serve(config: Config, stop: Stop) -> None:
         tokens = config.attn.max_step_tokens
         slots = calls_in_flight(config.attn)
         rings = model.device.type == "cuda" and experts.notifier == "doorbell"
+        devices = planned_devices(config, model)
         device_slots = slots if rings else 0
         link = ExpertsClient(
             experts,
@@ -57,11 +58,11 @@ def serve(config: Config, stop: Stop) -> None:
             run_dir.path,
             max_tokens=tokens,
             n_slots=slots,
-            device_slots=device_slots,
+            device_slots=device_slots * len(devices),
         )
         stack.enter_context(closing(link))
         meter, tracer = Meter(), Tracer()
-        way = choose_experts(link, experts, meter, device=model.device, device_slots=device_slots)
+        way = choose_experts(link, experts, meter, devices=devices, device_slots=device_slots)
         stack.callback(way[1].close)  # before the link unmaps its arenas
         load = _loader(config, model, link, way, meter=meter, tracer=tracer)
         worker = EngineWorker(load, link, model.fingerprint, config.attn.max_waiting)

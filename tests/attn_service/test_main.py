@@ -72,7 +72,8 @@ def test_the_arenas_are_given_back_before_they_are_unmapped(
             closed.append("hop")
 
     def choose(link: Any, *rest: Any, **options: Any) -> Any:
-        monkeypatch.setattr(link, "close", lambda: closed.append("link"))
+        close = link.close
+        monkeypatch.setattr(link, "close", lambda: (closed.append("link"), close()))
         return choose_experts(link, *rest, **options)[0], Hop()
 
     monkeypatch.setattr("trimaran_attn.main.choose_experts", choose)
