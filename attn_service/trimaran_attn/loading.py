@@ -133,7 +133,7 @@ def load_engine(
     kind = choose_format(attn.kv_dtype, exact=exact)
     cache_plan = plan_cache(spec, attn, kind, plan)
     residents = Residents(attn, model.file, spec, model.fingerprint, plan)
-    replays = _replays(attn, placement)
+    replays = records_steps(attn, placement)
     registry = Registry(spec, Weights(model.file), placement, dtype, rules)
     pool = start_threads(attn)
     register_modules(
@@ -193,7 +193,7 @@ def load_engine(
     )
 
 
-def _replays(attn: AttnConfig, placement: Placement) -> bool:
+def records_steps(attn: AttnConfig, placement: Placement) -> bool:
     """Whether decode steps are recorded."""
     if attn.cuda_graphs != "auto" or placement.first.type != "cuda":
         return False

@@ -33,7 +33,7 @@ class CudaRecorder:
     def __init__(self, *devices: torch.device) -> None:
         # Of each device its own stream: torch's default one belongs to whichever device came first.
         self._pools = {device: torch.cuda.graph_pool_handle() for device in devices}
-        self._streams = {device: torch.cuda.Stream(device) for device in devices}
+        self._streams = {device: _stream_on(device) for device in devices}
 
     def record(self, body: Body, device: torch.device) -> Replay:
         """See `Recorder.record`."""
@@ -57,3 +57,8 @@ class CudaRecorder:
             return result
 
         return replay
+
+
+def _stream_on(device: torch.device) -> torch.cuda.Stream:
+    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return stream

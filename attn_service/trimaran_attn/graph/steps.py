@@ -133,7 +133,9 @@ class StepGraphs:
 
     def _compute(self, bucket: Bucket) -> Tensor:
         """Device after device: each goes on with what comes out of the one before."""
-        parts = [partial(self._part, bucket.inputs, stage) for stage in range(len(self._devices))]
+        parts: list[Replay] = [
+            partial(self._part, bucket.inputs, stage) for stage in range(len(self._devices))
+        ]
         if not bucket.replays and bucket.has_run:
             bucket.replays = self._record(bucket.inputs.n_rows, parts)
         bucket.has_run = True

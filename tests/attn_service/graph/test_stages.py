@@ -64,7 +64,8 @@ def greedy(logits: Tensor, wanted: DrawInputs, out: Tensor) -> Tensor:
 def run_steps(bench, count: int) -> list[tuple[Tensor, dict[str, int | None]]]:
     """Of requests that all begin with their first token: each step's logits and tokens."""
     cache = bench.cache()
-    runner = Runner(bench.model, cache, bench.placement.first, graphs=bench.graphs(cache, greedy))
+    graphs = bench.graphs(cache, greedy)
+    runner = Runner(bench.model, cache, bench.placement.first, graphs=graphs, drawer=greedy)
     outputs = []
     for step in range(5):
         requests = requests_of(count)
