@@ -39,8 +39,8 @@ def serve(config: Config, stop: Stop) -> None:
     Raises:
         TrimaranError: the model, the device, the memory or the experts are not as configured.
     """
-    config = for_replica(config, config.attn.replica)
-    model = open_model(config)
+    model = open_model(for_replica(config, config.attn.replica))
+    config = model.config
     with ExitStack() as stack:
         stack.enter_context(closing(model.file))
         run_dir = stack.enter_context(open_run_dir(config.run_dir or default_run_dir()))
@@ -50,7 +50,7 @@ def serve(config: Config, stop: Stop) -> None:
         tokens = config.attn.max_step_tokens
         slots = calls_in_flight(config.attn)
         rings = model.device.type == "cuda" and experts.notifier == "doorbell"
-        devices = planned_devices(config, model)
+        devices = planned_devices(model)
         device_slots = slots if rings else 0
         link = ExpertsClient(
             experts,
@@ -64,7 +64,7 @@ def serve(config: Config, stop: Stop) -> None:
         meter, tracer = Meter(), Tracer()
         way = choose_experts(link, experts, meter, devices=devices, device_slots=device_slots)
         stack.callback(way[1].close)  # before the link unmaps its arenas
-        load = _loader(config, model, link, way, meter=meter, tracer=tracer)
+        load = _loader(model, link, way, meter=meter, tracer=tracer)
         worker = EngineWorker(load, link, model.fingerprint, config.attn.max_waiting)
         max_open = config.attn.max_running + config.attn.max_waiting
         _log.info("loading", model=model.spec.name, endpoint=server.endpoint)
@@ -96,7 +96,6 @@ def facts_of(model: OpenModel) -> ModelFacts:
 
 
 def _loader(
-    config: Config,
     model: OpenModel,
     link: ExpertsLink,
     way: tuple[Experts, HopSteps],
@@ -108,7 +107,6 @@ def _loader(
 
     def load(on_progress: Progress) -> Engine:
         engine = load_engine(
-            config,
             model,
             lambda _: experts,
             meter,
@@ -126,7 +124,7 @@ def _loader(
             device=str(model.device),
             context=limits.context_length,
             kv_pages=engine.scheduler.pages.n_pages,
-            threads=len(trimaran_kernels.usable_cpus(config.attn.threads)),
+            threads=len(trimaran_kernels.usable_cpus(model.config.attn.threads)),
         )
         return engine
 
