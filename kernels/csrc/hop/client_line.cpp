@@ -2,9 +2,12 @@
 
 #include <algorithm>
 
+#include "hop/doorbell.h"
+
 namespace trimaran::hop {
 
-ClientLine::ClientLine(std::shared_ptr<const Arena> arena, uint32_t first_slot) : arena_(std::move(arena)) {
+ClientLine::ClientLine(std::shared_ptr<const Arena> arena, uint32_t first_slot)
+    : arena_(std::move(arena)), spin_(default_spin()) {
   const uint32_t n_slots = arena_->dims().n_slots;
   if (first_slot >= n_slots) {
     throw KernelError("first_slot: the arena has " + std::to_string(n_slots) + " slots, none from " +
