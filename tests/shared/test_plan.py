@@ -246,6 +246,33 @@ def test_services_that_share_the_ram() -> None:
     assert added == maps + exact[0].kv_bytes + exact[0].workspace
 
 
+def test_replicas_share_one_ram() -> None:
+    """What streams to every GPU, and the services on the CPU, count in every replica's plan."""
+    there, options = machine(1024 * GIB, 24 * GIB, 24 * GIB), {"attn__stream_prefill": "auto"}
+    one = plan_v3(there, **options, attn__device="cuda:0")
+    two = plan_v3(there, **options, attn__device="cuda:0", attn__replicas="cuda:0,cuda:1")
+    plain = plan_v3(there, attn__device="cuda:0")
+    staged = one.ram.needed - plain.ram.needed
+    assert staged > 0
+    assert two.ram.needed == one.ram.needed + staged
+    mixed = [
+        plan_v3(there, **options, attn__device=device, attn__replicas="cuda:0,cpu")
+        for device in ("cuda:0", "cpu")
+    ]
+    alone = plan_v3(there, attn__device="cpu")
+    assert mixed[0].ram == mixed[1].ram
+    assert mixed[0].gpu == one.gpu
+    assert mixed[1].ram.needed == alone.ram.needed + staged
+
+
+def test_a_replica_on_the_cpu_may_be_what_is_too_much() -> None:
+    options = {"attn__device": "cuda:0", "attn__context_length": 16384}
+    there = machine(plan_v3(machine(1024 * GIB, 24 * GIB), **options).ram.needed + GIB, 24 * GIB)
+    assert plan_v3(there, **options).problems() == []
+    (problem,) = plan_v3(there, **options, attn__replicas="cuda:0,cpu").problems()
+    assert problem.startswith("RAM")
+
+
 def test_a_real_file(tmp_path: Path) -> None:
     path = write_random_model(tmp_path / "m.gguf", "v3")
     with GGUFFile.open(path) as file:
