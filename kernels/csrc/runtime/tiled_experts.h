@@ -16,11 +16,12 @@ namespace trimaran {
 // rows come in pairs of tiles. Groups are named by their index in Route::groups().
 class TiledExperts {
  public:
-  // tiles: nullptr if there are none; then no group is chosen. It must outlive this object.
-  TiledExperts(const TilePrimitives* tiles, int n_workers);
+  // tiles: may be nullptr if prepare() is not called; it must outlive this object. terms: of StepLayout.
+  TiledExperts(const TilePrimitives* tiles, int n_workers, int terms);
 
-  // Chooses the route's groups with enough tokens and lays out their activations. x: by token.
-  void prepare(ThreadPool& pool, const Route& route, const float* const* x, int hidden, int intermediate);
+  // Chooses the route's groups with at least so many tokens and lays out their activations. x: by token.
+  void prepare(ThreadPool& pool, const Route& route, int least_tokens, const float* const* x, int hidden,
+               int intermediate);
   // Chooses none.
   void clear() { slots_.clear(); }
 
@@ -35,11 +36,23 @@ class TiledExperts {
             int64_t pitch);
 
  private:
+  // Vectors of one block that come from successive positions.
+  struct Task {
+    int slot;
+    int row;
+    int count;
+    int position;
+  };
+
+  void choose(const Route& route, int least_tokens);
+  void round(const float* x, int64_t column, BlockedRows& rows, int slot, int row) const;
   float* scratch(int worker, int64_t floats);
 
   const TilePrimitives* tiles_;
+  int terms_;
   std::vector<int> slots_;   // by group: its place among the chosen ones, or -1
   std::vector<int> counts_;  // by slot: vectors
+  std::vector<Task> tasks_;
   BlockedRows inputs_;
   BlockedRows hiddens_;
   std::vector<std::vector<float>> scratch_;  // per worker

@@ -65,7 +65,7 @@ void Weights::multiply_blocks(const TilePrimitives& tiles, int64_t matrix, int64
   const auto bytes = static_cast<int64_t>(stripe_bytes(*format_, raw_.columns));
   tiles.multiply[static_cast<int>(format_->type)](
       {stripe(matrix, tile), bytes, cells_of(*format_, raw_.columns), x.group(group), x.block_bytes(),
-       x.blocks(group)},
+       x.blocks(group), x.terms()},
       out);
 }
 

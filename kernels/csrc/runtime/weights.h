@@ -32,6 +32,7 @@ class Weights {
   Weights(const Matrix& matrix, int64_t n_matrices, int64_t rows, int64_t columns, const char* argument);
 
   bool packed() const { return format_ != nullptr; }
+  GgmlType type() const { return raw_.traits->type; }
   int64_t rows() const { return rows_; }
   int64_t tiles() const { return stripes_of(rows_); }
   int tile_rows(int64_t tile) const;
