@@ -38,7 +38,7 @@ sanitize)
     run_sanitized sanitize address,undefined '.*'
     ;;
 threads)
-    run_sanitized threads thread '^gate$'
+    run_sanitized threads thread '^(gate|client)$'
     ;;
 *)
     echo "usage: $0 [module|emulated|sanitize|threads]" >&2

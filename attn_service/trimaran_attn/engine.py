@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from trimaran.telemetry import Log
 from trimaran.timeline import Tracer
 from trimaran.wire import EngineStats, Generate, LarkGrammar, RequestFailed, TokenBatch, TokenLogprob
 
+from trimaran_attn.draws import Draw
 from trimaran_attn.gpu_experts.caretaker import Caretaker
 from trimaran_attn.grammar.constraints import Constraints
 from trimaran_attn.metrics import Meter, Tally, engine_stats
@@ -61,6 +63,7 @@ class Engine:
         clock: seconds, monotonic.
         constraints: for requests with grammars; without it they are refused.
         tracer: records the parts of each step when it is asked to.
+        draws_ahead: the runner may draw tokens, so it is told how.
 
     Attributes:
         is_held: the last step had nothing to compute, as all requests wait for their grammars.
@@ -77,6 +80,7 @@ class Engine:
         constraints: Constraints | None = None,
         tracer: Tracer | None = None,
         caretaker: Caretaker | None = None,
+        draws_ahead: bool = False,
     ) -> None:
         self.scheduler = scheduler
         self.meter = meter or Meter()
@@ -86,6 +90,7 @@ class Engine:
         self._constraints = constraints
         self._tracer = tracer or Tracer()
         self._caretaker = caretaker
+        self._draws_ahead = draws_ahead
         self.is_held = False
         self._samplers: dict[str, Sampler] = {}
         # What a step found out before it raised must not be lost.
@@ -162,11 +167,20 @@ class Engine:
             plan = self.scheduler.schedule(self._clock(), held)
         self.is_held = not plan.chunks
         if plan.chunks:
+            if self._draws_ahead:
+                plan = dataclasses.replace(plan, draws=self._draws(plan))
             with self._tracer.span("forward", tokens=plan.n_tokens):
                 output = self._runner.run(plan)
-            with self._tracer.span("sample", tokens=len(output.logits)):
+            with self._tracer.span("sample", tokens=len(output.logits) + len(output.tokens)):
                 self._tell_scores(output.prompt_logprobs)
-                self._complete(plan, self._draw(plan, output.logits))
+                self._complete(plan, self._draw(plan, output))
+
+    def _draws(self, plan: StepPlan) -> dict[str, Draw]:
+        """How tokens are drawn that need neither a grammar nor more than their logits."""
+        constrained = () if self._constraints is None else self._constraints
+        names = [chunk.request.request_id for chunk in plan.chunks if chunk.samples]
+        draws = {name: self._samplers[name].next_draw() for name in names if name not in constrained}
+        return {name: draw for name, draw in draws.items() if draw is not None}
 
     def warm_up(self) -> None:
         """Make the first steps as quick as later ones, once the experts are there."""
@@ -236,20 +250,26 @@ class Engine:
             else:
                 self._events.append(self.fail(key, "internal", NOT_FINITE))
 
-    def _draw(self, plan: StepPlan, logits: Tensor) -> dict[str, NextToken]:
+    def _draw(self, plan: StepPlan, output: StepOutput) -> dict[str, NextToken]:
         """Tokens by request id; none for a request that fails here."""
-        rows = self._finite_rows(plan, logits)
+        rows = self._finite_rows(plan, output)
         masked: dict[str, Tensor] = {}
         if self._constraints is not None:
             masked, failed = self._constraints.constrain(rows)
             self._refuse(failed)
             rows = {key: row for key, row in rows.items() if key not in failed}
         drawn = {key: self._next_token(key, row, masked.get(key)) for key, row in rows.items()}
+        for key, token in output.tokens.items():
+            if token is None:
+                self._events.append(self.fail(key, "internal", NOT_FINITE))
+            elif key in self._samplers:
+                drawn[key] = NextToken(self._samplers[key].accept(token), completes=False)
         return {key: token for key, token in drawn.items() if token is not None}
 
-    def _finite_rows(self, plan: StepPlan, logits: Tensor) -> dict[str, Tensor]:
+    def _finite_rows(self, plan: StepPlan, output: StepOutput) -> dict[str, Tensor]:
         """Logits by request id; a request whose logits are no numbers fails."""
-        sampled = [chunk.request for chunk in plan.chunks if chunk.samples]
+        logits, tokens = output.logits, output.tokens
+        sampled = [c.request for c in plan.chunks if c.samples and c.request.request_id not in tokens]
         # A sum of logits is finite if they all are; it takes a tenth of the time of asking each.
         sane = logits.sum(-1).isfinite().tolist()
         rows = {}

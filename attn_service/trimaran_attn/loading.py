@@ -19,6 +19,7 @@ from trimaran.timeline import Tracer
 
 from trimaran_attn.cache_plan import plan_cache
 from trimaran_attn.device import choose_device, compute_dtype, enter_gpus, explained_memory, start_threads
+from trimaran_attn.drawing import choose_drawer
 from trimaran_attn.engine import Engine
 from trimaran_attn.experts import Experts
 from trimaran_attn.gpu_experts.build import Residents
@@ -150,6 +151,7 @@ def load_engine(
     scheduler = Scheduler(limits, pages, prefix_cache=attn.prefix_cache)
     table = read_token_table(model.file.metadata)
     constraints = None if table is None else Constraints(GrammarCompiler(table))
+    drawer = choose_drawer(placement.last, spec.vocab_size)
     graphs = None
     if hop is not None and replays:
         rows = min(limits.max_running, limits.max_step_tokens)
@@ -162,9 +164,10 @@ def load_engine(
             widest=widest,
             device=device,
             tracer=tracer or Tracer(),
+            drawer=drawer,
         )
     seated = SeatedModel(network, pool.cpus[0]) if device.type == "cpu" else network
-    runner = Runner(seated, cache, placement.first, hop, graphs)
+    runner = Runner(seated, cache, placement.first, hop, graphs, drawer=drawer)
     return Engine(
         scheduler,
         runner,
@@ -173,6 +176,7 @@ def load_engine(
         constraints=constraints,
         tracer=tracer,
         caretaker=residents.caretaker(routed),
+        draws_ahead=drawer is not None,
     )
 
 

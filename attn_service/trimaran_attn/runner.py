@@ -13,6 +13,7 @@ from trimaran.telemetry import Log
 from trimaran.wire import TokenLogprob
 
 from trimaran_attn.device import explained_memory
+from trimaran_attn.drawing import NOT_WANTED, Computed, Drawer, HostSide, draw_now
 from trimaran_attn.graph.steps import StepGraphs
 from trimaran_attn.hop_steps import HopSteps, PlainSteps
 from trimaran_attn.kv_cache import PAGE_SIZE, LatentCache
@@ -36,12 +37,15 @@ class StepOutput:
     """What a step found out.
 
     Attributes:
-        logits: [S, vocab] float32 on the CPU: a row for each chunk that samples, in order.
+        logits: [S, vocab] float32 on the CPU, good until the next step: a row for each chunk that samples and
+            is not in `tokens`, in order.
         prompt_logprobs: by request id, of the prompt tokens that follow each of its chunk's `scored` ones.
+        tokens: by request id, those that were drawn as the plan says; None where logits are no numbers.
     """
 
     logits: Tensor
     prompt_logprobs: Mapping[str, list[TokenLogprob]] = field(default_factory=dict)
+    tokens: Mapping[str, int | None] = field(default_factory=dict)
 
 
 class Runner:
@@ -53,6 +57,7 @@ class Runner:
         device: where the batch's tensors go.
         hop: told of every step.
         graphs: replays the steps that fit it.
+        drawer: draws tokens on the device where the plan says how; the same as of `graphs`.
     """
 
     def __init__(
@@ -62,18 +67,22 @@ class Runner:
         device: torch.device,
         hop: HopSteps | None = None,
         graphs: StepGraphs | None = None,
+        *,
+        drawer: Drawer | None = None,
     ) -> None:
         self._model = model
         self._cache = cache
         self._device = device
         self._hop = hop or PlainSteps()
         self._graphs = graphs
+        self._drawer = drawer
+        self._host = HostSide(device)
 
     def run(self, plan: StepPlan) -> StepOutput:
         """Compute a step."""
         with explained_memory("computing a step"), self._hop.step():
             if self._graphs is not None and self._graphs.fits(plan):
-                return StepOutput(self._graphs.run(plan).cpu())
+                return self._fetch(plan, self._graphs.run(plan), {})
             return self._run_eagerly(plan)
 
     def warm_up(self) -> None:
@@ -90,7 +99,24 @@ class Runner:
         output = self._model.forward(make_batch(plan, self._device), self._cache)
         scoring = [chunk.request.request_id for chunk in plan.chunks if chunk.scored]
         scores = {name: _logprobs(scores) for name, scores in zip(scoring, output.scores, strict=True)}
-        return StepOutput(output.logits.cpu(), scores)
+        return self._fetch(plan, self._draw(plan, output.logits), scores)
+
+    def _draw(self, plan: StepPlan, logits: Tensor) -> Computed:
+        if self._drawer is None or not plan.draws:
+            return Computed(logits)
+        draws = [plan.draws.get(name, NOT_WANTED) for name in _sampling(plan)]
+        return Computed(logits, draw_now(self._drawer, logits, draws))
+
+    def _fetch(
+        self, plan: StepPlan, computed: Computed, scores: Mapping[str, list[TokenLogprob]]
+    ) -> StepOutput:
+        """The tokens that were drawn, and the logits of the other rows."""
+        names = _sampling(plan)
+        drawn = {} if computed.tokens is None else plan.draws
+        others = [row for row, name in enumerate(names) if name not in drawn]
+        logits, tokens = self._host.fetch(computed, others)
+        found = {name: token for name, token in zip(names, tokens, strict=False) if name in drawn}
+        return StepOutput(logits, scores, {name: None if t < 0 else t for name, t in found.items()})
 
 
 def make_batch(plan: StepPlan, device: torch.device) -> Batch:
@@ -136,6 +162,11 @@ def _logprobs(scores: Scores) -> list[TokenLogprob]:
         TokenLogprob(logprob, tuple(zip(ids, tops, strict=True)))
         for logprob, ids, tops in zip(*columns, strict=True)
     ]
+
+
+def _sampling(plan: StepPlan) -> list[str]:
+    """Whose next token follows from the step, in the order of its logits."""
+    return [chunk.request.request_id for chunk in plan.chunks if chunk.samples]
 
 
 def _slots(chunk: Chunk) -> list[int]:

@@ -17,7 +17,11 @@ import torch
 from torch import Tensor
 from trimaran.wire import SamplingParams, TokenLogprob
 
+from trimaran_attn.draws import Draw
 from trimaran_attn.nucleus import draw_place, keep, largest
+
+LEAST_TEMPERATURE = float(np.finfo(np.float32).tiny)
+"""Below, a temperature is 0: float32 could not divide by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,7 @@ class Sampler:
         self._bias_ids = torch.tensor(list(params.logit_bias), dtype=torch.int64)
         self._bias = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32)
         self._seed = secrets.randbits(64) if params.seed is None else params.seed % 2**64
+        self._is_greedy = params.temperature < LEAST_TEMPERATURE
         self._prompt_ids = prompt_ids
         self._n_drawn = 0
         self._history: _History | None = None
@@ -96,13 +101,27 @@ class Sampler:
         best = adjusted[token]
         if not best.isfinite():
             raise ArithmeticError(f"the best adjusted logit is {float(best)}")
-        if self._params.temperature > 0:
+        if not self._is_greedy:
             token = self._pick(adjusted, best)
         logprob = self._logprob(logits, token)
         self._n_drawn += 1
         if self._history is not None:
             self._history.add(token)
         return Drawn(token, logprob)
+
+    def next_draw(self) -> Draw | None:
+        """What `draw` goes by, for whoever draws in its place; None if that takes more than the logits."""
+        params = self._params
+        if params.logprobs is not None or self._adjusts():
+            return None
+        if self._is_greedy:
+            return Draw(0.0)
+        return Draw(params.temperature, params.top_k, params.top_p, params.min_p, self._uniform())
+
+    def accept(self, token: int) -> Drawn:
+        """Remember a token that was drawn by `next_draw`."""
+        self._n_drawn += 1
+        return Drawn(token, None)
 
     @property
     def n_drawn(self) -> int:
@@ -111,8 +130,7 @@ class Sampler:
 
     def _adjust(self, logits: Tensor) -> Tensor:
         """Penalties, bias and barred ids; a copy unless there are none."""
-        barred = self._bars_stop_ids()
-        if not (_penalises(self._params) or barred or len(self._bias_ids)):
+        if not self._adjusts():
             return logits
         logits = logits.clone()
         if _penalises(self._params):
@@ -121,9 +139,12 @@ class Sampler:
             self._history.penalise(logits, self._params)
         if len(self._bias_ids):
             logits[self._bias_ids] += self._bias
-        if barred:
+        if self._bars_stop_ids():
             self._bar(logits)
         return logits
+
+    def _adjusts(self) -> bool:
+        return _penalises(self._params) or self._bars_stop_ids() or len(self._bias_ids) > 0
 
     def _bar(self, logits: Tensor) -> None:
         """Forbid the stop ids, unless a grammar allows nothing else."""

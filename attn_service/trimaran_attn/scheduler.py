@@ -16,6 +16,7 @@ from operator import attrgetter
 
 from trimaran.errors import OverloadedError, RequestError
 
+from trimaran_attn.draws import Draw
 from trimaran_attn.pages import PageAllocator, pages_for
 from trimaran_attn.prefix_cache import PrefixCache
 from trimaran_attn.request import Request, State
@@ -56,9 +57,15 @@ class Chunk:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What one step computes; at most `Limits.max_step_tokens` tokens."""
+    """What one step computes; at most `Limits.max_step_tokens` tokens.
+
+    Attributes:
+        chunks: of which requests.
+        draws: by request id, how its next token is drawn; whoever computes the logits may do so.
+    """
 
     chunks: tuple[Chunk, ...] = ()
+    draws: Mapping[str, Draw] = field(default_factory=dict)
 
     @property
     def n_tokens(self) -> int:

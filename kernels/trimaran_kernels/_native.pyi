@@ -248,14 +248,52 @@ class HopArena:
             KernelError: no such slot, too many tokens, or an array of wrong dtype, shape or layout.
         """
 
-    def submit(self, slot: int, sequence: int, layer: int, x: Any, ids: Any, weights: Any) -> None:
-        """`put`, then `ring`."""
-
     def add(self, slot: int, y: Any) -> None:
         """y [n, hidden] float32 += the slot's answers for its first n tokens."""
 
-    def wait_add(self, slot: int, sequence: int, timeout_s: float, y: Any) -> int | None:
-        """`wait_done`, then `add` if the status is OK. Releases the GIL."""
+class HopLine:
+    """A session with one shard as its client keeps books of it: the free slots, and the sequences of calls.
+
+    Args:
+        first_slot: the slots before it are somebody else's.
+
+    Raises:
+        KernelError: no slot is left.
+    """
+
+    def __init__(self, arena: HopArena, first_slot: int = 0) -> None: ...
+    @property
+    def n_free(self) -> int:
+        """Calls that may be started now."""
+
+class HopCall:
+    """A call of one layer on all shards, on its way. It gives its slots back when it goes."""
+
+    @staticmethod
+    def start(lines: Sequence[HopLine], layer: int, x: Any, ids: Any, weights: Any) -> HopCall | None:
+        """Write the tokens to every shard, then ring; None, and nothing begun, if one has no free slot.
+
+        x [n, hidden] float32, or of the arenas' type, ids int32 and weights float32 [n, top_k]; nothing is
+        read after the return. Releases the GIL.
+
+        Raises:
+            KernelError: an array of wrong dtype, shape or layout, more tokens than a slot has, no line, or
+                lines of different dimensions.
+        """
+
+    def collect(self, timeout_s: float, y: Any) -> int | None:
+        """Wait for the answers; y [n, hidden] float32 becomes their sum, added in the order of the lines.
+
+        The `wire.Status` code: OK once all are in y, another as soon as a shard answers it, None after
+        `timeout_s`; the same y may then be waited for again. Releases the GIL.
+        """
+
+    @property
+    def shard(self) -> int:
+        """The line whose good answer the last `collect` did not get."""
+
+    def abandon(self) -> None:
+        """Nobody will wait any more: slots are free once their shards have answered. May be called twice."""
 
 class Recorder:
     """A recording under way; it ends, and its file is whole, when nobody refers to it any more."""
@@ -289,8 +327,8 @@ class CallGate:
         """
 
     def counters(self) -> dict[str, int]:
-        """calls, failures, tokens, engine_calls, merged_calls, busy_ns, bytes_read since the start, and calls
-        now waiting.
+        """calls, failures, tokens, engine_calls, merged_calls, gather_waits, gather_ns, busy_ns, bytes_read
+        since the start, and calls now waiting.
 
         ``busy_le_5000`` … ``busy_le_inf``: engine calls that took so many nanoseconds at most, and more than
         the bound before.

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
-from trimaran_kernels._native import ArenaWorker, CallGate, HopArena, Recorder, arena_layout
+from trimaran_kernels._native import (
+    ArenaWorker,
+    CallGate,
+    HopArena,
+    HopCall,
+    HopLine,
+    Recorder,
+    arena_layout,
+)
 
-__all__ = ["ArenaWorker", "CallGate", "HopArena", "Recorder", "arena_layout"]
+__all__ = ["ArenaWorker", "CallGate", "HopArena", "HopCall", "HopLine", "Recorder", "arena_layout"]

@@ -184,7 +184,7 @@ def test_a_shard_that_comes_back_with_other_experts_is_refused(
         assert isinstance(error, PeerMismatchError)
         assert "owns experts 0-3, but had experts 0-7" in str(error)
         with pytest.raises(PeerError, match="came back with other experts"):
-            link.free_slots()
+            link.require_transport()
         one.experts = (0, 8)
         wait_until(client.ready)
 
@@ -215,7 +215,7 @@ def test_an_answer_that_the_keeper_took_is_not_waited_for(
         (link,) = client._links
         taken: list[object] = []
         engine = threading.Thread(target=lambda: taken.append(link.take_done(0, 1, 5.0)))
-        with link._lock:  # as the keeper, while the engine begins to wait
+        with link.lock:  # as the keeper, while the engine begins to wait
             engine.start()
             time.sleep(0.05)
             one.send(Done(slot=0, sequence=1, status=Status.OK))

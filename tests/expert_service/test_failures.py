@@ -376,7 +376,7 @@ def test_a_hostile_arena_harms_nobody_else(model, shared_dir: Path, make_client:
     honest.connect()
     hostile = make_client(at=shared_dir, max_tokens=4)
     hostile.connect()
-    path = Path(hostile._links[0]._session.transport.arena_path)
+    path = Path(hostile._links[0].transport.arena_path)
     random = np.random.default_rng(0)
     for _ in range(20):
         with path.open("r+b") as file:

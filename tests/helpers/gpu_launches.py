@@ -7,13 +7,13 @@ from collections.abc import Callable
 import torch
 from gpu_expert_launches import expert_launches
 from hop_launches import hop_launches
+from sampling_launches import sampling_launches
 from trimaran.gguf import GGMLType
 from trimaran_kernels.gpu.expand import expand_rows
 from trimaran_kernels.gpu.gate import GateRule, route
-from trimaran_kernels.gpu.gemm import gemm
-from trimaran_kernels.gpu.gemv_fixed import fixed_gemv
 from trimaran_kernels.gpu.latents import Entry, LayerViews, describe_entry, view_layer
 from trimaran_kernels.gpu.layouts import LAYOUTS
+from trimaran_kernels.gpu.linear import quant_linear, quant_swiglu
 from trimaran_kernels.gpu.matrix import QuantMatrix
 from trimaran_kernels.gpu.mla_decode import decode_attention
 from trimaran_kernels.gpu.mla_prefill import ChunkAttention
@@ -31,6 +31,7 @@ def launches() -> dict[str, Callable[[], object]]:
         **attention_launches(),
         **small_launches(),
         **hop_launches(),
+        **sampling_launches(),
         **expert_launches(),
     }
 
@@ -39,12 +40,13 @@ def linear_launches() -> dict[str, Callable[[], object]]:
     cases: dict[str, Callable[[], object]] = {}
     for type_ in LAYOUTS:
         matrix = _matrix(type_, 4096)
-        for n in (1, 16):
+        for n in (1, 8, 16):
             cases[f"linear {type_.name} {n}"] = _linear(n, matrix)
         cases[f"expand {type_.name}"] = _expand(matrix)
     matrix = _matrix(GGMLType.Q4_K, 4096)
-    cases["linear Q4_K 200"] = _linear(200, matrix)
-    for n in (1, 16):
+    for n in (17, 50, 200):
+        cases[f"linear Q4_K {n}"] = _linear(n, matrix)
+    for n in (1, 8, 16, 200):
         cases[f"swiglu Q4_K {n}"] = _linear(n, matrix, matrix)
     return cases
 
@@ -103,7 +105,7 @@ def _matrix(type_: GGMLType, rows: int) -> QuantMatrix:
 
 def _linear(n: int, matrix: QuantMatrix, up: QuantMatrix | None = None) -> Callable[[], object]:
     x = torch.empty(n, HIDDEN, dtype=torch.bfloat16)
-    return lambda: fixed_gemv(x, matrix, up) if n == 1 else gemm(x, matrix, up)
+    return lambda: quant_linear(x, matrix) if up is None else quant_swiglu(x, matrix, up)
 
 
 def _expand(matrix: QuantMatrix) -> Callable[[], object]:

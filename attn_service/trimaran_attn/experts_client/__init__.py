@@ -1,9 +1,10 @@
 """The way to the routed experts: one or several expert services, on this host or another.
 
 client      `ExpertsClient`: fan-out over shards, tickets, splitting of large batches
+calls       a call of one layer on all shards, natively or by messages
 coverage    whether the shards make up the model
 link        one shard: hello, heartbeats, loss and reconnection
-transports  how a call reaches a shard: doorbell, zmq or tcp
+transports  what a session is made of: doorbell, zmq or tcp
 statuses    status codes as errors
 bf16        float32 ⇄ the bits of bfloat16
 """

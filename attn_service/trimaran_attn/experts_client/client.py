@@ -22,9 +22,9 @@ from trimaran.run_dir import experts_endpoint
 from trimaran.telemetry import Log
 from trimaran.wire import Status
 
+from trimaran_attn.experts_client.calls import Calls, DoorbellCalls, Flight, MailCalls
 from trimaran_attn.experts_client.coverage import check_coverage
 from trimaran_attn.experts_client.link import (
-    Flight,
     LinkOptions,
     LinkState,
     ModelFacts,
@@ -49,6 +49,7 @@ class Ticket:
     Attributes:
         deadline: of time.monotonic.
         sent: tokens that were submitted so far; the rest follow as slots become free.
+        flights: calls under way and their numbers of tokens.
         y: float32 [n, hidden], the sum over the shards' answers so far.
     """
 
@@ -57,12 +58,12 @@ class Ticket:
     y: NDArray[np.float32]
     sent: int = 0
     started: bool = False
-    flights: deque[tuple[ShardLink, Flight]] = field(default_factory=deque)
+    flights: deque[tuple[Flight, int]] = field(default_factory=deque)
 
 
 @dataclass
 class Traffic:
-    """Bytes of tensors that went to a shard and came back."""
+    """Bytes of tensors that went to each shard and came back."""
 
     sent: int = 0
     received: int = 0
@@ -116,7 +117,10 @@ class ExpertsClient:
         self._links = [ShardLink(endpoint, facts, options) for endpoint in endpoints]
         self._received_bytes = self._dims.hidden_size * self._dims.element.itemsize  # of one token
         self._sent_bytes = self._received_bytes + 8 * facts.top_k
-        self._traffic = {link: Traffic() for link in self._links}
+        self._calls: Calls = (
+            DoorbellCalls(self._links) if config.notifier == "doorbell" else MailCalls(self._links)
+        )
+        self._traffic = Traffic()
         self._open: set[Ticket] = set()
         self._stopped = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="experts-keeper", daemon=True)
@@ -155,7 +159,7 @@ class ExpertsClient:
             PeerError: a shard is away.
         """
         batch = self._batch(layer, x, ids, weights)
-        y = np.zeros(x.shape, np.float32)
+        y = np.empty(x.shape, np.float32)
         ticket = Ticket(batch, time.monotonic() + self._config.call_timeout_s, y)
         try:
             self._advance(ticket)
@@ -196,9 +200,8 @@ class ExpertsClient:
 
     def count_tokens(self, n_tokens: int) -> None:
         """A GPU had so many tokens computed by every shard, each of them once for a layer."""
-        for traffic in self._traffic.values():
-            traffic.sent += self._sent_bytes * n_tokens
-            traffic.received += self._received_bytes * n_tokens
+        self._traffic.sent += self._sent_bytes * n_tokens
+        self._traffic.received += self._received_bytes * n_tokens
 
     def timed_out(self, shard: int) -> PeerError:
         """A shard did not answer a GPU in time: it is given up, and said hello to anew."""
@@ -243,7 +246,7 @@ class ExpertsClient:
             stats.shard: {
                 **stats.counters,
                 **stats.gauges,
-                **self._traffic[link].counters(),
+                **self._traffic.counters(),
                 "expert_service_up": float(link.state is LinkState.READY),
             }
             for link, stats in known
@@ -325,28 +328,23 @@ class ExpertsClient:
     def _advance(self, ticket: Ticket) -> None:
         """Submit as many of the ticket's tokens as every shard has slots for."""
         step = self._dims.max_tokens
-        while not _is_sent(ticket) and all(link.free_slots() for link in self._links):
+        while not _is_sent(ticket):
             start, stop = ticket.sent, min(ticket.sent + step, len(ticket.batch))
-            part, y = ticket.batch.part(start, stop), ticket.y[start:stop]
-            for link in self._links:
-                ticket.flights.append((link, link.submit(part, y)))
-                self._traffic[link].sent += self._sent_bytes * len(part)
+            flight = self._calls.start(ticket.batch.part(start, stop), ticket.y[start:stop])
+            if flight is None:
+                return
+            ticket.flights.append((flight, stop - start))
             ticket.sent, ticket.started = stop, True
+            self._traffic.sent += self._sent_bytes * (stop - start)
 
     def _collect(self, ticket: Ticket) -> None:
-        """Wait for the oldest call of the ticket and add its answer."""
+        """Wait for the oldest call of the ticket."""
         if not ticket.flights:
             raise OverloadedError(f"all {self._n_slots} slots of the experts are in use")
-        link, flight = ticket.flights[0]
-        reply = link.wait(flight, ticket.deadline)
+        flight, n_tokens = ticket.flights[0]
+        flight.finish(ticket.deadline)
         ticket.flights.popleft()
-        if reply.status == Status.OK:
-            self._traffic[link].received += self._received_bytes * len(flight.y)
-        link.release(flight)
-        if reply.status == Status.SHUTTING_DOWN:
-            link.lose("is shutting down")
-        if reply.status != Status.OK:
-            raise status_error(reply.status, link.endpoint, flight.layer, reply.message)
+        self._traffic.received += self._received_bytes * n_tokens
 
 
 def _try_arenas(dims: ArenaDims, directory: Path, count: int) -> None:
@@ -364,8 +362,8 @@ def _is_sent(ticket: Ticket) -> bool:
 
 def _abandon(ticket: Ticket) -> None:
     while ticket.flights:
-        link, flight = ticket.flights.popleft()
-        link.abandon(flight)
+        flight, _ = ticket.flights.popleft()
+        flight.abandon()
 
 
 def _log_progress(detail: str, progress: float) -> None:

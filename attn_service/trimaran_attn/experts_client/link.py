@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import NamedTuple
 
 from trimaran.arena import ArenaDims
 from trimaran.channel import ChannelOptions, Client, Malformed
@@ -44,19 +43,14 @@ from trimaran.wire import (
 from trimaran_attn.experts_client.coverage import Slice
 from trimaran_attn.experts_client.transports import (
     Answer,
-    Batch,
     DoorbellTransport,
-    Reply,
     SharedArena,
-    Sums,
     Transport,
     make_transport,
 )
 
-SLICE_S = 0.2  # how long a wait may go on before it looks whether the peer is still there
 RETRY_S = 0.5
 REFUSED_RETRY_S = 5.0
-_MAX_SEQUENCE = 2**32 - 1
 _log = Log(__name__)
 
 
@@ -105,36 +99,13 @@ class LinkOptions:
     device_slots: int = 0
 
 
-class Session:
-    """One hello's worth of calls: a transport and its free slots."""
-
-    def __init__(self, transport: Transport, slots: range) -> None:
-        self.transport = transport
-        self.free = list(slots)
-        self.abandoned: list[tuple[int, int]] = []  # slot, sequence of calls that nobody waits for any more
-
-    def reap(self) -> None:
-        """Take back the slots of abandoned calls that have finished since."""
-        if not self.abandoned:
-            return
-        for slot, sequence in list(self.abandoned):
-            if self.transport.is_done(slot, sequence):
-                self.abandoned.remove((slot, sequence))
-                self.free.append(slot)
-
-
-class Flight(NamedTuple):
-    """A call on its way; its answer is added to `y`, a part of the ticket's."""
-
-    session: Session
-    slot: int
-    sequence: int
-    layer: int
-    y: Sums
-
-
 class ShardLink:
-    """The connection to one shard. `submit` and `wait` belong to one thread; `pump` may be called by any."""
+    """The connection to one shard. Any thread may call.
+
+    Attributes:
+        lock: held by whoever needs the session to stay what it is.
+        transport: of the session, ready or not; None between sessions.
+    """
 
     def __init__(self, endpoint: str, facts: ModelFacts, options: LinkOptions) -> None:
         self.endpoint = endpoint
@@ -143,63 +114,34 @@ class ShardLink:
         self.stats: ExpertStats | None = None
         self._facts = facts
         self._options = options
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._channel: Client[ExpertsToEngine, EngineToExperts] = Client(
             endpoint, ExpertsToEngine, options.channel
         )
-        self._session: Session | None = None
+        self.transport: Transport | None = None
         self._detail = "no expert service there yet"
         self._refusal: PeerError | None = None
         self._slice: Slice | None = None  # of the first welcome, which sums rely on ever after
         self._progress = 0.0
-        self._sequence = 0
         self._next_beat = 0.0
         self._last_heard = 0.0
         self._done: dict[tuple[int, int], Answer] = {}
 
     def status(self) -> ShardStatus:
         """How the link is now."""
-        with self._lock:
+        with self.lock:
             return ShardStatus(self.endpoint, self.state, self._detail, self._progress)
 
-    def free_slots(self) -> int:
-        """Calls that may be submitted now; raises PeerError unless the link is ready."""
-        with self._lock:
-            session = self._require_session()
-            session.reap()
-            return len(session.free)
+    def require_transport(self) -> Transport:
+        """The session's transport; raises PeerError unless the link is ready."""
+        transport = self.transport
+        if self.state is not LinkState.READY or transport is None:
+            raise self.lost_error("is not ready")
+        return transport
 
-    def submit(self, batch: Batch, y: Sums) -> Flight:
-        """Start a call; there must be a free slot. `y` is what its answer will be added to.
-
-        Raises:
-            PeerError: the shard is not ready.
-        """
-        with self._lock:
-            session = self._require_session()
-            slot = session.free.pop()
-            self._sequence = self._sequence % _MAX_SEQUENCE + 1  # never 0, which fresh slots hold
-            flight = Flight(session, slot, self._sequence, batch.layer, y)
-            session.transport.submit(slot, flight.sequence, batch)
-            return flight
-
-    def wait(self, flight: Flight, deadline: float) -> Reply:
-        """The call's reply, its answer added to y; `release` its slot then.
-
-        Raises:
-            PeerError: the shard went away, or did not answer before `deadline` (of time.monotonic).
-        """
-        while flight.session is self._session:
-            left = deadline - time.monotonic()
-            timeout_s = min(SLICE_S, max(0.0, left))
-            reply = flight.session.transport.wait(flight.slot, flight.sequence, flight.y, timeout_s)
-            if reply is not None:
-                return reply
-            if left <= 0:
-                self.lose("did not answer in time")
-                break
-            self.pump(0)
-        raise PeerError(f"expert service {self.endpoint}: {self._detail}")
+    def lost_error(self, what: str = "") -> PeerError:
+        """For calls of a session that is over, or not begun: how the link is."""
+        return PeerError(f"expert service {self.endpoint}{what and ' ' + what}: {self._detail}")
 
     def shared_arena(self) -> SharedArena:
         """The session's arena; another one after each loss of the shard.
@@ -207,37 +149,28 @@ class ShardLink:
         Raises:
             PeerError: the shard is not ready, or the notifier is not the doorbell.
         """
-        with self._lock:
-            transport = self._require_session().transport
+        transport = self.require_transport()
         if not isinstance(transport, DoorbellTransport):
             raise PeerError(f"expert service {self.endpoint}: a GPU needs the notifier doorbell")
         return transport.shared
 
-    def release(self, flight: Flight) -> None:
-        """The slot is free again."""
-        flight.session.free.append(flight.slot)
-
-    def abandon(self, flight: Flight) -> None:
-        """Nobody will wait for this call: its slot is free once the shard is done with it."""
-        flight.session.abandoned.append((flight.slot, flight.sequence))
-
     def send(self, message: Submit, frames: Sequence[memoryview] = ()) -> None:
         """Send a call (for transports by message)."""
-        with self._lock:
+        with self.lock:
             if not self._channel.send(message, frames):
                 self.lose("went away")
-                raise PeerError(f"expert service {self.endpoint}: {self._detail}")
+                raise self.lost_error()
 
     def take_done(self, slot: int, sequence: int, timeout_s: float) -> Answer | None:
         """The answer to a call (for transports by message)."""
-        with self._lock:  # held from the look to the wait, or the keeper might take the answer in between
+        with self.lock:  # held from the look to the wait, or the keeper might take the answer in between
             if (slot, sequence) not in self._done:
                 self.pump(timeout_s)
             return self._done.pop((slot, sequence), None)
 
     def pump(self, timeout_s: float) -> None:
         """Handle messages, waiting up to `timeout_s` for the first; send what is due; notice a lost peer."""
-        with self._lock:
+        with self.lock:
             self._channel.poll(timeout_s)
             for event in self._channel.recv_all():
                 self._last_heard = time.monotonic()
@@ -249,7 +182,7 @@ class ShardLink:
 
     def lose(self, reason: str) -> None:
         """Give the session up: calls in flight fail, and a new hello follows."""
-        with self._lock:
+        with self.lock:
             if self.state is LinkState.READY:
                 _log.warning("lost an expert service", endpoint=self.endpoint, reason=reason)
             self._forget(LinkState.CONNECTING, reason)
@@ -261,16 +194,11 @@ class ShardLink:
 
     def close(self) -> None:
         """Say goodbye. May be called twice."""
-        with self._lock:
+        with self.lock:
             if self.state is LinkState.READY:
                 self._channel.send(Drain())
             self._forget(LinkState.CONNECTING, "closed")
             self._channel.close()
-
-    def _require_session(self) -> Session:
-        if self.state is not LinkState.READY or self._session is None:
-            raise PeerError(f"expert service {self.endpoint} is not ready: {self._detail}")
-        return self._session
 
     def _handle(self, message: ExpertsToEngine, frames: tuple[memoryview, ...]) -> None:
         if isinstance(message, Done):
@@ -289,7 +217,7 @@ class ShardLink:
             self.stats = message
 
     def _welcome(self, ready: Ready) -> None:
-        if self._session is None or self.state is LinkState.READY:
+        if self.transport is None or self.state is LinkState.READY:
             return
         now = Slice.of(ready)
         self._slice = self._slice or now
@@ -322,9 +250,10 @@ class ShardLink:
 
     def _say_hello(self) -> None:
         options, facts = self._options, self._facts
-        if self._session is None:
-            transport = make_transport(options.notifier, options.dims, options.run_dir, self)
-            self._session = Session(transport, range(options.device_slots, options.dims.n_slots))
+        if self.transport is None:
+            self.transport = make_transport(
+                options.notifier, options.dims, options.run_dir, self, options.device_slots
+            )
         hello = Hello(
             protocol=PROTOCOL_VERSION,
             model_fingerprint=facts.fingerprint,
@@ -334,15 +263,15 @@ class ShardLink:
             layers=facts.layers,
             dtype=options.dims.dtype,
             notifier=options.notifier,
-            arena=self._session.transport.arena_path,
+            arena=self.transport.arena_path,
             client=f"pid {os.getpid()}",
         )
         self._channel.send(hello)
 
     def _forget(self, state: LinkState, detail: str) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            session.transport.close()
+        transport, self.transport = self.transport, None
+        if transport is not None:
+            transport.close()
         self._done.clear()
         self.state, self.ready, self._progress, self._detail = state, None, 0.0, detail
 

@@ -1,15 +1,16 @@
-"""How a call reaches a shard and comes back: one interface, three notifiers.
+"""What a session with a shard is made of, for each of the three notifiers.
 
 doorbell  tensors in the arena, a sequence number rings and answers; no message, no Python on the other side
 zmq       tensors in the arena, `Submit` and `Done` messages
 tcp       tensors as frames of these messages; the shard may be on another host
 
-A transport serves one session with a shard: when the link is lost, it is closed and a new one is made, so
-that a peer that wakes up late can only write to memory that nobody reads any more.
+A transport serves one session: when the link is lost, it is closed and a new one is made, so that a peer
+that wakes up late can only write to memory that nobody reads any more. `calls` uses them.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from trimaran.arena import Arena, ArenaDims, arena_directory
 from trimaran.config import Notifier
 from trimaran.wire import Done, Status, Submit
-from trimaran_kernels.hop import HopArena
+from trimaran_kernels.hop import HopArena, HopLine
 
 from trimaran_attn.experts_client.bf16 import from_bf16, to_bf16
 
@@ -73,23 +74,11 @@ class Mail(Protocol):
 
 
 class Transport(Protocol):
-    """One session's calls."""
+    """One session."""
 
     @property
     def arena_path(self) -> str | None:
         """What the hello says about the arena."""
-        ...
-
-    def submit(self, slot: int, sequence: int, batch: Batch) -> None:
-        """Start a call in a free slot."""
-        ...
-
-    def wait(self, slot: int, sequence: int, y: Sums, timeout_s: float) -> Reply | None:
-        """Its reply, or None after `timeout_s`; if it is OK, the answer has been added to `y`."""
-        ...
-
-    def is_done(self, slot: int, sequence: int) -> bool:
-        """Whether the call has ended, for slots whose answer nobody wants any more."""
         ...
 
     def close(self) -> None:
@@ -100,123 +89,156 @@ class Transport(Protocol):
 _DONE = Reply(Status.OK)
 
 
-def make_transport(notifier: Notifier, dims: ArenaDims, run_dir: Path, mail: Mail) -> Transport:
-    """A transport of the configured kind.
+def make_transport(
+    notifier: Notifier, dims: ArenaDims, run_dir: Path, mail: Mail, first_slot: int
+) -> Transport:
+    """A transport of the configured kind, whose calls use the slots from `first_slot` on.
 
     Raises:
         PeerError: no room for its arena.
     """
+    slots = range(first_slot, dims.n_slots)
     if notifier == "tcp":
-        return FrameTransport(dims, mail)
+        return FrameTransport(dims, mail, slots)
     arena = Arena(dims, arena_directory(run_dir))
-    return DoorbellTransport(arena) if notifier == "doorbell" else MessageTransport(arena, mail)
-
-
-class ArenaTransport:
-    """Tensors in an arena: what the doorbell and the messages share."""
-
-    def __init__(self, arena: Arena) -> None:
-        self._arena = arena
-        try:
-            self._memory = HopArena(str(arena.path))
-        except BaseException:
-            arena.close()
-            raise
-
-    @property
-    def arena_path(self) -> str | None:
-        """Path of the arena."""
-        return str(self._arena.path)
-
-    def close(self) -> None:
-        """Remove the arena's file."""
-        self._arena.close()
+    try:
+        memory = HopArena(str(arena.path))
+        if notifier == "doorbell":
+            return DoorbellTransport(SharedArena(arena, memory), first_slot)
+        return MessageTransport(SharedArena(arena, memory), mail, slots)
+    except BaseException:
+        arena.close()
+        raise
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SharedArena:
-    """A session's arena: the memory, and how the worker behind it is told of steps."""
+    """A session's arena: the file, and its memory as native code sees it."""
 
     arena: Arena
     memory: HopArena
 
+    @property
+    def path(self) -> str:
+        """Of the file."""
+        return str(self.arena.path)
 
-class DoorbellTransport(ArenaTransport):
-    """The shard's native worker watches the arena."""
 
-    def __init__(self, arena: Arena) -> None:
-        super().__init__(arena)
-        self.shared = SharedArena(arena, self._memory)
+class DoorbellTransport:
+    """The shard's native worker watches the arena.
 
-    def submit(self, slot: int, sequence: int, batch: Batch) -> None:
-        """Write the tensors, ring."""
-        self._memory.submit(slot, sequence, batch.layer, batch.x, batch.ids, batch.weights)
+    Attributes:
+        shared: the arena. line: its free slots, and the sequences of calls.
+    """
 
-    def wait(self, slot: int, sequence: int, y: Sums, timeout_s: float) -> Reply | None:
-        """Sleep until the worker answers; other Python threads run meanwhile."""
-        status = self._memory.wait_add(slot, sequence, timeout_s, y)
-        return _DONE if status == Status.OK else None if status is None else Reply(status)
+    def __init__(self, shared: SharedArena, first_slot: int) -> None:
+        self.shared = shared
+        self.line = HopLine(shared.memory, first_slot)
 
-    def is_done(self, slot: int, sequence: int) -> bool:
-        """Whether the worker has answered."""
-        return self._memory.wait_done(slot, sequence, 0) is not None
+    @property
+    def arena_path(self) -> str | None:
+        """Path of the arena."""
+        return self.shared.path
 
     def close(self) -> None:
         """End the waits of a GPU, remove the file."""
-        self._memory.abandon()
-        super().close()
+        self.shared.memory.abandon()
+        self.shared.arena.close()
 
 
-class MessageTransport(ArenaTransport):
-    """Messages announce what lies in the arena."""
+class MailTransport(ABC):
+    """Messages announce calls and their answers: what transports by message share.
 
-    def __init__(self, arena: Arena, mail: Mail) -> None:
-        super().__init__(arena)
+    Args:
+        slots: that calls may use; over frames they are mere numbers.
+    """
+
+    arena_path: str | None = None
+
+    def __init__(self, mail: Mail, slots: range) -> None:
         self._mail = mail
+        self._free = list(slots)
+        self._abandoned: list[tuple[int, int]] = []  # slot, sequence of calls that nobody waits for any more
 
-    def submit(self, slot: int, sequence: int, batch: Batch) -> None:
-        """Write the tensors, send a message."""
-        self._memory.put(slot, batch.x, batch.ids, batch.weights)
-        self._mail.send(_submit(slot, sequence, batch))
+    def free_slots(self) -> int:
+        """Calls that may be submitted now."""
+        for slot, sequence in list(self._abandoned):
+            if self._mail.take_done(slot, sequence, 0) is not None:
+                self._abandoned.remove((slot, sequence))
+                self._free.append(slot)
+        return len(self._free)
+
+    def submit(self, sequence: int, batch: Batch) -> int:
+        """Start a call; its slot. There must be a free one."""
+        slot = self._free.pop()
+        self._post(Submit(slot=slot, sequence=sequence, layer=batch.layer, n_tokens=len(batch)), batch)
+        return slot
 
     def wait(self, slot: int, sequence: int, y: Sums, timeout_s: float) -> Reply | None:
-        """Wait for the answering message."""
-        answer = self._mail.take_done(slot, sequence, timeout_s)
-        if answer is None:
-            return None
-        done, _ = answer
-        if done.status == Status.OK:
-            self._memory.add(slot, y)
-        return Reply(done.status, done.message)
-
-    def is_done(self, slot: int, sequence: int) -> bool:
-        """Whether the message is there."""
-        return self._mail.take_done(slot, sequence, 0) is not None
-
-
-class FrameTransport:
-    """Messages carry the tensors."""
-
-    arena_path = None
-
-    def __init__(self, dims: ArenaDims, mail: Mail) -> None:
-        self._dims = dims
-        self._mail = mail
-
-    def submit(self, slot: int, sequence: int, batch: Batch) -> None:
-        """Send a message with x, ids and weights. Copies: ZeroMQ sends later, the caller may write sooner."""
-        x = to_bf16(batch.x.astype(np.float32, copy=False)) if self._must_round(batch.x) else batch.x
-        frames = [memoryview(part.tobytes()) for part in (x, batch.ids, batch.weights)]
-        self._mail.send(_submit(slot, sequence, batch), frames)
-
-    def wait(self, slot: int, sequence: int, y: Sums, timeout_s: float) -> Reply | None:
-        """Wait for the answering message with y."""
+        """Its reply, or None after `timeout_s`; if it is OK, the answer has been added to `y`."""
         answer = self._mail.take_done(slot, sequence, timeout_s)
         if answer is None:
             return None
         done, frames = answer
-        if done.status != Status.OK:
-            return Reply(done.status, done.message)
+        return self._add(slot, frames, y) if done.status == Status.OK else Reply(done.status, done.message)
+
+    def release(self, slot: int) -> None:
+        """The slot is free again."""
+        self._free.append(slot)
+
+    def abandon(self, slot: int, sequence: int) -> None:
+        """Nobody will wait for this call: its slot is free once the shard is done with it."""
+        self._abandoned.append((slot, sequence))
+
+    def close(self) -> None:  # noqa: B027 - nothing to give back without an arena
+        """Give the memory back."""
+
+    @abstractmethod
+    def _post(self, submit: Submit, batch: Batch) -> None:
+        """Send the message, after the tensors or with them."""
+
+    @abstractmethod
+    def _add(self, slot: int, frames: tuple[memoryview, ...], y: Sums) -> Reply:
+        """Add the answer to y."""
+
+
+class MessageTransport(MailTransport):
+    """Messages announce what lies in the arena."""
+
+    def __init__(self, shared: SharedArena, mail: Mail, slots: range) -> None:
+        super().__init__(mail, slots)
+        self._shared = shared
+        self.arena_path = shared.path
+
+    def close(self) -> None:
+        """Remove the arena's file."""
+        self._shared.arena.close()
+
+    def _post(self, submit: Submit, batch: Batch) -> None:
+        self._shared.memory.put(submit.slot, batch.x, batch.ids, batch.weights)
+        self._mail.send(submit)
+
+    def _add(self, slot: int, frames: tuple[memoryview, ...], y: Sums) -> Reply:
+        del frames
+        self._shared.memory.add(slot, y)
+        return _DONE
+
+
+class FrameTransport(MailTransport):
+    """Messages carry the tensors."""
+
+    def __init__(self, dims: ArenaDims, mail: Mail, slots: range) -> None:
+        super().__init__(mail, slots)
+        self._dims = dims
+
+    def _post(self, submit: Submit, batch: Batch) -> None:
+        """Copies: ZeroMQ sends later, the caller may write sooner."""
+        must_round = batch.x.dtype == np.float32 and self._dims.dtype == "bf16"
+        x = to_bf16(batch.x.astype(np.float32, copy=False)) if must_round else batch.x
+        self._mail.send(submit, [memoryview(part.tobytes()) for part in (x, batch.ids, batch.weights)])
+
+    def _add(self, slot: int, frames: tuple[memoryview, ...], y: Sums) -> Reply:
+        del slot
         answered = b"".join(frames)
         if len(answered) != y.size * self._dims.element.itemsize:
             return Reply(Status.INTERNAL, f"it answered {len(answered)} bytes for {len(y)} tokens")
@@ -225,17 +247,3 @@ class FrameTransport:
         else:
             y += from_bf16(np.frombuffer(answered, np.uint16)).reshape(y.shape)
         return _DONE
-
-    def is_done(self, slot: int, sequence: int) -> bool:
-        """Whether the message is there."""
-        return self._mail.take_done(slot, sequence, 0) is not None
-
-    def _must_round(self, x: Vectors) -> bool:
-        return x.dtype == np.float32 and self._dims.dtype == "bf16"
-
-    def close(self) -> None:
-        """Nothing to give back."""
-
-
-def _submit(slot: int, sequence: int, batch: Batch) -> Submit:
-    return Submit(slot=slot, sequence=sequence, layer=batch.layer, n_tokens=len(batch))

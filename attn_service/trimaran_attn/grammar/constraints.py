@@ -51,6 +51,10 @@ class Constraints:
         self._compiling: dict[str, Compilation] = {}
         self._matchers: dict[str, LLMatcher] = {}
 
+    def __contains__(self, request_id: object) -> bool:
+        """Whether a request has a grammar."""
+        return request_id in self._compiling or request_id in self._matchers
+
     @property
     def end_ids(self) -> Sequence[int]:
         """Tokens that end a generation wherever its grammar may end."""

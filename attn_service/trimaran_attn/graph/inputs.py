@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from trimaran_kernels.gpu.sampling_inputs import DrawInputs
 
+from trimaran_attn.drawing import DRAW_FIELDS, NOT_WANTED, fill_draws
+from trimaran_attn.draws import Draw
 from trimaran_attn.kv_cache import PAGE_SIZE
 from trimaran_attn.model.batch import Batch, DecodeRows
 from trimaran_attn.pages import pages_for
@@ -48,6 +51,8 @@ class DecodeInputs:
     Attributes:
         batch: the step's batch; its tensors are views of the buffer.
         live: int32 [1], how many rows are real.
+        draws: how the step's tokens are drawn; views of the buffer too.
+        tokens: int32 [rows], where they are written.
     """
 
     def __init__(self, shape: InputShape, device: torch.device) -> None:
@@ -62,6 +67,7 @@ class DecodeInputs:
             "lengths": (torch.int32, (n,)),
             "live": (torch.int32, (1,)),
             "tables": (torch.int32, (n, n_pages)),
+            **{name: (dtype, (n,)) for name, dtype in DRAW_FIELDS.items()},
         }
         sizes = [_padded(dtype.itemsize * prod(dims)) for dtype, dims in layout.values()]
         on_gpu = device.type == "cuda"
@@ -69,12 +75,12 @@ class DecodeInputs:
         self._device = torch.zeros(sum(sizes), dtype=torch.uint8, device=device)
         host, there = (_views(flat, layout, sizes) for flat in (self._host, self._device))
         self._x = host.pop("x")
-        self._fields: dict[str, NDArray[np.int64] | NDArray[np.int32]] = {
-            name: view.numpy() for name, view in host.items()
-        }
+        self._fields: dict[str, NDArray[Any]] = {name: view.numpy() for name, view in host.items()}
         # Whose pages each row of `tables` holds, and how many of them.
         self._tables: list[list[int]] = [[] for _ in range(n)]
         self.live = there["live"]
+        self.draws = DrawInputs(**{name: there[name] for name in DRAW_FIELDS})
+        self.tokens = torch.zeros(n, dtype=torch.int32, device=device)
         rows = DecodeRows(
             x=there["x"],
             tables=there["tables"],
@@ -91,12 +97,13 @@ class DecodeInputs:
             decode=rows,
         )
 
-    def fill(self, chunks: Sequence[Chunk], x: Tensor) -> None:
+    def fill(self, chunks: Sequence[Chunk], x: Tensor, draws: Mapping[str, Draw]) -> None:
         """Bring a step's inputs to the device, in the stream's order; the step before must be over.
 
         Args:
             chunks: one token each, at most as many as rows.
             x: [n, hidden] on the CPU, their embeddings.
+            draws: by request id, how tokens are drawn; those of others are not wanted.
         """
         n, fields = len(chunks), self._fields
         fields["live"][0] = n
@@ -111,6 +118,7 @@ class DecodeInputs:
         for row in range(n, self._shape.rows):
             fields["tables"][row, 0] = self._shape.null_page
             self._tables[row] = []
+        fill_draws(fields, [draws.get(chunk.request.request_id, NOT_WANTED) for chunk in chunks])
         self._x[:n] = x
         self._device.copy_(self._host, non_blocking=True)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from trimaran.telemetry import Log
 from trimaran.timeline import Tracer
 
+from trimaran_attn.drawing import Computed, Drawer
 from trimaran_attn.graph.buckets import bucket_of, bucket_sizes
 from trimaran_attn.graph.capture import Recorder, Replay
 from trimaran_attn.graph.inputs import DecodeInputs, InputShape
@@ -66,6 +67,7 @@ class StepGraphs:
         widest: the shape of the largest step's inputs.
         device: that computes.
         tracer: while it records who does what, steps are not replayed: a graph has no spans.
+        drawer: draws tokens at the end of a step; without it all logits are for the host.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class StepGraphs:
         widest: InputShape,
         device: torch.device,
         tracer: Tracer,
+        drawer: Drawer | None = None,
     ) -> None:
         self._model = model
         self._cache = cache
@@ -86,6 +89,7 @@ class StepGraphs:
         self._widest = widest
         self._device = device
         self._tracer = tracer
+        self._drawer = drawer
         self._sizes = bucket_sizes(widest.rows)
         self._buckets: dict[int, Bucket] = {}
         self._is_refused = False
@@ -97,12 +101,14 @@ class StepGraphs:
         n = len(plan.chunks)
         return 0 < n <= self._sizes[-1] and all(_is_decode(chunk) for chunk in plan.chunks)
 
-    def run(self, plan: StepPlan) -> Tensor:
-        """Logits [S, vocab] of a step that fits, on the device; good until the next one."""
+    def run(self, plan: StepPlan) -> Computed:
+        """A step that fits; what it computed is good until the next one."""
         bucket = self._bucket(bucket_of(len(plan.chunks), self._sizes))
         token_ids = [next(chunk.request.tokens(chunk.start, chunk.start + 1)) for chunk in plan.chunks]
-        bucket.inputs.fill(plan.chunks, self._model.embed(torch.tensor(token_ids)))
-        return self._compute(bucket)[: len(plan.chunks)]
+        bucket.inputs.fill(plan.chunks, self._model.embed(torch.tensor(token_ids)), plan.draws)
+        n = len(plan.chunks)
+        logits = self._compute(bucket)[:n]
+        return Computed(logits, None if self._drawer is None else bucket.inputs.tokens[:n])
 
     def warm_up(self) -> None:
         """Run and record a step of padding in each size, the largest first, whose memory the others reuse."""
@@ -113,7 +119,7 @@ class StepGraphs:
                 with self._hop.step():
                     if self._is_refused or not self._hop.is_attached:
                         return
-                    bucket.inputs.fill((), torch.empty(0, self._widest.hidden_size))
+                    bucket.inputs.fill((), torch.empty(0, self._widest.hidden_size), {})
                     self._compute(bucket).sum().item()  # the device is done
         _log.info(
             "decode steps recorded", sizes=str(self._sizes), seconds=round(time.monotonic() - started, 1)
@@ -137,7 +143,10 @@ class StepGraphs:
     def _body(self, inputs: DecodeInputs) -> Callable[[], Tensor]:
         def body() -> Tensor:
             with self._hop.padded(inputs.live):
-                return self._model.forward(inputs.batch, self._cache).logits
+                logits = self._model.forward(inputs.batch, self._cache).logits
+            if self._drawer is not None:
+                self._drawer(logits, inputs.draws, inputs.tokens)
+            return logits
 
         return body
 

@@ -5,10 +5,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <algorithm>
 #include <string>
 
-#include "api/arrays.h"
+#include "api/hop_arrays.h"
 #include "api/module.h"
 #include "hop/arena.h"
 #include "hop/call_gate.h"
@@ -25,14 +24,6 @@ using hop::ArenaDims;
 using hop::ArenaWorker;
 using hop::CallGate;
 using hop::Recorder;
-
-constexpr double kLongestWait = 3600.0;
-
-hop::Clock::time_point deadline_after(double seconds) {
-  const double bounded = std::clamp(seconds, 0.0, kLongestWait);
-  return hop::Clock::now() +
-         std::chrono::duration_cast<hop::Clock::duration>(std::chrono::duration<double>(bounded));
-}
 
 const char* dtype_name(DType dtype) { return dtype == DType::f32 ? "f32" : "bf16"; }
 
@@ -72,62 +63,21 @@ std::optional<int32_t> wait_done(const Arena& arena, uint32_t slot, uint32_t seq
   return hop::wait_done(arena, slot, sequence, deadline, hop::default_spin());
 }
 
-// A call's tensors, checked against the arena; returns the number of tokens.
-uint32_t put(const Arena& arena, uint32_t slot, nb::handle x_object, nb::handle ids_object,
-             nb::handle weights_object) {
+// Returns the number of tokens.
+uint32_t put(const Arena& arena, uint32_t slot, nb::handle x, nb::handle ids, nb::handle weights) {
   check_slot(arena, slot);
-  const ArenaDims& dims = arena.dims();
-  const bool takes_bf16 = dims.dtype == DType::bf16;
-  const ArrayView x = takes_bf16 ? view_array(x_object, "x", {Element::f32, Element::bf16}, 2)
-                                 : view_array(x_object, "x", {Element::f32}, 2);
-  const ArrayView ids = view_array(ids_object, "ids", {Element::i32}, 2);
-  const ArrayView weights = view_array(weights_object, "weights", {Element::f32}, 2);
-  const int64_t n = x.shape[0];
-  if (n > dims.max_tokens) {
-    throw KernelError("x: a slot holds " + std::to_string(dims.max_tokens) + " tokens, have " +
-                      std::to_string(n));
-  }
-  check_length(x, "x", 1, dims.hidden);
-  for (const ArrayView* view : {&ids, &weights}) {
-    check_length(*view, "ids and weights", 0, n);
-    check_length(*view, "ids and weights", 1, dims.top_k);
-  }
-  const DType dtype = x.element == Element::f32 ? DType::f32 : DType::bf16;
+  const TokenViews views = view_tokens(arena.dims(), x, ids, weights);
+  const hop::ClientBatch batch = views.batch(0);
   const nb::gil_scoped_release unlocked;
-  hop::put_tokens(arena, slot, static_cast<uint32_t>(n), x.data, dtype, static_cast<const int32_t*>(ids.data),
-                  static_cast<const float*>(weights.data));
-  return static_cast<uint32_t>(n);
-}
-
-void submit(const Arena& arena, uint32_t slot, uint32_t sequence, int32_t layer, nb::handle x, nb::handle ids,
-            nb::handle weights) {
-  hop::ring(arena, slot, sequence, layer, put(arena, slot, x, ids, weights));
-}
-
-ArrayView answer_view(const Arena& arena, uint32_t slot, nb::handle y_object) {
-  check_slot(arena, slot);
-  ArrayView y = view_array(y_object, "y", {Element::f32}, 2, true);
-  check_length(y, "y", 1, arena.dims().hidden);
-  if (y.shape[0] > arena.dims().max_tokens) throw KernelError("y: has more rows than a slot has tokens");
-  return y;
+  hop::put_tokens(arena, slot, batch.n_tokens, batch.x, batch.dtype, batch.ids, batch.weights);
+  return batch.n_tokens;
 }
 
 void add(const Arena& arena, uint32_t slot, nb::handle y_object) {
-  const ArrayView y = answer_view(arena, slot, y_object);
+  check_slot(arena, slot);
+  const ArrayView y = view_answer(arena.dims(), y_object);
   const nb::gil_scoped_release unlocked;
   hop::add_answer(arena, slot, static_cast<uint32_t>(y.shape[0]), static_cast<float*>(y.data));
-}
-
-std::optional<int32_t> wait_add(const Arena& arena, uint32_t slot, uint32_t sequence, double timeout_s,
-                                nb::handle y_object) {
-  const ArrayView y = answer_view(arena, slot, y_object);
-  const auto deadline = deadline_after(timeout_s);
-  const nb::gil_scoped_release unlocked;
-  const auto status = hop::wait_done(arena, slot, sequence, deadline, hop::default_spin());
-  if (status == static_cast<int32_t>(Status::ok)) {
-    hop::add_answer(arena, slot, static_cast<uint32_t>(y.shape[0]), static_cast<float*>(y.data));
-  }
-  return status;
 }
 
 int32_t run_slot(CallGate& gate, const Arena& arena, uint32_t slot, int32_t layer, uint32_t n_tokens) {
@@ -169,6 +119,8 @@ nb::dict counters_of(const CallGate& gate) {
   result["tokens"] = counters.tokens;
   result["engine_calls"] = counters.engine_calls;
   result["merged_calls"] = counters.merged_calls;
+  result["gather_waits"] = counters.gather_waits;
+  result["gather_ns"] = counters.gather_ns;
   result["busy_ns"] = counters.busy_ns;
   for (size_t i = 0; i < hop::kBusyBounds.size(); ++i) {
     result[("busy_le_" + std::to_string(hop::kBusyBounds[i])).c_str()] = counters.busy_counts[i];
@@ -222,10 +174,7 @@ void bind_hop(nanobind::module_& m) {
       .def("end_step", &trimaran::hop::end_step)
       .def("abandon", &trimaran::hop::abandon)
       .def("put", &put, nb::arg("slot"), nb::arg("x"), nb::arg("ids"), nb::arg("weights"))
-      .def("submit", &submit, nb::arg("slot"), nb::arg("sequence"), nb::arg("layer"), nb::arg("x"),
-           nb::arg("ids"), nb::arg("weights"))
-      .def("add", &add, nb::arg("slot"), nb::arg("y"))
-      .def("wait_add", &wait_add, nb::arg("slot"), nb::arg("sequence"), nb::arg("timeout_s"), nb::arg("y"));
+      .def("add", &add, nb::arg("slot"), nb::arg("y"));
   nb::class_<Recorder>(m, "Recorder")
       .def_prop_ro("calls", &Recorder::calls)
       .def_prop_ro("bytes", &Recorder::bytes)

@@ -5,4 +5,5 @@ NB_MODULE(_native, module) {
   bind_core(module);
   bind_attention(module);
   bind_hop(module);
+  bind_client(module);
 }

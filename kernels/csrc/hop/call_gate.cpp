@@ -12,6 +12,10 @@ namespace {
 
 constexpr size_t kSpareTickets = 64;
 
+// What may ride along with a call: so many tokens, or so many times its own.
+constexpr uint64_t kFewTokens = 16;
+constexpr uint64_t kMostCompany = 4;
+
 // Whether no exponent is all ones, for 16-bit (bf16) and 32-bit (f32) patterns alike.
 template <class Bits>
 bool all_finite(const void* values, size_t n, Bits exponent) {
@@ -35,13 +39,19 @@ int32_t code(Status status) { return static_cast<int32_t>(status); }
 
 }  // namespace
 
-int32_t CallGate::run(const Call& call, uint32_t max_tokens) noexcept {
+void CallGate::leave(uint64_t client) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  gathering_.forget(client);
+}
+
+int32_t CallGate::run(const Call& call, uint32_t max_tokens, uint64_t client) noexcept {
   waiting_.fetch_add(1);
   int32_t status = code(Status::internal);
   try {
     std::unique_ptr<Ticket> ticket = take_ticket();
     status = check(call, max_tokens, *ticket);
     if (status == 0) {
+      ticket->ask = {client, call.layer, call.n_tokens, client == 0 ? 0 : count_experts(ticket->ids)};
       wait_and_serve(*ticket);
       status = ticket->status;
     }
@@ -59,11 +69,12 @@ int32_t CallGate::run(const Call& call, uint32_t max_tokens) noexcept {
   return status;
 }
 
-int32_t CallGate::run_slot(const Arena& arena, uint32_t slot, int32_t layer, uint32_t n_tokens) noexcept {
+int32_t CallGate::run_slot(const Arena& arena, uint32_t slot, int32_t layer, uint32_t n_tokens,
+                           uint64_t client) noexcept {
   if (slot >= arena.dims().n_slots) return kBadSlot;
   const Call call{layer,         n_tokens,          arena.x(slot), arena.ids(slot), arena.weights(slot),
                   arena.y(slot), arena.dims().dtype};
-  return run(call, arena.dims().max_tokens);
+  return run(call, arena.dims().max_tokens, client);
 }
 
 void CallGate::record(std::shared_ptr<Recorder> recorder) {
@@ -89,6 +100,7 @@ int32_t CallGate::check(const Call& call, uint32_t max_tokens, Ticket& ticket) c
   ticket.weights.assign(call.weights, call.weights + routes);
   ticket.status = code(Status::internal);
   ticket.done = ticket.leads = false;
+  ticket.alone = std::chrono::nanoseconds(0);
   ticket.next = nullptr;
   const auto valid = [&dims](int32_t id) { return id >= kSkipped && id < dims.n_experts; };
   if (!std::all_of(ticket.ids.begin(), ticket.ids.end(), valid)) return code(Status::bad_expert_id);
@@ -102,39 +114,71 @@ int32_t CallGate::check(const Call& call, uint32_t max_tokens, Ticket& ticket) c
   return code(Status::ok);
 }
 
+// How many different experts of the whole model are among `ids`.
+uint32_t CallGate::count_experts(const std::vector<int32_t>& ids) const {
+  std::vector<bool> seen(static_cast<size_t>(dims().n_experts));
+  for (const int32_t id : ids) {
+    if (id != kSkipped) seen[static_cast<size_t>(id)] = true;
+  }
+  return static_cast<uint32_t>(std::count(seen.begin(), seen.end(), true));
+}
+
 // Returns when the ticket is served, by another's engine call or by one that this thread leads. Who leads is
 // always first in the queue, so that nobody is overtaken for long: others only ride along.
 void CallGate::wait_and_serve(Ticket& ticket) {
   std::unique_lock<std::mutex> lock(mutex_);
+  gathering_.arrived(ticket.ask, Clock::now());
   queue_.push_back(&ticket);
   if (is_led_) {
+    company_.notify_one();
     ticket.turn.wait(lock, [&ticket] { return ticket.done || ticket.leads; });
   }
   if (!ticket.done) {
     is_led_ = true;
+    gather(lock, ticket);
     take_batch(ticket);
     lock.unlock();
     compute_batch(ticket);
     lock.lock();
-    for (Ticket* served = &ticket; served != nullptr; served = served->next) {
-      served->done = true;
-      served->turn.notify_one();
-    }
-    is_led_ = !queue_.empty();
-    if (is_led_) {
-      queue_.front()->leads = true;
-      queue_.front()->turn.notify_one();
-    }
+    hand_out(ticket);
   }
   const std::shared_ptr<Recorder> recorder = recorder_;
   lock.unlock();
   if (recorder) recorder->write(ticket.call, ticket.ids, ticket.weights, ticket.status);
 }
 
+// Waits for company if it is due and worth it. Whoever comes ends that: those for another layer have waited
+// long enough.
+void CallGate::gather(std::unique_lock<std::mutex>& lock, const Ticket& first) {
+  if (queue_.size() > 1) return;
+  const auto start = Clock::now();
+  const auto start_by = gathering_.start_by(first.ask, start);
+  if (start_by <= start) return;
+  company_.wait_until(lock, start_by, [this] { return queue_.size() > 1; });
+  gather_waits_.fetch_add(1);
+  gather_ns_.fetch_add(nanoseconds(Clock::now() - start));
+}
+
+// Tells everybody of the batch, and who leads the next one.
+void CallGate::hand_out(Ticket& first) {
+  const auto now = Clock::now();
+  for (Ticket* served = &first; served != nullptr; served = served->next) {
+    gathering_.answered(served->ask, now, served->alone);
+    served->done = true;
+    served->turn.notify_one();
+  }
+  is_led_ = !queue_.empty();
+  if (is_led_) {
+    queue_.front()->leads = true;
+    queue_.front()->turn.notify_one();
+  }
+}
+
 // Takes `first`, the queue's head, and whoever may ride along from the queue, and chains them.
 void CallGate::take_batch(Ticket& first) {
   uint64_t tokens = first.call.n_tokens;
-  const auto most = static_cast<uint64_t>(dims().max_tokens);
+  const uint64_t company = std::max(kFewTokens, kMostCompany * tokens);
+  const auto most = std::min(static_cast<uint64_t>(dims().max_tokens), tokens + company);
   Ticket* last = &first;
   queue_.pop_front();
   const auto rides = [&](Ticket* ticket) {
@@ -152,7 +196,9 @@ void CallGate::take_batch(Ticket& first) {
 void CallGate::compute_batch(Ticket& first) noexcept {
   if (first.next != nullptr && compute_merged(first)) return;
   for (Ticket* ticket = &first; ticket != nullptr; ticket = ticket->next) {
+    const auto start = Clock::now();
     ticket->status = compute_alone(*ticket);
+    ticket->alone = Clock::now() - start;
   }
 }
 
@@ -237,8 +283,9 @@ int32_t CallGate::forward(const Call& call, const int32_t* ids, const float* wei
 }
 
 GateCounters CallGate::counters() const {
-  return {calls_.load(),   failures_.load(), tokens_.load(),       engine_calls_.load(), merged_calls_.load(),
-          busy_ns_.load(), stats_.total(),   engine_.bytes_read(), waiting_.load()};
+  return {calls_.load(),        failures_.load(),     tokens_.load(),    engine_calls_.load(),
+          merged_calls_.load(), gather_waits_.load(), gather_ns_.load(), busy_ns_.load(),
+          stats_.total(),       engine_.bytes_read(), waiting_.load()};
 }
 
 }  // namespace trimaran::hop

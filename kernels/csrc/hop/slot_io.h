@@ -12,7 +12,10 @@ namespace trimaran::hop {
 void put_tokens(const Arena& arena, uint32_t slot, uint32_t n, const void* x, DType dtype, const int32_t* ids,
                 const float* weights);
 
-// y[t] += the slot's answer for token t < n ≤ max_tokens; y: [n, hidden] f32.
+// y[t] = the slot's answer for token t < n ≤ max_tokens; y: [n, hidden] f32.
+void take_answer(const Arena& arena, uint32_t slot, uint32_t n, float* y);
+
+// The same, added to what y holds.
 void add_answer(const Arena& arena, uint32_t slot, uint32_t n, float* y);
 
 }  // namespace trimaran::hop

@@ -26,7 +26,7 @@ void pin_to(int cpu) {
 }  // namespace
 
 ArenaWorker::ArenaWorker(const Arena& arena, CallGate& gate, int cpu)
-    : arena_(arena), gate_(gate), served_(arena.dims().n_slots, 0) {
+    : arena_(arena), gate_(gate), client_(gate.join()), served_(arena.dims().n_slots, 0) {
   if (arena.dims().hidden != static_cast<uint32_t>(gate.dims().hidden) ||
       arena.dims().top_k != static_cast<uint32_t>(gate.dims().top_k)) {
     throw KernelError("arena: its hidden size and top_k are not the model's");
@@ -37,6 +37,7 @@ ArenaWorker::ArenaWorker(const Arena& arena, CallGate& gate, int cpu)
     pin_to(cpu);
     serve(spin);
     serve_pending();
+    gate_.leave(client_);
     finished_.store(true);
   });
 }
@@ -90,7 +91,8 @@ bool ArenaWorker::serve_pending() {
     const SlotControl& control = arena_.control(slot);
     const int32_t layer = control.layer.load(std::memory_order_relaxed);
     const uint32_t n_tokens = control.n_tokens.load(std::memory_order_relaxed);
-    const int32_t status = stopping_.load() ? kShuttingDown : gate_.run_slot(arena_, slot, layer, n_tokens);
+    const int32_t status =
+        stopping_.load() ? kShuttingDown : gate_.run_slot(arena_, slot, layer, n_tokens, client_);
     answer(arena_, slot, sequence, status);
   }
   return any;

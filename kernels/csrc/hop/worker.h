@@ -38,6 +38,7 @@ class ArenaWorker {
 
   const Arena& arena_;
   CallGate& gate_;
+  const uint64_t client_;         // as the gate knows it
   std::vector<uint32_t> served_;  // by slot: the last request sequence that was answered
   std::atomic<bool> stopping_{false};
   std::atomic<bool> finished_{false};

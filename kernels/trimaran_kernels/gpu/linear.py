@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
 from trimaran_kernels.gpu.expand import expand_rows
+from trimaran_kernels.gpu.few_tokens import MOST_TOKENS, few_tokens
 from trimaran_kernels.gpu.gemm import gemm
 from trimaran_kernels.gpu.gemv import gemv
 from trimaran_kernels.gpu.gemv_fixed import fixed_gemv
@@ -27,22 +30,33 @@ def quant_linear(x: Tensor, matrix: QuantMatrix) -> Tensor:
         matrix: W, [N, K].
     """
     x = x.contiguous()
-    if len(x) == 1:
-        return _one_token(x, matrix)
-    return gemm(x, matrix) if 0 < len(x) <= TILED_TOKENS else _expanded(x, matrix)
+    kernel = choose_kernel(len(x), x.dtype)
+    return _expanded(x, matrix) if kernel is None else kernel(x, matrix)
 
 
 def quant_swiglu(x: Tensor, gate: QuantMatrix, up: QuantMatrix) -> Tensor:
     """x: [T, K] → silu(x·Wgateᵀ) × (x·Wupᵀ) [T, N] in x's type; fused if both [N, K] have one type."""
     x = x.contiguous()
-    if gate.layout != up.layout or not 0 < len(x) <= TILED_TOKENS:
+    kernel = choose_kernel(len(x), x.dtype)
+    if kernel is None or gate.layout != up.layout:
         return silu(quant_linear(x, gate)).mul_(quant_linear(x, up))
-    return _one_token(x, gate, up) if len(x) == 1 else gemm(x, gate, up)
+    return kernel(x, gate, up)
 
 
-def _one_token(x: Tensor, matrix: QuantMatrix, up: QuantMatrix | None = None) -> Tensor:
-    """16-bit floats fit into fixed point; float32 is the reference's type and keeps all of its bits."""
-    return gemv(x, matrix, up) if x.dtype == torch.float32 else fixed_gemv(x, matrix, up)
+def choose_kernel(n_tokens: int, dtype: torch.dtype) -> Callable[..., Tensor] | None:
+    """What multiplies a batch by a matrix, or by two with SwiGLU between; None: decode rows first.
+
+    By instructions a weight (docs/kernels/gpu.md): fixed point takes least for one token, and most of that
+    again for each further one; from two on, codes on tensor cores take less. float32 is the reference's type
+    and keeps all of its bits.
+    """
+    if not 0 < n_tokens <= TILED_TOKENS:
+        return None
+    if dtype == torch.float32:
+        return gemv if n_tokens == 1 else gemm
+    if n_tokens == 1:
+        return fixed_gemv
+    return few_tokens if n_tokens <= MOST_TOKENS else gemm
 
 
 def _expanded(x: Tensor, matrix: QuantMatrix) -> Tensor:

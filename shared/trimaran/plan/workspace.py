@@ -55,7 +55,8 @@ def _activations(spec: ModelSpec, tokens: int, *, element: int) -> int:
 
 
 def _logits(spec: ModelSpec, config: AttnConfig) -> int:
-    return config.max_running * spec.vocab_size * 4 * 2
+    """In two types, and what drawing from them sorts: a key and an id of each token."""
+    return config.max_running * spec.vocab_size * 4 * 4
 
 
 def _gpu_scratch(spec: ModelSpec, config: AttnConfig) -> int:

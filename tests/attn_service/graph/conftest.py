@@ -13,6 +13,7 @@ from trimaran.kv_format import KvFormat
 from trimaran.spec import ModelSpec, read_spec
 from trimaran.synth import write_random_model
 from trimaran.timeline import Tracer
+from trimaran_attn.drawing import Drawer
 from trimaran_attn.graph.inputs import InputShape
 from trimaran_attn.graph.steps import StepGraphs
 from trimaran_attn.kv_cache import PAGE_SIZE, LatentCache
@@ -41,7 +42,7 @@ class Bench:
             cache.layer_bytes(layer).fill_(0xFF)  # NaN, as memory may hold that nobody wrote to
         return cache
 
-    def graphs(self, cache: LatentCache) -> StepGraphs:
+    def graphs(self, cache: LatentCache, drawer: Drawer | None = None) -> StepGraphs:
         widest = InputShape(MAX_RUNNING, CONTEXT, self.spec.hidden_size, torch.float32, N_PAGES)
         return StepGraphs(
             self.model,
@@ -51,6 +52,7 @@ class Bench:
             widest=widest,
             device=CPU,
             tracer=self.tracer,
+            drawer=drawer,
         )
 
 

@@ -21,7 +21,7 @@ def make_request(pages: list[int]) -> Request:
 
 def tables(inputs: DecodeInputs, *requests: Request) -> list[list[int]]:
     chunks = [Chunk(request, request.n_computed, 1) for request in requests]
-    inputs.fill(chunks, torch.zeros(len(chunks), HIDDEN))
+    inputs.fill(chunks, torch.zeros(len(chunks), HIDDEN), {})
     assert inputs.batch.decode is not None
     return inputs.batch.decode.tables.tolist()
 

@@ -12,10 +12,11 @@ import pytest
 
 HELPERS = Path(__file__).parents[2] / "helpers"
 SHARED_MEMORY = {89: 99 << 10, 90: 227 << 10}  # bytes that one program may use
-MULTIPLYING = {"gemm_kernel", "split_kernel", "part_kernel"}
+MULTIPLYING = {"few_kernel", "gemm_kernel", "split_kernel", "part_kernel"}
 HOP = {"submit_kernel", "await_kernel", "collect_kernel"}
 SMALL = {"norm_kernel", "rotate_kernel", "router_kernel", "choose_kernel"}
-KERNELS = MULTIPLYING | HOP | SMALL | {"fixed_gemv_kernel", "expand_kernel", "merge_kernel"}
+LINEAR = {"fixed_gemv_kernel", "sum_splits_kernel", "expand_kernel"}
+KERNELS = MULTIPLYING | HOP | SMALL | LINEAR | {"merge_kernel", "draw_kernel"}
 WEIGHTS_PER_STEP = 8 * 32  # of a thread of the GEMV: rows times columns
 INSTRUCTIONS_PER_WEIGHT = 4.5  # Q5_K; 5.6 is what 70 % of an H200's bandwidth leaves
 
@@ -32,7 +33,7 @@ def test_kernels_compile(capability):
         "--capability",
         str(capability),
         "--only",
-        "Q5_K|mla decode fp8|mla prefill|hop|small",
+        "linear Q5_K (1|16)$|expand Q5_K|linear Q4_K 50|mla decode fp8|mla prefill|hop|small|sampling",
     ]
     result = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, timeout=150

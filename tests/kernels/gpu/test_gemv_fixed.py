@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 import interpreted
 import pytest
 import torch
+from ptx import run_ptx
 from trimaran.gguf import GGMLType
 from trimaran_kernels.gpu import words
 from trimaran_kernels.gpu.gemv_fixed import fixed_gemv, rows_per_program
@@ -94,54 +93,6 @@ def test_zeros(make_matrix):
 
 def test_there_is_work_for_a_whole_gpu():
     assert [ROWS(n) for n in (1, 576, 1536, 2048, 7168, 129280)] == [1, 1, 2, 4, 8, 8]
-
-
-def run_ptx(text: str, values: dict[str, int]) -> dict[str, int]:
-    """The few instructions of PTX that the kernels use, as the manual defines them (PTX ISA §9.7)."""
-    registers = dict(values)
-
-    def value(name: str) -> int:
-        return int(name, 0) if name[0].isdigit() else registers[name]
-
-    def signed(number: int, bits: int) -> int:
-        number &= (1 << bits) - 1
-        return number - (1 << bits) if number >> (bits - 1) else number
-
-    def permute(a: int, b: int, selectors: int) -> int:
-        table = (b << 32 | a).to_bytes(8, "little")
-        picked = []
-        for nibble in range(4):
-            selector = selectors >> (4 * nibble) & 15
-            byte = table[selector & 7]
-            picked.append(255 * (byte >> 7) if selector & 8 else byte)
-        return int.from_bytes(bytes(picked), "little")
-
-    for line in re.findall(r"([a-z][a-z0-9.]+) ([^;{}]+);", text):
-        name, operands = line[0], [operand.strip() for operand in line[1].split(",")]
-        if name.startswith(".") or name in {"reg.s32", "reg.b32"} or "reg" in name:
-            continue
-        target, *sources = operands
-        a, *rest = (value(source) for source in sources)
-        if name.startswith("mov"):
-            registers[target] = a
-        elif name == "and.b32":
-            registers[target] = a & rest[0]
-        elif name == "shr.u32":
-            registers[target] = a >> rest[0]
-        elif name == "lop3.b32":
-            assert rest[2] == 0xEA  # (a & b) | c
-            registers[target] = a & rest[0] | rest[1]
-        elif name == "prmt.b32":
-            registers[target] = permute(a, *rest)
-        else:
-            _, half, kind, codes = name.split(".")
-            assert (name[:4], kind) == ("dp2a", "s32")
-            for i in range(2):
-                byte = rest[0] >> (8 * i + (16 if half == "hi" else 0)) & 255
-                code = signed(byte, 8) if codes == "s32" else byte
-                rest[1] += signed(a >> 16 * i, 16) * code
-            registers[target] = rest[1]
-    return registers
 
 
 @pytest.mark.parametrize("kind", ["signed", "unsigned"])

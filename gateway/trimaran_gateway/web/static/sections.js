@@ -170,7 +170,7 @@ function shardText(history, name) {
 function facts() {
   const list = el('dl', { class: 'pairs' });
   const update = (history) => {
-    const { model, engine, gauges } = history.latest;
+    const { model, engine, gauges, crashes } = history.latest;
     const memory = Object.entries(gauges).filter(([name]) => name.endsWith('_bytes'));
     list.replaceChildren(
       ...fact('Model', model.name),
@@ -179,6 +179,7 @@ function facts() {
       ...fact('Context', engine.context_length ? `${engine.context_length.toLocaleString('en')} tokens` : ''),
       ...memory.flatMap(([name, value]) => fact(title(name), bytes(value))),
       ...engineFacts(history.latest),
+      ...Object.entries(crashes ?? {}).flatMap(([name, text]) => fact(`Service ${name}`, text)),
     );
     return true;
   };
