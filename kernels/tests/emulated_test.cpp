@@ -9,7 +9,9 @@
 
 #include "amx/tiles.h"
 #include "avx2/packed.h"
+#include "avx512/activate.h"
 #include "avx512/packed.h"
+#include "generic/activate.h"
 #include "generic/packed.h"
 #include "packed/format.h"
 #include "quant/half.h"
@@ -285,8 +287,39 @@ void test_tiles_keep_vectors_apart(std::mt19937& random) {
   }
 }
 
+// Against the portable function to the bit, and that against doubles; all lengths, and what is not finite.
+void test_activate(std::mt19937& random) {
+  std::vector<float> gate{0.0f,   -0.0f,   NAN,   INFINITY, -INFINITY, -87.0f,
+                          -88.5f, -200.0f, 87.5f, 3e38f,    -3e38f};
+  std::uniform_real_distribution<float> uniform(-87.0f, 87.0f);
+  std::normal_distribution<float> normal;
+  for (int i = 0; i < 2000; ++i) gate.push_back(i % 2 == 0 ? uniform(random) : normal(random));
+  const size_t n = gate.size();
+  std::vector<float> up(n, 1.0f), expected(n), got(n);
+  generic::activate(gate.data(), up.data(), static_cast<int64_t>(n), expected.data());
+  for (const size_t length : {n, size_t{0}, size_t{1}, size_t{15}, size_t{16}, size_t{33}}) {
+    std::fill(got.begin(), got.end(), 7.0f);
+    avx512::activate(gate.data(), up.data(), static_cast<int64_t>(length), got.data());
+    for (size_t i = 0; i < n; ++i) {
+      CHECK(same(got[i], i < length ? expected[i] : 7.0f), "silu of %g", static_cast<double>(gate[i]));
+    }
+  }
+  for (size_t i = 0; i < n; ++i) {
+    const double x = gate[i], exact = x / (1 + std::exp(-x));
+    if (!std::isfinite(x)) {
+      CHECK(!std::isfinite(expected[i]), "silu of %g", x);
+    } else if (x < -87) {
+      CHECK(std::abs(expected[i]) < 1e-38 * -x, "silu of %g: %g", x, static_cast<double>(expected[i]));
+    } else {
+      const double error = std::abs(expected[i] - exact);
+      CHECK(error <= 4.8e-7 * std::abs(exact), "silu of %g: %g, not %g", x, static_cast<double>(expected[i]),
+            exact);
+    }
+  }
+}
+
 Primitives generic_with(const TilePrimitives* tiles) {
-  Primitives p{"emulated", {}, nullptr, generic::quantize, {}, nullptr, tiles};
+  Primitives p{"emulated", {}, nullptr, generic::quantize, avx512::activate, {}, nullptr, tiles};
   generic::fill_dots(p.dot);
   return p;
 }
@@ -350,6 +383,7 @@ int main() {
     compare_terms(f, random);
   });
   test_tiles_do_not_depend_on_the_batch(random);
+  test_activate(random);
   test_tiles_keep_vectors_apart(random);
   test_engine_with_tiles(random);
   std::puts("all emulated kernels passed");

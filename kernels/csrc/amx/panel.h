@@ -10,6 +10,7 @@
 #include "avx512/codes.h"
 #include "isa/target.h"
 #include "isa/tiles.h"
+#include "packed/ahead.h"
 
 TRIMARAN_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx2,fma,f16c")
 
@@ -186,12 +187,13 @@ inline __m512 offset_at(const uint8_t* cell, int s) {
   return _mm512_mul_ps(added, _mm512_set1_ps(-1.0f));
 }
 
-// A cell's groups: tiles and scales from group `first` of the panel on.
+// A cell's groups: tiles and scales from group `first` of the panel on. The cell `ahead` is prefetched.
 template <class Tag, int kPlanes>
-inline void decode_cell(const uint8_t* cell, int first, StripePanel<kPlanes>& panel) {
+inline void decode_cell(const uint8_t* cell, const uint8_t* ahead, int first, StripePanel<kPlanes>& panel) {
   constexpr const Format& f = Tag::format;
   auto* tiles = panel.tiles + first * kPlanes;
   for (int g = 0; g < f.groups(); g += f.groups_per_byte()) {
+    prefetch_part<Tag>(ahead, g);
     decode_group<Tag, 0, kPlanes>(cell, g, tiles);
     if constexpr (f.groups_per_byte() > 1) decode_group<Tag, 1, kPlanes>(cell, g + 1, tiles);
     if constexpr (f.groups_per_byte() > 2) {

@@ -11,6 +11,7 @@
 #include "amx/registers.h"
 #include "amx/scheme.h"
 #include "isa/target.h"
+#include "packed/ahead.h"
 
 TRIMARAN_TARGET_BEGIN("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx2,fma,f16c")
 
@@ -51,7 +52,7 @@ inline void for_blocks(const TileProduct& product, int64_t step, float* out, con
   if (block < product.blocks) run.template pass<1>(blocks);
 }
 
-// out = Σ coefficients · sums of activations, chained through all columns.
+// out (+)= Σ coefficients · sums of activations, chained through some steps.
 
 struct CoefficientPass {
   const uint8_t (*tiles)[kCoefficientSteps * 2][kTileBytes];  // [stripe][tile]
@@ -79,29 +80,27 @@ struct CoefficientPass {
   }
 };
 
+// Steps [begin, begin + kCoefficientSteps).
 template <class Tag>
-void add_coefficients(const TileProduct& product, float* out) {
+void add_coefficients(const TileProduct& product, int64_t begin, float* out) {
   constexpr const Format& f = Tag::format;
   constexpr int cells_a_step = kStepColumns / f.cell_columns;
   constexpr int scales_a_step = kStepColumns / f.scale_columns;
   alignas(64) uint8_t tiles[kTileStripes][kCoefficientSteps * 2][kTileBytes];
-  const int64_t n_steps = (product.n_cells + cells_a_step - 1) / cells_a_step;
-  for (int64_t begin = 0; begin < n_steps; begin += kCoefficientSteps) {
-    const int steps = static_cast<int>(std::min<int64_t>(kCoefficientSteps, n_steps - begin));
-    const int64_t first = begin * cells_a_step;
-    const int64_t end = std::min(product.n_cells, first + steps * cells_a_step);
-    for (int s = 0; s < kTileStripes; ++s) {
-      const int64_t used = (end - first) * f.scales() * 2 * kLineBytes;
-      std::fill_n(tiles[s][0] + used, steps * scales_a_step * 2 * kLineBytes - used, uint8_t{0});
-      const uint8_t* cell = product.stripes + s * product.stripe_bytes + first * f.cell_bytes();
-      for (int64_t i = first; i < end; ++i, cell += f.cell_bytes()) {
-        decode_coefficients<Tag>(cell, static_cast<int>(i - first) * f.scales(), tiles[s][0]);
-      }
+  const int64_t first = begin * cells_a_step;
+  const int64_t end = std::min<int64_t>(product.n_cells, first + kCoefficientSteps * cells_a_step);
+  const int steps = static_cast<int>(end - first + cells_a_step - 1) / cells_a_step;
+  for (int s = 0; s < kTileStripes; ++s) {
+    const int64_t used = (end - first) * f.scales() * 2 * kLineBytes;
+    std::fill_n(tiles[s][0] + used, steps * scales_a_step * 2 * kLineBytes - used, uint8_t{0});
+    const uint8_t* cell = product.stripes + s * product.stripe_bytes + first * f.cell_bytes();
+    for (int64_t i = first; i < end; ++i, cell += f.cell_bytes()) {
+      decode_coefficients<Tag>(cell, static_cast<int>(i - first) * f.scales(), tiles[s][0]);
     }
-    __asm__ volatile("" ::"r"(tiles) : "memory");  // some compilers' tile loads do not say that they read it
-    const CoefficientPass pass{tiles, steps, coefficient_tiles(f), StepLayout{product.terms}, begin == 0};
-    for_blocks(product, begin, out, pass);
   }
+  __asm__ volatile("" ::"r"(tiles) : "memory");  // some compilers' tile loads do not say that they read it
+  const CoefficientPass pass{tiles, steps, coefficient_tiles(f), StepLayout{product.terms}, begin == 0};
+  for_blocks(product, begin, out, pass);
 }
 
 // out += weights · activations of one step, through sums that are scaled.
@@ -170,21 +169,48 @@ struct ScaledPass {
   }
 };
 
+// What is read ahead during cell i: all of a cell soon to come, and the scales that the next coefficients
+// need.
+template <class Tag>
+struct Reading {
+  Ahead ahead;
+
+  void prefetch_scales(int64_t i) const {
+    constexpr const Format& f = Tag::format;
+    constexpr int distance = kCoefficientSteps * (kStepColumns / f.cell_columns);
+    const uint8_t* cell = ahead.cell(i + distance);
+    for (int at = f.scales_at(); at < f.cell_bytes(); at += kCacheLineBytes)
+      __builtin_prefetch(cell + at, 0, 2);
+  }
+};
+
+template <class Tag, int kPlanes>
+void decode_panel(const TileProduct& product, int stripe, int64_t first, int64_t end,
+                  StripePanel<kPlanes>& panel) {
+  constexpr const Format& f = Tag::format;
+  const uint8_t* cells = product.stripes + stripe * product.stripe_bytes;
+  const uint8_t* after =
+      product.next != nullptr ? product.next : product.stripes + kTileStripes * product.stripe_bytes;
+  const Reading<Tag> reading{Ahead(f, cells, product.n_cells, after + stripe * product.stripe_bytes)};
+  for (int64_t i = first; i < end; ++i) {
+    if constexpr (has_coefficients(f)) reading.prefetch_scales(i);
+    decode_cell<Tag, kPlanes>(cells + i * f.cell_bytes(), reading.ahead.at(i),
+                              static_cast<int>(i - first) * f.groups(), panel);
+  }
+}
+
+// Steps [begin, begin + kCoefficientSteps).
 template <class Tag, int kTerms>
-void add_steps(const TileProduct& product, float* out) {
+void add_steps(const TileProduct& product, int64_t begin, float* out) {
   constexpr const Format& f = Tag::format;
   constexpr int kPlanes = kTerms > 1 && !is_exact(f) ? 2 : 1;
   constexpr int64_t cells_a_step = kStepColumns / f.cell_columns;
   StripePanel<kPlanes> panels[kTileStripes];
-  for (int64_t step = 0; step * cells_a_step < product.n_cells; ++step) {
+  for (int64_t step = begin; step < begin + kCoefficientSteps && step * cells_a_step < product.n_cells;
+       ++step) {
     const int64_t first = step * cells_a_step;
     const int64_t end = std::min(product.n_cells, first + cells_a_step);
-    for (int s = 0; s < kTileStripes; ++s) {
-      const uint8_t* cell = product.stripes + s * product.stripe_bytes + first * f.cell_bytes();
-      for (int64_t i = first; i < end; ++i, cell += f.cell_bytes()) {
-        decode_cell<Tag, kPlanes>(cell, static_cast<int>(i - first) * f.groups(), panels[s]);
-      }
-    }
+    for (int s = 0; s < kTileStripes; ++s) decode_panel<Tag, kPlanes>(product, s, first, end, panels[s]);
     __asm__ volatile("" ::"r"(panels) : "memory");
     const ScaledPass<kTerms, kPlanes, defers_scales(f)> pass{panels, step_groups(f, product.n_cells, step)};
     for_blocks(product, step, out, pass);
@@ -193,16 +219,19 @@ void add_steps(const TileProduct& product, float* out) {
 
 template <class Tag>
 void multiply(const TileProduct& product, float* out) {
+  constexpr const Format& f = Tag::format;
+  constexpr int64_t cells_a_step = kStepColumns / f.cell_columns;
   const TileRegisters registers;
-  if constexpr (has_coefficients(Tag::format)) {
-    add_coefficients<Tag>(product, out);
-  } else {
+  if constexpr (!has_coefficients(f)) {
     std::fill_n(out, int64_t{kTileStripes} * product.blocks * kSumFloats, 0.0f);
   }
-  if (product.terms == 1) {
-    add_steps<Tag, 1>(product, out);
-  } else {
-    add_steps<Tag, 2>(product, out);
+  for (int64_t begin = 0; begin * cells_a_step < product.n_cells; begin += kCoefficientSteps) {
+    if constexpr (has_coefficients(f)) add_coefficients<Tag>(product, begin, out);
+    if (product.terms == 1) {
+      add_steps<Tag, 1>(product, begin, out);
+    } else {
+      add_steps<Tag, 2>(product, begin, out);
+    }
   }
 }
 

@@ -43,6 +43,7 @@ struct TileProduct {
   int64_t block_bytes;
   int blocks;
   int terms;
+  const uint8_t* next;  // two stripes that are likely to be read after these; nullptr: what lies behind
 };
 
 struct TilePrimitives {

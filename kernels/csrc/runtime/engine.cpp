@@ -12,7 +12,6 @@
 #include "runtime/padded_rows.h"
 #include "runtime/quantized_rows.h"
 #include "runtime/route.h"
-#include "runtime/silu.h"
 #include "runtime/tiled_experts.h"
 #include "runtime/weights.h"
 
@@ -76,7 +75,7 @@ struct ExpertEngine::Impl {
         primitives(primitives),
         dims(dims),
         exact(exact),
-        tiled(primitives.tiles, pool.size(), exact ? kMostTerms : 1),
+        tiled(primitives, pool.size(), exact ? kMostTerms : 1),
         parts(static_cast<size_t>(pool.size())) {}
 
   // One call's output, and the routing weights that it applies.
@@ -204,9 +203,9 @@ void ExpertEngine::Impl::gate_and_up_item(const Layer& layer, const Route::Group
     }
     for (int t = 0; t < count; ++t) {
       float activated[kGroupColumns];
-      for (int64_t c = 0; c < width; ++c) {
-        const int64_t at = t * kTileRows + c % kTileRows;
-        activated[c] = silu(gate[c / kTileRows][at]) * up[c / kTileRows][at];
+      for (int64_t i = 0; i < tiles; ++i) {
+        const int64_t at = t * kTileRows, rows = std::min<int64_t>(kTileRows, width - i * kTileRows);
+        primitives.activate(gate[i] + at, up[i] + at, rows, activated + i * kTileRows);
       }
       const int position = first + t;
       if (layer.down.packed()) {
@@ -238,18 +237,18 @@ void ExpertEngine::Impl::down_item(const Layer& layer, const Output& output, int
   for (size_t i = 0; i < route.groups().size(); ++i) {
     const Route::Group& group = route.groups()[i];
     float* out = part + static_cast<int64_t>(group.begin) * kTileRows;
-    if (tiled.has(i)) {
-      tiled.down(layer.down, group.expert, i, first_tile, worker, out, pitch);
-      continue;
-    }
-    const Vectors vectors = hiddens.vectors().from(group.begin);
     const bool last = i + 1 == route.groups().size();
     const Route::Group& next = route.groups()[last ? 0 : i + 1];
     const int64_t next_tile = first_tile + (last ? int64_t{tiles} * pool.size() : 0);
+    const uint8_t* after = layer.down.start(next.expert, next_tile);
+    if (tiled.has(i)) {
+      tiled.down(layer.down, group.expert, i, first_tile, worker, out, pitch, after);
+      continue;
+    }
+    const Vectors vectors = hiddens.vectors().from(group.begin);
     for (int t = 0; t < tiles; ++t) {
       layer.down.multiply(primitives, group.expert, first_tile + t, vectors, group.end - group.begin,
-                          out + t * pitch,
-                          t + 1 < tiles ? nullptr : layer.down.start(next.expert, next_tile));
+                          out + t * pitch, t + 1 < tiles ? nullptr : after);
     }
   }
   for (int t = 0; t < tiles; ++t) {

@@ -3,12 +3,14 @@
 #include <algorithm>
 
 #include "runtime/buffers.h"
-#include "runtime/silu.h"
 
 namespace trimaran {
 
-TiledExperts::TiledExperts(const TilePrimitives* tiles, int n_workers, int terms)
-    : tiles_(tiles), terms_(terms), scratch_(static_cast<size_t>(n_workers)) {}
+TiledExperts::TiledExperts(const Primitives& primitives, int n_workers, int terms)
+    : tiles_(primitives.tiles),
+      activate_(primitives.activate),
+      terms_(terms),
+      scratch_(static_cast<size_t>(n_workers)) {}
 
 void TiledExperts::choose(const Route& route, int least_tokens) {
   slots_.clear();
@@ -64,24 +66,26 @@ void TiledExperts::gate_and_up(const Weights& gate, const Weights& up, int exper
   const int64_t tile_floats = static_cast<int64_t>(inputs_.blocks(slot)) * kBlockVectors * kTileRows;
   float* gates = scratch(worker, 2 * kTileStripes * tile_floats);
   float* ups = gates + kTileStripes * tile_floats;
-  gate.multiply_blocks(*tiles_, expert, first_tile, inputs_, slot, gates);
-  up.multiply_blocks(*tiles_, expert, first_tile, inputs_, slot, ups);
+  // Other threads take the items in between.
+  const int64_t after = first_tile + static_cast<int64_t>(kTileStripes * scratch_.size());
+  gate.multiply_blocks(*tiles_, expert, first_tile, inputs_, slot, gates, up.start(expert, first_tile));
+  up.multiply_blocks(*tiles_, expert, first_tile, inputs_, slot, ups, gate.start(expert, after));
   for (int i = 0; i < counts_[static_cast<size_t>(slot)]; ++i) {
     float activated[kGroupColumns];
-    for (int c = 0; c < kGroupColumns; ++c) {
-      const int64_t at = c / kTileRows * tile_floats + i * kTileRows + c % kTileRows;
-      activated[c] = silu(gates[at]) * ups[at];
+    for (int s = 0; s < kTileStripes; ++s) {
+      const int64_t at = s * tile_floats + i * kTileRows;
+      activate_(gates + at, ups + at, kTileRows, activated + s * kTileRows);
     }
     round(activated, first_tile * kTileRows, hiddens_, slot, i);
   }
 }
 
 void TiledExperts::down(const Weights& down, int expert, size_t group, int64_t first_tile, int worker,
-                        float* out, int64_t pitch) {
+                        float* out, int64_t pitch, const uint8_t* next) {
   const int slot = slots_[group];
   const int64_t tile_floats = static_cast<int64_t>(hiddens_.blocks(slot)) * kBlockVectors * kTileRows;
   float* sums = scratch(worker, kTileStripes * tile_floats);
-  down.multiply_blocks(*tiles_, expert, first_tile, hiddens_, slot, sums);
+  down.multiply_blocks(*tiles_, expert, first_tile, hiddens_, slot, sums, next);
   const int64_t used = static_cast<int64_t>(counts_[static_cast<size_t>(slot)]) * kTileRows;
   for (int i = 0; i < kTileStripes; ++i) std::copy_n(sums + i * tile_floats, used, out + i * pitch);
 }

@@ -279,6 +279,26 @@ inline __m512 _mm512_add_ps(__m512 a, __m512 b) {
 inline __m512 _mm512_sub_ps(__m512 a, __m512 b) {
   return emulated::map_floats(a, b, b, [](float x, float y, float) { return x - y; });
 }
+inline __m512 _mm512_div_ps(__m512 a, __m512 b) {
+  return emulated::map_floats(a, b, b, [](float x, float y, float) { return x / y; });
+}
+inline __m512 _mm512_max_ps(__m512 a, __m512 b) {
+  return emulated::map_floats(a, b, b, [](float x, float y, float) { return x > y ? x : y; });
+}
+inline __m512 _mm512_min_ps(__m512 a, __m512 b) {
+  return emulated::map_floats(a, b, b, [](float x, float y, float) { return x < y ? x : y; });
+}
+constexpr int _MM_FROUND_TO_NEAREST_INT = 0;
+constexpr int _MM_FROUND_NO_EXC = 8;
+inline __m512 _mm512_roundscale_ps(__m512 a, int mode) {
+  if (mode != _MM_FROUND_NO_EXC) std::abort();
+  return emulated::map_floats(a, a, a, [](float x, float, float) { return std::nearbyint(x); });
+}
+inline __m512i _mm512_cvtps_epi32(__m512 a) {
+  emulated::Lanes<int32_t, __m512i> r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = static_cast<int32_t>(std::nearbyint(a.lane[i]));
+  return r.vector();
+}
 inline float _mm512_reduce_add_ps(__m512 a) {
   float sum = 0;
   for (const float lane : a.lane) sum += lane;
