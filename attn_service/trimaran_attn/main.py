@@ -39,8 +39,8 @@ def serve(config: Config, stop: Stop) -> None:
     Raises:
         TrimaranError: the model, the device, the memory or the experts are not as configured.
     """
-    config = for_replica(config, config.attn.replica)
-    model = open_model(config)
+    model = open_model(for_replica(config, config.attn.replica))
+    config = model.config
     with ExitStack() as stack:
         stack.enter_context(closing(model.file))
         run_dir = stack.enter_context(open_run_dir(config.run_dir or default_run_dir()))
@@ -62,7 +62,7 @@ def serve(config: Config, stop: Stop) -> None:
         stack.enter_context(closing(link))
         meter, tracer = Meter(), Tracer()
         way = choose_experts(link, experts, meter, device=model.device, device_slots=device_slots)
-        load = _loader(config, model, link, way, meter=meter, tracer=tracer)
+        load = _loader(model, link, way, meter=meter, tracer=tracer)
         worker = EngineWorker(load, link, model.fingerprint, config.attn.max_waiting)
         max_open = config.attn.max_running + config.attn.max_waiting
         _log.info("loading", model=model.spec.name, endpoint=server.endpoint)
@@ -94,7 +94,6 @@ def facts_of(model: OpenModel) -> ModelFacts:
 
 
 def _loader(
-    config: Config,
     model: OpenModel,
     link: ExpertsLink,
     way: tuple[Experts, HopSteps],
@@ -106,7 +105,6 @@ def _loader(
 
     def load(on_progress: Progress) -> Engine:
         engine = load_engine(
-            config,
             model,
             lambda _: experts,
             meter,
@@ -124,7 +122,7 @@ def _loader(
             device=str(model.device),
             context=limits.context_length,
             kv_pages=engine.scheduler.pages.n_pages,
-            threads=len(trimaran_kernels.usable_cpus(config.attn.threads)),
+            threads=len(trimaran_kernels.usable_cpus(model.config.attn.threads)),
         )
         return engine
 
