@@ -1,10 +1,12 @@
 // Runs the AVX-VNNI, AVX-512 and AMX kernels on emulated instructions (tests/emulated/) and compares them
 // with the portable reference: AMX up to the rounding of bf16, the others to the bit. Weights are random
 // packed cells: every code, every integer scale.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "amx/tiles.h"
@@ -167,8 +169,8 @@ std::vector<float> multiply_tiles(const Format& f, const std::vector<uint8_t>& s
                                   const BlockedRows& x) {
   std::vector<float> out(static_cast<size_t>(kTileStripes * x.blocks(0)) * kBlockVectors * kStripeRows, NAN);
   amx::tile_primitives().multiply[static_cast<int>(f.type)](
-      {stripes.data(), n_cells * f.cell_bytes(), n_cells, x.group(0), x.block_bytes(), x.blocks(0),
-       x.terms()},
+      {stripes.data(), n_cells * f.cell_bytes(), n_cells, x.group(0), x.block_bytes(), x.blocks(0), x.terms(),
+       nullptr},
       out.data());
   return out;
 }
@@ -364,6 +366,48 @@ void test_engine_with_tiles(std::mt19937& random) {
   }
 }
 
+// An exact engine: everything by tiles, and a token's result is the same alone and with any number of
+// threads.
+void test_exact_engine(std::mt19937& random) {
+  constexpr int kHidden = 256, kIntermediate = 256, kExperts = 3, kTopK = 2, kTokens = 21;
+  const Format& f = packed::Q6_K::format;
+  std::vector<uint8_t> stripes[3];
+  for (std::vector<uint8_t>& s : stripes) {
+    s = random_stripes(f, 1, static_cast<int>(stripes_of(kHidden)) * kExperts, random);
+  }
+  const auto matrix = [&](int i) { return Matrix{f.type, stripes[i].data(), stripes[i].size(), true}; };
+  const Primitives primitives = generic_with(&amx::tile_primitives());
+  const bool several = std::thread::hardware_concurrency() > 1;
+  ThreadPool one({0}), two(several ? std::vector<int>{0, 1} : std::vector<int>{0});
+  const EngineDims dims{kHidden, kIntermediate, kExperts, kTopK, kTokens};
+  ExpertEngine exact(one, primitives, dims, true), threads(two, primitives, dims, true),
+      quick(one, primitives, dims);
+  for (ExpertEngine* e : {&exact, &threads, &quick}) {
+    e->add_layer(0, {matrix(0), matrix(1), matrix(2), 0, kExperts});
+  }
+  std::vector<float> x(kTokens * kHidden), weights(kTokens * kTopK, 0.5f);
+  std::normal_distribution<float> normal;
+  for (float& value : x) value = normal(random);
+  std::vector<int32_t> ids(weights.size());
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>((i / 5 + i % 2) % kExperts);
+  const auto run = [&](ExpertEngine& engine, int first, int n) {
+    std::vector<float> y(static_cast<size_t>(n * kHidden), NAN);
+    CHECK(engine.forward(0, n, &x[static_cast<size_t>(first * kHidden)],
+                         &ids[static_cast<size_t>(first * kTopK)], weights.data(), y.data(),
+                         DType::f32) == Status::ok,
+          "%d tokens", n);
+    return y;
+  };
+  const std::vector<float> all = run(exact, 0, kTokens);
+  CHECK(run(threads, 0, kTokens) == all, "two threads");
+  for (const int t : {0, 11, 20}) {
+    const std::vector<float> alone = run(exact, t, 1);
+    CHECK(std::equal(alone.begin(), alone.end(), all.begin() + t * kHidden), "token %d", t);
+  }
+  const double error = distance(run(quick, 0, kTokens), all);
+  CHECK(error > 1e-3 && error < 2e-2, "error %g", error);
+}
+
 }  // namespace
 
 int main() {
@@ -386,5 +430,6 @@ int main() {
   test_activate(random);
   test_tiles_keep_vectors_apart(random);
   test_engine_with_tiles(random);
+  test_exact_engine(random);
   std::puts("all emulated kernels passed");
 }
