@@ -179,9 +179,14 @@ def test_layers_are_shared_by_two_gpus() -> None:
     one = plan_v3(machine(512 * GIB, 80 * GIB), attn__context_length=65536)
     assert first.weights + second.weights == one.gpus[0].weights
     assert first.kv_bytes + second.kv_bytes == plan.kv_bytes == one.kv_bytes
-    assert second.workspace - first.workspace == 16 * 129280 * 4 * 4, "the logits are beside the head"
+    assert second.workspace - first.workspace == 2 * 16 * 129280 * 4 * 4, "the logits are beside the head"
     assert plan.gpu is not None
     assert plan.gpu.needed == first.budget.needed + second.budget.needed
+    deferring = plan_v3(two, attn__device="cuda:0+cuda:1", attn__context_length=65536, attn__defer_experts=2)
+    assert all(
+        launched.workspace < replayed.workspace - (64 << 20)
+        for launched, replayed in zip(deferring.gpus, plan.gpus, strict=True)
+    ), "steps that defer experts are recorded on one GPU only"
 
 
 def test_auto_takes_as_few_gpus_as_it_needs() -> None:
