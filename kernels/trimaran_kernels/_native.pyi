@@ -126,6 +126,8 @@ class ExpertEngine:
         top_k: experts per token.
         max_tokens: most tokens of one call; scratch memory grows with the largest call seen.
         isa: best instruction set to use, see `detect_isa`.
+        exact: round activations to 16 bits at least, and keep results independent of the other tokens. Packed
+            layers are then multiplied by matrix tiles (`amx`) alone, and refused by `add_layer` elsewhere.
 
     Raises:
         KernelError: a dimension below 1 or an unknown instruction set.
@@ -140,6 +142,7 @@ class ExpertEngine:
         top_k: int,
         max_tokens: int = 4096,
         isa: str = "auto",
+        exact: bool = False,
     ) -> None: ...
     def add_layer(
         self,
@@ -155,7 +158,7 @@ class ExpertEngine:
         Each matrix is (GGUF type, uint8 array[, packed]). The arrays hold the experts one after another, gate
         and up [intermediate, hidden], down [hidden, intermediate] each: as they lie in the file, or each
         packed by `pack`. They are kept alive and read in place, never copied. Packed matrices compute with
-        int8 activations, others with float32 ones.
+        int8 activations (bf16 where matrix tiles multiply), others with float32 ones.
 
         Raises:
             KernelError: an unsupported type, rows that blocks do not divide, too few bytes, a bad range, or a
@@ -310,12 +313,17 @@ class CallGate:
     """The way into an engine for calls that peers sent: checked, counted, one engine call after another.
 
     Calls that wait for the same layer share one engine call; what is wrong with one concerns no other.
+    Calls of workers wait for another worker's if that is due and reads much the same experts, an eighth of
+    their own time at most.
+
+    Args:
+        gathers: whether they may.
 
     NOT_FINITE, BAD_LAYER, BAD_TOKEN_COUNT, BAD_EXPERT_ID and BAD_SLOT answer what is wrong with a call; y is
     untouched then. Any thread may call.
     """
 
-    def __init__(self, engine: ExpertEngine) -> None: ...
+    def __init__(self, engine: ExpertEngine, gathers: bool = True) -> None: ...
     def run_slot(self, arena: HopArena, slot: int, layer: int, n_tokens: int) -> int:
         """Compute one slot of an arena; a `wire.Status` code. Releases the GIL."""
 
