@@ -313,12 +313,17 @@ class CallGate:
     """The way into an engine for calls that peers sent: checked, counted, one engine call after another.
 
     Calls that wait for the same layer share one engine call; what is wrong with one concerns no other.
+    Calls of workers wait for another worker's if that is due and reads much the same experts, an eighth of
+    their own time at most.
+
+    Args:
+        gathers: whether they may.
 
     NOT_FINITE, BAD_LAYER, BAD_TOKEN_COUNT, BAD_EXPERT_ID and BAD_SLOT answer what is wrong with a call; y is
     untouched then. Any thread may call.
     """
 
-    def __init__(self, engine: ExpertEngine) -> None: ...
+    def __init__(self, engine: ExpertEngine, gathers: bool = True) -> None: ...
     def run_slot(self, arena: HopArena, slot: int, layer: int, n_tokens: int) -> int:
         """Compute one slot of an arena; a `wire.Status` code. Releases the GIL."""
 
