@@ -122,6 +122,7 @@ def test_small_kernels_and_resident_experts_are_timed(load, walk, monkeypatch):
     bench_module, small, experts = (load(f"_gpu_{name}") for name in ("bench", "small", "experts"))
     monkeypatch.setattr(bench_module, "seconds_of", lambda call: call() is None or 1e-3)
     bench.ceilings = bench_module.Ceilings(copy=1e6, product=1e9)
+    monkeypatch.setattr(small, "HIDDEN", 256)
     small.measure_small(bench)
     for name, value in {"HIDDEN": 64, "WIDE": 32, "EXPERTS": 8, "TOP_K": 2}.items():
         monkeypatch.setattr(experts, name, value)
