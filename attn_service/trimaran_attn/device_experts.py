@@ -307,7 +307,10 @@ class DeviceExperts:
         self._link.count_tokens(n_rows)
         for (failure, layer, shard, status), _ in reports:
             if failure:  # what failed on a later device followed from it, or will show again
-                raise self._failure(HopFailure(failure), shard, layer, status)
+                error = self._failure(HopFailure(failure), shard, layer, status)
+                if isinstance(error, PeerError):
+                    self.close()  # a fresh arena may need the room that a lost one takes
+                raise error
 
     def _failure(self, failure: HopFailure, shard: int, layer: int, status: int) -> TrimaranError:
         if failure is HopFailure.TIMEOUT:

@@ -16,13 +16,13 @@ constexpr Span us(int64_t n) { return std::chrono::microseconds(n); }
 
 // Two clients, 1 and 2, each of 32 tokens through 50 of 64 experts, 20 µs an expert.
 struct Pair {
-  explicit Pair(uint32_t n_experts = 64, uint32_t top_k = 6) : gathering(n_experts, top_k) {}
+  explicit Pair(uint32_t n_experts = 64, uint32_t top_k = 6) : gathering(n_experts, top_k, 4096) {}
 
   Gathering gathering;
   Time now{std::chrono::hours(1)};
 
   static Ask ask(uint64_t client, int32_t layer, uint32_t n_experts = 50, uint32_t n_tokens = 16) {
-    return {client, layer, n_tokens, n_experts};
+    return {client, layer, n_tokens, n_experts, DType::f32};
   }
   // A call alone, 1 ms; then `gap` until the client's next one.
   void call(const Ask& given, Span gap) {
@@ -57,6 +57,19 @@ void test_company_that_is_due_is_waited_for() {
   CHECK(wait >= us(40) && wait <= us(1000) / Gathering::kShare);
   CHECK(pair.wait(Pair::ask(1, 4)).count() == 0);  // of another layer
   CHECK(pair.wait(Pair::ask(2, 3)).count() == 0);  // itself
+}
+
+void test_company_that_could_not_ride_is_not_waited_for() {
+  Pair pair;
+  pair.call(Pair::ask(2, 1, 64, 512), us(60));
+  pair.call(Pair::ask(2, 2, 64, 512), us(20));
+  Pair few = with_company_due();
+  CHECK(few.wait(Pair::ask(1, 3, 50, 1)).count() > 0);
+  CHECK(pair.gathering.most_tokens(Pair::ask(1, 3, 6, 1)) == 17);
+  CHECK(pair.wait(Pair::ask(1, 3, 50, 1)).count() == 0);  // a prompt does not ride with one token
+  Ask other_type = Pair::ask(1, 3);
+  other_type.dtype = DType::bf16;
+  CHECK(few.wait(other_type).count() == 0);
 }
 
 void test_company_that_asks_already_or_is_late_is_not() {
@@ -102,6 +115,7 @@ void test_the_share_is_kept() {
 int main() {
   test_a_single_client_never_waits();
   test_company_that_is_due_is_waited_for();
+  test_company_that_could_not_ride_is_not_waited_for();
   test_company_that_asks_already_or_is_late_is_not();
   test_few_common_experts_are_not_worth_it();
   test_the_share_is_kept();

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from trimaran.errors import TrimaranError
 from trimaran.wire import Status
-from trimaran_kernels.hop import HopCall, HopLine
+from trimaran_kernels.hop import HopCall
 
 from trimaran_attn.experts_client.link import ShardLink
 from trimaran_attn.experts_client.statuses import status_error
@@ -61,16 +61,13 @@ class DoorbellCalls:
 
     def __init__(self, links: Sequence[ShardLink]) -> None:
         self._links = tuple(links)
-        self._transports: list[Transport] = []  # that the lines are of
-        self._lines: list[HopLine] = []
 
     def start(self, batch: Batch) -> Flight | None:
         """See `Calls.start`."""
         transports = [link.require_transport() for link in self._links]
-        if transports != self._transports:
-            self._transports = transports
-            self._lines = [one.line for one in transports if isinstance(one, DoorbellTransport)]
-        call = HopCall.start(self._lines, batch.layer, batch.x, batch.ids, batch.weights)
+        # Nothing of a session is kept here: what is lost must give its memory back.
+        lines = [one.line for one in transports if isinstance(one, DoorbellTransport)]
+        call = HopCall.start(lines, batch.layer, batch.x, batch.ids, batch.weights)
         return None if call is None else DoorbellFlight(self._links, transports, call, batch.layer)
 
 

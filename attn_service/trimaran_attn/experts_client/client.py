@@ -176,7 +176,10 @@ class ExpertsClient:
             PeerError: a shard went away or did not answer within `call_timeout_s`.
             KernelError: a shard refused the call.
             OverloadedError: other tickets hold all slots; wait for them first.
+            ValueError: the ticket has been waited for.
         """
+        if ticket not in self._open:
+            raise ValueError("this ticket has been waited for")
         self._open.discard(ticket)
         y = np.empty(ticket.batch.x.shape, np.float32)
         try:
@@ -227,7 +230,7 @@ class ExpertsClient:
         Bounded by the calls' own deadlines; what they answer is dropped.
         """
         while self._open:
-            ticket = self._open.pop()
+            ticket = next(iter(self._open))
             ticket.sent, ticket.started = len(ticket.batch), True
             with contextlib.suppress(TrimaranError):
                 self.wait(ticket)

@@ -12,10 +12,6 @@ namespace {
 
 constexpr size_t kSpareTickets = 64;
 
-// What may ride along with a call: so many tokens, or so many times its own.
-constexpr uint64_t kFewTokens = 16;
-constexpr uint64_t kMostCompany = 4;
-
 // Whether no exponent is all ones, for 16-bit (bf16) and 32-bit (f32) patterns alike.
 template <class Bits>
 bool all_finite(const void* values, size_t n, Bits exponent) {
@@ -51,7 +47,8 @@ int32_t CallGate::run(const Call& call, uint32_t max_tokens, uint64_t client) no
     std::unique_ptr<Ticket> ticket = take_ticket();
     status = check(call, max_tokens, *ticket);
     if (status == 0) {
-      ticket->ask = {client, call.layer, call.n_tokens, client == 0 ? 0 : count_experts(ticket->ids)};
+      ticket->ask = {client, call.layer, call.n_tokens, client == 0 ? 0 : count_experts(ticket->ids),
+                     call.dtype};
       wait_and_serve(*ticket);
       status = ticket->status;
     }
@@ -177,15 +174,13 @@ void CallGate::hand_out(Ticket& first) {
 // Takes `first`, the queue's head, and whoever may ride along from the queue, and chains them.
 void CallGate::take_batch(Ticket& first) {
   uint64_t tokens = first.call.n_tokens;
-  const uint64_t company = std::max(kFewTokens, kMostCompany * tokens);
-  const auto most = std::min(static_cast<uint64_t>(dims().max_tokens), tokens + company);
+  const uint64_t most = gathering_.most_tokens(first.ask);
   Ticket* last = &first;
   queue_.pop_front();
   const auto rides = [&](Ticket* ticket) {
     const Call& call = ticket->call;
-    if (call.layer != first.call.layer || call.dtype != first.call.dtype || tokens + call.n_tokens > most) {
-      return false;
-    }
+    if (call.layer != first.call.layer || call.dtype != first.call.dtype) return false;
+    if (tokens + call.n_tokens > most) return false;
     tokens += call.n_tokens;
     last = last->next = ticket;
     return true;

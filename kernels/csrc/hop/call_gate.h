@@ -44,7 +44,8 @@ struct GateCounters {
 // One engine call at a time, first come, first served. While it runs, other calls queue up; the next one then
 // takes along every other call for its layer that waits and fits, so that the weights are read once for all
 // of them. A call that finds the engine idle starts at once, unless another client's call for its layer is
-// due and worth waiting for (gathering.h). A token's result does not depend on its company, to the bit. Nor
+// due and worth waiting for (gathering.h). A token's result depends on its company no more
+// than on the tokens of its own call (engine.h): to the bit not at all, but on matrix tiles. Nor
 // does much company delay a call: what rides along has at most four times its tokens, or 16.
 class CallGate {
  public:
@@ -52,8 +53,8 @@ class CallGate {
   explicit CallGate(ExpertEngine& engine, bool gathers = true)
       : engine_(engine),
         gathers_(gathers),
-        gathering_(static_cast<uint32_t>(engine.dims().n_experts),
-                   static_cast<uint32_t>(engine.dims().top_k)) {}
+        gathering_(static_cast<uint32_t>(engine.dims().n_experts), static_cast<uint32_t>(engine.dims().top_k),
+                   static_cast<uint32_t>(engine.dims().max_tokens)) {}
 
   // A number for a client whose calls come one after another, layer by layer; `leave` it at the end.
   uint64_t join() { return 1 + n_clients_.fetch_add(1); }

@@ -28,7 +28,7 @@ class ClientLine {
   ClientLine& operator=(const ClientLine&) = delete;
 
   const Arena& arena() const { return *arena_; }
-  // How long to spin for an answer: of the CPUs that the process had when the session began.
+  // How long to spin for an answer: by the CPUs that the process had when the session began.
   std::chrono::nanoseconds spin() const { return spin_; }
   // Slots that a call may take now.
   uint32_t n_free();

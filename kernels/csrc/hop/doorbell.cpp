@@ -81,7 +81,8 @@ void ring_bell(ArenaHeader& header) {
 
 std::chrono::nanoseconds default_spin() {
   cpu_set_t cpus;
-  const bool known = sched_getaffinity(0, sizeof(cpus), &cpus) == 0;
+  // Of the process, not of this thread, which may sit on one CPU for now.
+  const bool known = sched_getaffinity(getpid(), sizeof(cpus), &cpus) == 0;
   return std::chrono::microseconds(known && CPU_COUNT(&cpus) > 2 ? 20 : 0);
 }
 

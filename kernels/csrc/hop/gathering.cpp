@@ -5,6 +5,10 @@
 namespace trimaran::hop {
 namespace {
 
+// What may ride along with a call: so many tokens, or so many times its own.
+constexpr uint64_t kFewTokens = 16;
+constexpr uint64_t kMostCompany = 4;
+
 // A new sample counts for a quarter.
 void average(Gathering::Span& mean, Gathering::Span sample) {
   mean = mean.count() == 0 ? sample : mean + (sample - mean) / 4;
@@ -34,12 +38,18 @@ void Gathering::answered(const Ask& ask, Time now, Span busy) {
   found->second.answered = now;
 }
 
+uint64_t Gathering::most_tokens(const Ask& leader) const {
+  const uint64_t company = std::max(kFewTokens, kMostCompany * leader.n_tokens);
+  return std::min<uint64_t>(max_tokens_, leader.n_tokens + company);
+}
+
 Gathering::Time Gathering::start_by(const Ask& ask, Time now) const {
   if (ask.client == 0) return now;
   Time start = now;
   for (const auto& [id, client] : clients_) {
     if (id == ask.client || client.asking || client.gap.count() == 0) continue;
-    if (client.last.layer + 1 != ask.layer) continue;
+    if (client.last.layer + 1 != ask.layer || client.last.dtype != ask.dtype) continue;
+    if (uint64_t{ask.n_tokens} + client.last.n_tokens > most_tokens(ask)) continue;
     const Time end = now + window(ask, client.last);
     const Time expected = client.answered + client.gap;
     const Time latest = expected + client.gap / 4;  // it may be a little late

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <map>
 
+#include "hop/call.h"
+
 namespace trimaran::hop {
 
 // Waiting pays where both calls need the same experts: these are then read once. So the window is
@@ -13,8 +15,9 @@ namespace trimaran::hop {
 //
 // and it opens only if another client is expected within it: one that was answered in the layer before and is
 // about as far from this layer as the time that it usually takes between two layers. A single client never
-// waits, nor do calls whose experts hardly overlap: one token each of DeepSeek-V3, 8 of 256 experts. Times
-// are what the engine took and what clients did, as moving averages. Not thread-safe.
+// waits, nor do calls whose experts hardly overlap: one token each of DeepSeek-V3, 8 of 256 experts; nor does
+// a call wait for one that could not ride with it, going by that client's last call. Times are what the
+// engine took and what clients did, as moving averages. Not thread-safe.
 class Gathering {
  public:
   using Time = std::chrono::steady_clock::time_point;
@@ -26,13 +29,18 @@ class Gathering {
     int32_t layer;
     uint32_t n_tokens;
     uint32_t n_experts;
+    DType dtype = DType::f32;
   };
 
   static constexpr int kShare = 8;                                  // of a call's own time: one in so many
   static constexpr Span kShortest = std::chrono::microseconds(30);  // a sleep is no more exact than that
 
-  // n_experts, top_k: of the model.
-  Gathering(uint32_t n_experts, uint32_t top_k) : n_experts_(n_experts), top_k_(top_k) {}
+  // n_experts, top_k: of the model. max_tokens: of one engine call.
+  Gathering(uint32_t n_experts, uint32_t top_k, uint32_t max_tokens)
+      : n_experts_(n_experts), top_k_(top_k), max_tokens_(max_tokens) {}
+
+  // Tokens of an engine call that `leader` begins, its company's included.
+  uint64_t most_tokens(const Ask& leader) const;
 
   void arrived(const Ask& ask, Time now);
   // The call's answer is there. busy: what the engine took for it if it was alone there, else 0.
@@ -54,6 +62,7 @@ class Gathering {
 
   const uint32_t n_experts_;
   const uint32_t top_k_;
+  const uint32_t max_tokens_;
   Span expert_time_{0};  // of reading one expert; 0: not known
   std::map<uint64_t, Client> clients_;
 };

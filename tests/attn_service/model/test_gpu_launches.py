@@ -46,11 +46,11 @@ def count(tmp_path, build_lab, monkeypatch):
         lab = build_lab(path, linears="gpu", native=False, mla="absorbed")
         layer = lab.model._layers[-1]
         layer.feed_forward._experts = NoExperts()
-        inputs = DecodeInputs(InputShape(1, 64, lab.spec.hidden_size, torch.float32, 1), CPU)
+        (stage,) = DecodeInputs(InputShape(1, 64, lab.spec.hidden_size, torch.float32, 1), (CPU,)).stages
         x = torch.randn(1, lab.spec.hidden_size)
         angles = torch.rand(1, lab.spec.qk_rope_head_dim // 2)
-        inputs.batch.decode.lengths.fill_(1)
-        step = Step(inputs.batch, angles.cos(), angles.sin(), lab.cache, lab.model._options.tracer)
+        stage.batch.decode.lengths.fill_(1)
+        step = Step(stage.batch, angles.cos(), angles.sin(), lab.cache, lab.model._options.tracer)
         with np.errstate(all="ignore"), torch.inference_mode(), counted_launches() as counts:
             layer.begin(x, step)()
         return counts
