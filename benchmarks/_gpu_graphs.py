@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +14,10 @@ import torch
 import trimaran_kernels
 from _gpu_bench import Bench
 from _gpu_shard import ShardDims, device_experts
-from trimaran.gguf import GGMLType, GGUFFile
-from trimaran.gguf.mix import mix_named
-from trimaran.gguf.quantize import quantize
-from trimaran.gguf.writer import TensorData, write_gguf
+from _gpu_slice import write_slice
+from trimaran.gguf import GGUFFile
 from trimaran.spec import ModelSpec, read_spec
-from trimaran.synth import REAL_SPECS, model_metadata
-from trimaran.synth.drawn import draw_blocks
-from trimaran.synth.weights import random_weights, tensor_shapes, weight_std
+from trimaran.synth import REAL_SPECS
 from trimaran.timeline import Tracer
 from trimaran.wire import SamplingParams
 from trimaran_attn.device_experts import DeviceExperts
@@ -106,7 +100,7 @@ def _slice(bench: Bench, spec: ModelSpec, record: Callable[[torch.device], Recor
         spec.hidden_size, spec.moe.n_experts, spec.moe.top_k, layers, max_tokens=64, element=element
     )
     with tempfile.TemporaryDirectory() as folder, device_experts(dims, bench.device) as (experts, _shard):
-        path = _write(Path(folder) / "slice.gguf", spec)
+        path = write_slice(Path(folder) / "slice.gguf", spec)
         with GGUFFile.open(path) as file:
             model = _build(bench, file, experts)
             n_pages = MAX_RUNNING * CONTEXT // PAGE_SIZE
@@ -172,24 +166,6 @@ def _plan(n: int) -> StepPlan:
             for row in range(n)
         )
     )
-
-
-def _write(path: Path, spec: ModelSpec) -> Path:
-    """The slice, a hole where its routed experts are: the attention service never reads them."""
-    choose = mix_named("Q4_K_M").choose
-    tensors = []
-    for name, shape in tensor_shapes(spec, "split").items():
-        kind = choose(name, shape, spec.n_layers)
-        draw = None if "_exps" in name else partial(_draw, spec, name, shape, kind)
-        tensors.append(TensorData(name, kind, shape, draw))
-    write_gguf(path, model_metadata(spec, "split"), tensors)
-    return path
-
-
-def _draw(spec: ModelSpec, name: str, shape: tuple[int, ...], kind: GGMLType) -> np.ndarray:
-    if not kind.is_quantised:
-        return quantize(kind, random_weights(spec, name, shape, 0))
-    return draw_blocks(kind, shape, weight_std(spec, name, shape), (0, zlib.crc32(name.encode())))
 
 
 def _seconds(call: Callable[[], object]) -> float:

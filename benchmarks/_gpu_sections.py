@@ -27,15 +27,16 @@ class Section:
 
 
 SECTIONS = (
-    Section("linear", "_gpu_checks:check_linears", 130, interpreted=True),
-    Section("attention", "_gpu_checks:check_attention", 60, interpreted=True),
+    Section("linear", "_gpu_checks:check_linears", 110, interpreted=True),
+    Section("attention", "_gpu_checks:check_attention", 55, interpreted=True),
     Section("small", "_gpu_small:check_small", 40, interpreted=True),
-    Section("model", "_gpu_model:check_models", 70),
+    Section("model", "_gpu_model:check_models", 60),
     Section("experts", "_gpu_experts:check_experts", 60, interpreted=True),
     Section("hop", "_gpu_hop:check_hop", 30, interpreted=True),
+    Section("memory", "_gpu_memory:check_memory", 65),
     Section("ceilings", "_gpu_speed:measure_ceilings", 20),
-    Section("speed of linear", "_gpu_speed:measure_linears", 75),
-    Section("speed of attention", "_gpu_speed:measure_attention", 50),
+    Section("speed of linear", "_gpu_speed:measure_linears", 70),
+    Section("speed of attention", "_gpu_speed:measure_attention", 45),
     Section("speed of small", "_gpu_small:measure_small", 15),
     Section("speed of hop", "_gpu_hop:measure_hop", 20),
     Section("speed of experts", "_gpu_experts:measure_experts", 30),

@@ -16,15 +16,20 @@ LEAST_CAPABILITY = (8, 0)
 """Ampere: the first GPUs with bfloat16."""
 
 
+def count_gpus() -> int:
+    """How many GPUs there are, numbered as nvidia-smi does."""
+    # The plan is made by its order; CUDA's own puts the fastest first.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    return torch.cuda.device_count()
+
+
 def choose_device(wanted: str) -> torch.device:
     """The device of `attn.device`; of several the first, where tokens enter.
 
     Raises:
         ConfigError: there is no such GPU, or it is too old.
     """
-    # The order of nvidia-smi, which the plan is made by; CUDA's own puts the fastest first.
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    count = torch.cuda.device_count()
+    count = count_gpus()
     names = ("cuda:0" if count else "cpu") if wanted == "auto" else wanted
     devices = [torch.device("cuda:0" if name == "cuda" else name) for name in names.split("+")]
     for device in devices:

@@ -13,12 +13,20 @@ from trimaran.kv_format import choose_format
 from trimaran.machine import read_machine
 from trimaran.model_path import resolve_model
 from trimaran.plan import check_plan, make_plan
+from trimaran.rules import Chosen, apply_rules
 from trimaran.spec import ModelSpec, read_spec
 from trimaran.telemetry import Log
 from trimaran.timeline import Tracer
 
 from trimaran_attn.cache_plan import plan_cache
-from trimaran_attn.device import choose_device, compute_dtype, enter_gpus, explained_memory, start_threads
+from trimaran_attn.device import (
+    choose_device,
+    compute_dtype,
+    count_gpus,
+    enter_gpus,
+    explained_memory,
+    start_threads,
+)
 from trimaran_attn.drawing import choose_drawer
 from trimaran_attn.engine import Engine
 from trimaran_attn.experts import Experts
@@ -38,7 +46,7 @@ from trimaran_attn.model.deferral import check_deferral
 from trimaran_attn.model.modules import register_modules
 from trimaran_attn.pages import PageAllocator
 from trimaran_attn.placement import Placement
-from trimaran_attn.registry import Registry, Rule, Site
+from trimaran_attn.registry import Registry, Site
 from trimaran_attn.runner import Runner
 from trimaran_attn.scheduler import Limits, Scheduler
 from trimaran_attn.seat import SeatedModel
@@ -53,35 +61,45 @@ class OpenModel:
 
     Attributes:
         device: where tokens enter; the plan may place layers on further ones of its kind.
+        chosen: by the rules file.
     """
 
     file: GGUFFile
     spec: ModelSpec
     fingerprint: str
     device: torch.device
+    chosen: Chosen
+
+    @property
+    def config(self) -> Config:
+        """The configuration, with the devices that its rules name."""
+        return self.chosen.config
 
 
 def open_model(config: Config) -> OpenModel:
     """Open the configured model.
 
     Raises:
-        ConfigError: there is no such device.
+        ConfigError: there is no such device, or the rules file is wrong.
         ModelFileError: the file is missing, damaged or of another architecture.
         PlanError: it does not fit.
     """
-    device = choose_device(config.attn.device)
     file = GGUFFile.open(resolve_model(config.model))
-    spec = read_spec(file)
-    return OpenModel(file, spec, fingerprint(file, spec), device)
+    try:
+        spec = read_spec(file)
+        chosen = apply_rules(config, spec, count_gpus())
+        device = choose_device(chosen.config.attn.device)
+        return OpenModel(file, spec, fingerprint(file, spec), device, chosen)
+    except BaseException:
+        file.close()
+        raise
 
 
 def load_engine(
-    config: Config,
     model: OpenModel,
     experts: Callable[[Site], Experts],
     meter: Meter,
     *,
-    rules: tuple[Rule, ...] = (),
     progress: Callable[[float], None] = lambda _: None,
     tracer: Tracer | None = None,
     routed: Routed = dict,
@@ -90,26 +108,25 @@ def load_engine(
     """Read the weights and size the cache.
 
     Args:
-        config: device, memory and limits.
-        model: from `open_model`.
+        model: from `open_model`, with the configuration.
         experts: gives each layer its way to the routed experts.
         meter: takes the histograms' samples.
-        rules: choose other implementations, devices or types for modules.
         progress: told the share that is done, 0 to 1.
         tracer: records timelines.
         routed: what the expert services count of each expert's tokens, for `attn.gpu_experts`.
         hop: the experts, to be told of steps.
 
     Raises:
-        ConfigError: a context longer than the model's, as many deferred experts as a token uses, or a rule
-            that names an unknown implementation.
+        ConfigError: a context longer than the model's, or as many deferred experts as a token uses.
         PlanError: the model or the context do not fit the memory.
         ModelFileError: a tensor is missing or has another shape.
     """
-    spec, device, attn = model.spec, model.device, config.attn
+    config, spec, device, attn = model.config, model.spec, model.device, model.config.attn
+    for notice in model.chosen.notices:
+        _log.warning(notice)
     check_deferral(spec, attn.defer_experts)
     machine = read_machine(with_gpus=device.type == "cuda")
-    plan = make_plan(spec, model.file.tensors, machine, config)
+    plan = make_plan(spec, model.file.tensors, machine, config, held=model.chosen.held(model.file.tensors))
     check_plan(plan)
     placement = Placement.planned(plan, spec.n_layers)
     enter_gpus({torch.device("cuda", share.number): share.budget.available for share in plan.gpus})
@@ -123,7 +140,7 @@ def load_engine(
     cache_plan = plan_cache(spec, attn, kind, plan)
     residents = Residents(attn, model.file, spec, model.fingerprint, plan)
     replays = attn.cuda_graphs == "auto" and device.type == "cuda" and len(placement.stages) == 1
-    registry = Registry(spec, Weights(model.file), placement, dtype, rules)
+    registry = Registry(spec, Weights(model.file), placement, dtype, model.chosen.choices)
     pool = start_threads(attn)
     register_modules(
         registry,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import msgspec.structs
 import torch
@@ -39,34 +40,41 @@ def serve(config: Config, stop: Stop) -> None:
     Raises:
         TrimaranError: the model, the device, the memory or the experts are not as configured.
     """
-    config = for_replica(config, config.attn.replica)
-    model = open_model(config)
+    model = open_model(for_replica(config, config.attn.replica))
+    config = model.config
     with ExitStack() as stack:
         stack.enter_context(closing(model.file))
         run_dir = stack.enter_context(open_run_dir(config.run_dir or default_run_dir()))
         endpoint = attn_endpoint(run_dir.path, config.attn.replica)
         server: AttnServer = stack.enter_context(Server(endpoint, GatewayToEngine))
-        experts = hop_config(config.experts, model.device)
-        tokens = config.attn.max_step_tokens
-        slots = calls_in_flight(config.attn)
-        rings = model.device.type == "cuda" and experts.notifier == "doorbell"
-        device_slots = slots if rings else 0
-        link = ExpertsClient(
-            experts,
-            facts_of(model),
-            run_dir.path,
-            max_tokens=tokens,
-            n_slots=slots,
-            device_slots=device_slots,
-        )
-        stack.enter_context(closing(link))
         meter, tracer = Meter(), Tracer()
-        way = choose_experts(link, experts, meter, device=model.device, device_slots=device_slots)
-        load = _loader(config, model, link, way, meter=meter, tracer=tracer)
+        link, way = open_link(model, run_dir.path, meter)
+        stack.enter_context(closing(link))
+        load = _loader(model, link, way, meter=meter, tracer=tracer)
         worker = EngineWorker(load, link, model.fingerprint, config.attn.max_waiting)
         max_open = config.attn.max_running + config.attn.max_waiting
         _log.info("loading", model=model.spec.name, endpoint=server.endpoint)
         AttnService(server, worker, link, max_open, tracer).run(stop)
+
+
+def open_link(
+    model: OpenModel, run_dir: Path, meter: Meter
+) -> tuple[ExpertsClient, tuple[Experts, HopSteps]]:
+    """The client of the expert services, which is not connected yet, and the tensors' way through it."""
+    config = model.config
+    experts = hop_config(config.experts, model.device)
+    slots = calls_in_flight(config.attn)
+    rings = model.device.type == "cuda" and experts.notifier == "doorbell"
+    device_slots = slots if rings else 0
+    link = ExpertsClient(
+        experts,
+        facts_of(model),
+        run_dir,
+        max_tokens=config.attn.max_step_tokens,
+        n_slots=slots,
+        device_slots=device_slots,
+    )
+    return link, choose_experts(link, experts, meter, device=model.device, device_slots=device_slots)
 
 
 def hop_config(config: ExpertsConfig, device: torch.device) -> ExpertsConfig:
@@ -94,7 +102,6 @@ def facts_of(model: OpenModel) -> ModelFacts:
 
 
 def _loader(
-    config: Config,
     model: OpenModel,
     link: ExpertsLink,
     way: tuple[Experts, HopSteps],
@@ -106,7 +113,6 @@ def _loader(
 
     def load(on_progress: Progress) -> Engine:
         engine = load_engine(
-            config,
             model,
             lambda _: experts,
             meter,
@@ -124,7 +130,7 @@ def _loader(
             device=str(model.device),
             context=limits.context_length,
             kv_pages=engine.scheduler.pages.n_pages,
-            threads=len(trimaran_kernels.usable_cpus(config.attn.threads)),
+            threads=len(trimaran_kernels.usable_cpus(model.config.attn.threads)),
         )
         return engine
 

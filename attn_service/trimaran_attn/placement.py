@@ -7,9 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from trimaran.module_names import LAYER
 from trimaran.plan import Plan
-
-from trimaran_attn.names import LAYER
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,27 @@
-"""Which class, device and element type each module of the model gets: by its path and kind, and by rules.
+"""Which class, device and element type each module of the model gets: by its path and kind, and by choices.
 
-The model asks for ``build("model.layers.3.self_attn.o_proj", LINEAR, shape)``; the first rule that fits the
-path chooses, else the kind's default. Factories are registered by name, so a rules file can name them.
+The model asks for ``build("model.layers.3.self_attn.o_proj", LINEAR, shape)``. What a rules file chose for
+the path decides, else the kind's default. Factories are registered by name, so a rules file can name them.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
 from trimaran.errors import ConfigError
+from trimaran.module_names import layer_of
+from trimaran.rules import Choice
 from trimaran.spec import ModelSpec
 
-from trimaran_attn.names import layer_of
 from trimaran_attn.placement import Placement
 from trimaran_attn.weights import Shape, Weights
 
 T = TypeVar("T")
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -27,27 +29,6 @@ class Kind(Generic[T]):
     """What a module is for; `T` is the interface that all its implementations share."""
 
     name: str
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Applies to module paths in which `pattern` is found. None leaves a choice as it was.
-
-    Attributes:
-        pattern: regular expression.
-        kind: only modules of this kind, e.g. "linear".
-        implementation: a registered name, e.g. "dense".
-    """
-
-    pattern: str
-    kind: str | None = None
-    implementation: str | None = None
-    device: torch.device | None = None
-    dtype: torch.dtype | None = None
-
-    def fits(self, path: str, kind: str) -> bool:
-        """Whether the rule speaks about this module."""
-        return self.kind in (None, kind) and re.search(self.pattern, path) is not None
 
 
 @dataclass(frozen=True)
@@ -88,8 +69,8 @@ class Registry:
 
     Args:
         spec, weights: the model.
-        where, dtype: where and in what type modules compute unless a rule says otherwise.
-        rules: the first that fits a module decides.
+        where, dtype: where and in what type modules compute unless a choice says otherwise.
+        choices: what rules chose for modules, by path.
     """
 
     def __init__(
@@ -98,13 +79,13 @@ class Registry:
         weights: Weights,
         where: torch.device | Placement,
         dtype: torch.dtype,
-        rules: tuple[Rule, ...] = (),
+        choices: Mapping[str, Choice] | None = None,
     ) -> None:
         self._spec = spec
         self._weights = weights
         self._placement = Placement.on(where, spec.n_layers)
         self._dtype = dtype
-        self._rules = rules
+        self._choices = choices or {}
         self._factories: dict[tuple[str, str], Callable[[Site], Any]] = {}
         self._defaults: dict[str, str] = {}
 
@@ -120,11 +101,11 @@ class Registry:
         """Build the module at `path`.
 
         Raises:
-            ConfigError: a rule names an implementation that this kind does not have.
+            ConfigError: an implementation is chosen that this kind does not have.
             ModelFileError: its tensors are missing or have another shape.
         """
-        rule = next((rule for rule in self._rules if rule.fits(path, kind.name)), Rule(""))
-        name = rule.implementation or self._defaults[kind.name]
+        choice = self._choices.get(path)
+        name = (choice and choice.implementation) or self._defaults[kind.name]
         factory = self._factories.get((kind.name, name))
         if factory is None:
             known = sorted(name for of, name in self._factories if of == kind.name)
@@ -134,8 +115,8 @@ class Registry:
         site = Site(
             path=path,
             shape=shape,
-            device=rule.device or self._placement.device_of(path),
-            dtype=rule.dtype or self._dtype,
+            device=self._placement.device_of(path),
+            dtype=_DTYPES[choice.dtype] if choice and choice.dtype else self._dtype,
             spec=self._spec,
             weights=self._weights,
             registry=self,

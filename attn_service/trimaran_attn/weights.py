@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from trimaran.errors import ModelFileError
 from trimaran.gguf import GGMLType, GGUFFile
-
-from trimaran_attn.names import tensor_name
+from trimaran.module_names import tensor_name
 
 Shape = tuple[int, ...]
 

@@ -34,7 +34,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.state.gateway = gateway
     for router in ROUTERS:
         app.include_router(router)
-    live = LiveReader(gateway.engine, gateway.metrics, Model.of(gateway.model))
+    live = LiveReader(gateway.engine, gateway.metrics, Model.of(gateway.model), gateway.crashes)
     app.include_router(page_router(live))
     app.add_exception_handler(RequestValidationError, _invalid)
     for kind in (HTTPException, TrimaranError, DeadlineError):

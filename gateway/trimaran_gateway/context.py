@@ -10,6 +10,8 @@ from typing import TypeVar, cast
 from starlette.requests import Request
 from trimaran.config import GatewayConfig
 
+from trimaran_gateway.crashes import CrashCollector, ReadCrashes
+from trimaran_gateway.engine.collector import PREFIX
 from trimaran_gateway.engine.interface import Engine
 from trimaran_gateway.errors import ApiError
 from trimaran_gateway.generation import Generator
@@ -29,6 +31,7 @@ class Gateway:
     Attributes:
         is_draining: no new requests; what runs may finish.
         keepalive_s: a stream that is silent for so long gets a comment line.
+        crashes: tells how the server's services have fared.
     """
 
     config: GatewayConfig
@@ -36,10 +39,12 @@ class Gateway:
     engine: Engine
     metrics: GatewayMetrics
     keepalive_s: float = KEEPALIVE_S
+    crashes: ReadCrashes = dict
     is_draining: bool = False
     generator: Generator = field(init=False)
 
     def __post_init__(self) -> None:
+        self.metrics.registry.register(CrashCollector(PREFIX, self.crashes))
         self.generator = Generator(self.engine, self.model, self.metrics, self.config.request_timeout_s)
 
     def require_model(self, name: str | None) -> None:

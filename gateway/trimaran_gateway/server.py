@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import uvicorn
 from trimaran.config import Config
+from trimaran.crashes import CrashFile
 from trimaran.errors import ConfigError
 from trimaran.lifecycle import Stop
 from trimaran.model_path import resolve_model
@@ -40,7 +41,8 @@ def serve(config: Config, stop: Stop) -> None:
     with listen(config.gateway.host, config.gateway.port) as listener:
         run_dir = config.run_dir or default_run_dir()
         engine = EnginePool([EngineClient(attn_endpoint(run_dir, number)) for number in replicas(config)])
-        gateway = Gateway(config.gateway, model, engine, GatewayMetrics())
+        crashes = CrashFile(run_dir).read
+        gateway = Gateway(config.gateway, model, engine, GatewayMetrics(), crashes=crashes)
         asyncio.run(run_gateway(gateway, listener, stop))
 
 

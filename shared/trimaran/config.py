@@ -81,6 +81,13 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     replica: Annotated[
         int, Meta(ge=0, le=63, description="which of attn.replicas an attention service is, from 0")
     ] = 0
+    rules: Annotated[
+        str | None,
+        Meta(
+            description="YAML file of rules that give modules their implementation, device and element type:"
+            " KTransformers' form or a shorter one, see docs/rules.md; none: the defaults"
+        ),
+    ] = None
     gpu_memory: Annotated[
         str, Meta(pattern=_MEMORY, description="GPU memory to plan for, e.g. 24GiB; auto: all of the card")
     ] = "auto"
@@ -133,15 +140,16 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             pattern=r"^(off|auto|\d+(\.\d+)?\s?([KMGT]i?)?B?)$",
             description="GPU memory for routed experts, those that are used most, e.g. 8GiB; auto: three"
-            " quarters of what the plan leaves. They round differently than on the CPU, and which ones they"
-            " are depends on earlier requests",
+            " quarters of what the plan leaves, none on a CPU. They round differently than there, and which"
+            " ones they are depends on earlier requests",
         ),
     ] = "off"
     heat_file: Annotated[
         str | None,
         Meta(
-            description="where it is kept how often each expert is used, for the next start with gpu_experts;"
-            " none: ~/.cache/trimaran/heat-MODEL.json"
+            description="where it is kept how often each expert is used, for the next start with gpu_experts"
+            " (replicas add their numbers to its name); none: trimaran/heat-*.json, for each model, in"
+            " $XDG_CACHE_HOME or ~/.cache"
         ),
     ] = None
     stream_prefill: Annotated[

@@ -17,8 +17,7 @@ import yaml
 from trimaran.config import Config
 from trimaran.config_options import ENV_PREFIX, Option, nearest, options, section_names
 from trimaran.errors import ConfigError
-
-MAX_CONFIG_BYTES = 1 << 20
+from trimaran.yaml_file import compose, construct
 
 
 def load_config(
@@ -89,30 +88,10 @@ def _build(values: Mapping[str, object]) -> Config:
 
 
 def _from_file(path: Path) -> dict[str, object]:
-    root = _compose(path)
+    root = compose(path, what="configuration file", remedy="check the path given with --config")
     if root is None:
         return {}
     return dict(_leaves(root, path, prefix=""))
-
-
-def _compose(path: Path) -> yaml.Node | None:
-    """The file's YAML nodes, which know their lines."""
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}", remedy="check the path given with --config") from error
-    if len(text) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes, so it is no configuration file")
-    try:
-        return yaml.compose(text.decode(), Loader=yaml.SafeLoader)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text at byte {error.start}") from error
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
 
 
 def _leaves(node: yaml.Node, path: Path, prefix: str) -> Iterator[tuple[str, object]]:
@@ -140,13 +119,10 @@ def _is_null(node: yaml.Node) -> bool:
 
 
 def _construct(node: yaml.Node, where: str, name: str) -> object:
-    loader = yaml.SafeLoader("")
     try:
-        return loader.construct_document(node)
+        return construct(node)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: {name}: this YAML value cannot be read") from error
-    finally:
-        loader.dispose()
 
 
 def _from_environ(environ: Mapping[str, str]) -> dict[str, object]:

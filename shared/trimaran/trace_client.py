@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +32,7 @@ ANSWER_S = 10.0
 
 LOOK_S = 0.1
 _CONNECT_S = 2.0
+_REPLICA = re.compile(r"attn-(\d+)\.sock")
 
 T = TypeVar("T", bound=msgspec.Struct)
 Spans = dict[str, list[TraceSpan]]
@@ -45,7 +48,7 @@ def find_run_dir(base: Path | None = None) -> Path:
         ConfigError: there is none, or there are several.
     """
     base = base or default_run_dir().parent
-    found = [path.parent for path in sorted(base.glob("trimaran-*/attn.sock")) if _answers(path.parent)]
+    found = [path for path in sorted(base.glob("trimaran-*")) if any(map(_answers, _engines(path).values()))]
     if len(found) == 1:
         return found[0]
     if not found:
@@ -54,32 +57,122 @@ def find_run_dir(base: Path | None = None) -> Path:
     raise ConfigError(f"several servers run: {listed}", remedy="choose one by --run-dir")
 
 
-def record(run_dir: Path, seconds: float, steps: int | None = None) -> Spans:
-    """Spans by process, of the engine and of the expert services in the same run directory.
+def record(
+    run_dir: Path, seconds: float, steps: int | None = None, replica: int | None = None
+) -> tuple[Spans, list[str]]:
+    """Spans by process, of the attention services and of the expert services in the same run directory.
 
     Args:
         run_dir: the server's.
         seconds: how long to record.
-        steps: how many steps of the engine to record at most; None: as many as there are.
+        steps: how many steps of each attention service to record at most; None: as many as there are.
+        replica: the only attention service to record; None: all that answer.
+
+    Returns:
+        The spans, and the attention services that were left out since they did not answer, or stopped to.
 
     Raises:
-        PeerError: the engine does not answer.
+        PeerError: no attention service answers, or not the one that is wanted.
     """
     since_ns = time.monotonic_ns()
-    processes: Spans = {"attention service": _record_engine(attn_endpoint(run_dir), seconds, steps)}
+    endpoints = _engines(run_dir) or {0: attn_endpoint(run_dir)}
+    name = "attention service" if replica is None and list(endpoints) == [0] else "attention service {}"
+    if replica is not None:
+        endpoints = {replica: attn_endpoint(run_dir, replica)}
+    found, failed = _record_engines(endpoints, seconds, steps)
+    processes = {name.format(number): spans for number, spans in found.items()}
     for path in sorted(run_dir.glob("experts-*.sock")):
         answer = _ask_experts(f"ipc://{path}", since_ns)
         processes[f"expert service {answer.shard}"] = answer.spans
-    return processes
+    return processes, [name.format(number) for number in failed]
 
 
-def _record_engine(endpoint: str, seconds: float, steps: int | None) -> list[TraceSpan]:
-    with _connect(endpoint, EngineToGateway) as client:
-        _send(client, StartTrace(steps=steps), endpoint)
+def _engines(run_dir: Path) -> dict[int, str]:
+    """Endpoints of the attention services that have sockets there, by number."""
+    names = {path.name for path in run_dir.glob("attn*.sock")}
+    numbers = [0, *sorted(int(found[1]) for found in map(_REPLICA.fullmatch, names) if found)]
+    endpoints = {number: attn_endpoint(run_dir, number) for number in numbers}
+    return {number: end for number, end in endpoints.items() if end.rpartition("/")[2] in names}
+
+
+class _Recording:
+    """The recording of one attention service."""
+
+    def __init__(self, endpoint: str, steps: int | None) -> None:
+        self._endpoint = endpoint
+        self._client = _connect(endpoint, EngineToGateway)
+        _send(self._client, StartTrace(steps=steps), endpoint)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it goes on."""
+        return _ask(self._client, TraceRequest(), EngineTrace, self._endpoint).active
+
+    def take(self) -> list[TraceSpan]:
+        """End it."""
+        return _ask(self._client, TraceRequest(take=True), EngineTrace, self._endpoint).spans
+
+    def close(self) -> None:
+        """Disconnect. May be called twice."""
+        self._client.close()
+
+
+def _record_engines(
+    endpoints: Mapping[int, str], seconds: float, steps: int | None
+) -> tuple[dict[int, list[TraceSpan]], list[int]]:
+    """Spans by number, and the numbers that failed. All record at the same time, whoever of them fails.
+
+    Raises:
+        PeerError: all fail; the first one's failure.
+    """
+    with ExitStack() as stack:
+        watch = _Watch()
+        recordings: dict[int, _Recording] = {}
+        for number, endpoint in endpoints.items():
+            with watch.over(number):
+                recordings[number] = _Recording(endpoint, steps)
+                stack.callback(recordings[number].close)
         end = time.monotonic() + seconds
-        while time.monotonic() < end and _ask(client, TraceRequest(), EngineTrace, endpoint).active:
+        while time.monotonic() < end and _any_active(recordings, watch):
             time.sleep(min(LOOK_S, max(0.0, end - time.monotonic())))
-        return _ask(client, TraceRequest(take=True), EngineTrace, endpoint).spans
+        spans: dict[int, list[TraceSpan]] = {}
+        for number in watch.well(recordings):
+            with watch.over(number):
+                spans[number] = recordings[number].take()
+    if not spans:
+        raise next(iter(watch.failures.values()))
+    return spans, list(watch.failures)
+
+
+def _any_active(recordings: Mapping[int, _Recording], watch: _Watch) -> bool:
+    active = False
+    for number in watch.well(recordings):
+        with watch.over(number):
+            active |= recordings[number].is_active
+    return active
+
+
+class _Watch:
+    """Remembers which of several fail.
+
+    Attributes:
+        failures: by number.
+    """
+
+    def __init__(self) -> None:
+        self.failures: dict[int, PeerError] = {}
+
+    @contextmanager
+    def over(self, number: int) -> Iterator[None]:
+        """A failure in the block is that of `number`."""
+        try:
+            yield
+        except PeerError as error:
+            self.failures[number] = error
+
+    def well(self, numbers: Iterable[int]) -> list[int]:
+        """Those that have not failed."""
+        return [number for number in numbers if number not in self.failures]
 
 
 def _ask_experts(endpoint: str, since_ns: int) -> ExpertTrace:
@@ -105,9 +198,9 @@ def _wait_for(condition: Callable[[], bool], client: Client[Any, Any]) -> bool:
     return True
 
 
-def _answers(run_dir: Path) -> bool:
+def _answers(endpoint: str) -> bool:
     try:
-        client: Client[EngineToGateway, GatewayToEngine] = _connect(attn_endpoint(run_dir), EngineToGateway)
+        client: Client[EngineToGateway, GatewayToEngine] = _connect(endpoint, EngineToGateway)
     except PeerError:
         return False
     client.close()

@@ -4,11 +4,12 @@ import pytest
 import torch
 from trimaran.errors import ConfigError, ModelFileError
 from trimaran.gguf import GGUFFile
+from trimaran.module_names import layer_of, tensor_name
+from trimaran.rules import Choice
 from trimaran.spec import read_spec
 from trimaran.synth import write_random_model
 from trimaran_attn.model.kinds import LINEAR
-from trimaran_attn.names import layer_of, tensor_name
-from trimaran_attn.registry import Kind, Registry, Rule, Site
+from trimaran_attn.registry import Kind, Registry, Site
 from trimaran_attn.weights import Weights
 
 CPU = torch.device("cpu")
@@ -22,8 +23,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> GGUFFile:
     return GGUFFile.open(write_random_model(path, "v3", mix="Q8_0", tokenizer=False))
 
 
-def make_registry(file: GGUFFile, *rules: Rule) -> Registry:
-    registry = Registry(read_spec(file), Weights(file), CPU, torch.float32, rules)
+def make_registry(file: GGUFFile, **choices: Choice) -> Registry:
+    registry = Registry(read_spec(file), Weights(file), CPU, torch.float32, choices)
     registry.register(PLAIN, "first", lambda site: site)
     registry.register(PLAIN, "second", lambda site: site)
     return registry
@@ -36,22 +37,16 @@ def test_without_rules_the_default_is_built_on_the_default_device(file: GGUFFile
     assert site.child("x", PLAIN).path == f"{PATH}.x"
 
 
-def test_the_first_rule_that_fits_decides(file: GGUFFile) -> None:
-    meta = torch.device("meta")
-    registry = make_registry(
-        file,
-        Rule(r"o_proj$", kind="another kind", device=meta),
-        Rule(r"^model\.layers\.1\.", dtype=torch.bfloat16),
-        Rule(r"o_proj$", device=meta),
-    )
+def test_a_choice_is_for_one_path(file: GGUFFile) -> None:
+    registry = make_registry(file, **{PATH: Choice(1, dtype="bfloat16")})
     one, two = registry.build(PATH, PLAIN), registry.build(PATH.replace("1", "2"), PLAIN)
     assert (one.device, one.dtype) == (CPU, torch.bfloat16)
-    assert (two.device, two.dtype) == (meta, torch.float32)
+    assert (two.device, two.dtype) == (CPU, torch.float32)
 
 
-def test_a_rule_chooses_the_implementation(file: GGUFFile) -> None:
+def test_a_choice_names_the_implementation(file: GGUFFile) -> None:
     built = []
-    registry = make_registry(file, Rule(r"o_proj$", implementation="third"))
+    registry = make_registry(file, **{PATH: Choice(1, "third")})
     registry.register(PLAIN, "third", lambda site: built.append(site.path) or site)  # type: ignore[func-returns-value]
     registry.build(PATH, PLAIN)
     registry.build("model.norm", PLAIN)
@@ -59,7 +54,7 @@ def test_a_rule_chooses_the_implementation(file: GGUFFile) -> None:
 
 
 def test_an_unknown_implementation_is_refused_by_name(file: GGUFFile) -> None:
-    registry = make_registry(file, Rule(".", implementation="magic"))
+    registry = make_registry(file, **{PATH: Choice(1, "magic")})
     with pytest.raises(ConfigError, match=r"o_proj: there is no plain 'magic'.*first, second"):
         registry.build(PATH, PLAIN)
 

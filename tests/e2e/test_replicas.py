@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 from typing import Any
 
@@ -13,7 +15,7 @@ import httpx
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from running_server import RunningServer, running_server, wait_until
+from running_server import TRIMARAN, RunningServer, running_server, wait_until
 
 DEFERRED = ("--no-greeting", "--set", "attn.defer_experts=1", "--set", "attn.mla=absorbed")
 QUESTIONS = [f"What is {a} + {b}?" for a, b in ((8, 5), (17, 25), (61, 9), (33, 44), (70, 11), (2, 96))]
@@ -30,9 +32,14 @@ def two(demo_model: str) -> Iterator[RunningServer]:
 
 def per_engine(server: RunningServer, name: str) -> dict[str, float]:
     """A metric's samples by the label `engine`."""
+    return per_label(server, name, "engine")
+
+
+def per_label(server: RunningServer, name: str, label: str) -> dict[str, float]:
+    """A metric's samples by a label."""
     text = httpx.get(f"{server.url}/metrics", timeout=30).text
     samples = (s for family in text_string_to_metric_families(text) for s in family.samples)
-    return {s.labels["engine"]: s.value for s in samples if s.name == f"trimaran_{name}"}
+    return {s.labels[label]: s.value for s in samples if s.name == f"trimaran_{name}"}
 
 
 def engine_process(server: RunningServer, number: int) -> psutil.Process:
@@ -64,6 +71,22 @@ def test_a_conversation_finds_its_cache(two: RunningServer) -> None:
         talk += [{"role": "user", "content": "Go on."}]
     saved = sum(per_engine(two, "prompt_tokens_cached_total").values()) - before
     assert saved >= 3 * 64
+
+
+def test_both_are_on_one_timeline(two: RunningServer, tmp_path: Path) -> None:
+    (run_dir,) = (socket.parent for socket in two.base.glob("trimaran-*/attn-1.sock"))
+    path = tmp_path / "trace.json"
+    command = [TRIMARAN, "trace", str(path), "--run-dir", str(run_dir), "--steps", "3", "--seconds", "60"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as tracing:
+        while tracing.poll() is None:
+            ask_all(two)
+        assert tracing.stdout is not None
+        assert f"{path}: 6 steps" in tracing.stdout.read()
+    events = json.loads(path.read_text())["traceEvents"]
+    names = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
+    assert names == {1: "attention service 0", 2: "attention service 1", 3: "expert service 0"}
+    steps = [event["pid"] for event in events if event["name"] == "step"]
+    assert sorted(steps) == [1, 1, 1, 2, 2, 2]
 
 
 def stream(server: RunningServer, prompt: list[int], begun: Barrier) -> tuple[int, str]:
@@ -98,7 +121,12 @@ def test_one_is_killed_under_load(two: RunningServer) -> None:
     assert all("engine" in reason for reason in failed)
     assert two.ask(QUESTIONS[0], max_tokens=40), "the other one answers meanwhile"
     wait_until(lambda: two.get("/health")[1]["status"] == "ready", WAIT_S, "the killed one is back")
-    assert two.get("/health")[1]["engines"] == {"0": "ready", "1": "ready"}
+    health = two.get("/health")[1]
+    assert health["engines"] == {"0": "ready", "1": "ready"}
+    assert health["crashes"] == {"attn-1": health["crashes"]["attn-1"]}
+    assert health["crashes"]["attn-1"].startswith("crashed 1 time; last, it was killed by SIGKILL")
+    crashes = per_label(two, "service_crashes_total", "service")
+    assert crashes == {"experts": 0, "attn-0": 0, "attn-1": 1, "gateway": 0}
     before = per_engine(two, "generation_tokens_total")["1"]
     ask_all(two)
     assert per_engine(two, "generation_tokens_total")["1"] > before, "it takes its share again"

@@ -16,6 +16,7 @@ import pytest
 from fake_engine import FakeEngine
 from tokenizer_json import gguf_keys
 from trimaran.config import GatewayConfig
+from trimaran.crashes import CrashFile
 from trimaran.gguf import write_gguf
 from trimaran.lifecycle import Stop
 from trimaran.vocabulary import byte_alphabet
@@ -135,6 +136,7 @@ class Stack:
         self.engine = FakeEngine(self.endpoint, model.tokenizer)
         self.config = config
         self.keepalive_s = keepalive_s
+        self.crash_file = CrashFile(folder)
         self.stop = Stop()
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()))
@@ -157,7 +159,12 @@ class Stack:
         self.loop = asyncio.get_running_loop()
         client = EngineClient(self.endpoint, poll_s=0.05)
         self.gateway = Gateway(
-            self.config, self.model, EnginePool([client]), GatewayMetrics(), keepalive_s=self.keepalive_s
+            self.config,
+            self.model,
+            EnginePool([client]),
+            GatewayMetrics(),
+            keepalive_s=self.keepalive_s,
+            crashes=self.crash_file.read,
         )
         self._engine_task = asyncio.create_task(self.engine.run())
         ready = asyncio.create_task(self._announce(client))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from trimaran.config import AttnConfig
@@ -16,7 +15,7 @@ from trimaran.units import format_bytes
 
 from trimaran_attn.experts import Experts
 from trimaran_attn.gpu_experts.caretaker import Caretaker, Routed
-from trimaran_attn.gpu_experts.heat import Heat, default_path, load_heat
+from trimaran_attn.gpu_experts.heat import Heat, heat_path, load_heat
 from trimaran_attn.gpu_experts.placement import choose_residents
 from trimaran_attn.gpu_experts.resident import Compute, ExpertFile, ResidentLayer
 from trimaran_attn.gpu_experts.split import SplitExperts
@@ -33,7 +32,7 @@ class Residents:
     """The experts that a plan has room for.
 
     Args:
-        config: `gpu_experts`, `heat_file`.
+        config: `gpu_experts`, `heat_file`, `replica`.
         file, spec, fingerprint: the model.
         plan: says how many bytes, on which device.
     """
@@ -42,11 +41,16 @@ class Residents:
         self, config: AttnConfig, file: GGUFFile, spec: ModelSpec, fingerprint: str, plan: Plan
     ) -> None:
         self._fingerprint = fingerprint
-        self._path = Path(config.heat_file) if config.heat_file else default_path(fingerprint)
+        self._path = heat_path(config.heat_file, fingerprint, config.replica)
         self._layers: list[ResidentLayer] = []
         self._chosen: dict[int, tuple[int, ...]] = {}
         self._streams = _Streams(config, spec, file) if config.stream_prefill == "auto" else None
         if not plan.experts:
+            if config.gpu_experts != "off":
+                _log.info(
+                    "no experts are held here: no room is left, or there is no GPU",
+                    setting=config.gpu_experts,
+                )
             return
         self._heat = load_heat(self._path, fingerprint, spec.moe.n_experts)
         sizes = {layer: size.gpu for layer, size in expert_sizes(spec, file.tensors).items()}

@@ -48,6 +48,7 @@ class Caretaker:
         self._routed = routed
         self._clock = clock
         self._next_look = self._next_save = clock()
+        self._is_news = False
         nbytes = sum(layer.stack.nbytes for layer in layers)
         self.tally = Tally(nbytes=nbytes, n_experts=sum(len(layer.experts) for layer in layers))
 
@@ -62,17 +63,23 @@ class Caretaker:
             self._exchange()
         if now >= self._next_save:
             self._next_save = now + SAVE_S
-            self._keep(self._heat)
+            self._save()
 
     def close(self) -> None:
         """Keep what was learnt."""
         self._count()
-        self._keep(self._heat)
+        self._save()
+
+    def _save(self) -> None:
+        if self._is_news:
+            self._keep(self._heat)
+            self._is_news = False
 
     def _count(self) -> None:
-        ours = {number: layer.served() for number, layer in self._layers.items()}
-        totals = add_counts(ours, self._routed())
-        self._heat.observe(totals)
+        ours, theirs = {number: layer.served() for number, layer in self._layers.items()}, self._routed()
+        for source, counts in (("here", ours), ("expert services", theirs)):
+            self._is_news |= self._heat.observe(source, counts)
+        totals = add_counts(ours, theirs)
         served, all_routes = sum(map(sum, ours.values())), sum(map(sum, totals.values()))
         self.tally = Tally(
             ours, served / all_routes if all_routes else 0.0, self.tally.nbytes, self.tally.n_experts

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -25,11 +27,20 @@ class HeatFile(msgspec.Struct, frozen=True):
     layers: dict[int, list[int]]
 
 
-def default_path(fingerprint: str) -> Path:
-    """A file for each model, in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    folder = Path(cache) if cache else Path.home() / ".cache"
-    return folder / "trimaran" / f"heat-{sha256(fingerprint.encode()).hexdigest()[:16]}.json"
+def heat_path(named: str | None, fingerprint: str, replica: int) -> Path:
+    """Where the heat is kept: each attention service has experts, and so a file, of its own.
+
+    Args:
+        named: `attn.heat_file`; None: a file for each model, in the user's cache.
+        fingerprint: of the model. replica: number of the attention service; the first one adds none.
+    """
+    if named:
+        path = Path(named)
+    else:
+        cache = os.environ.get("XDG_CACHE_HOME")
+        folder = Path(cache) if cache else Path.home() / ".cache"
+        path = folder / "trimaran" / f"heat-{sha256(fingerprint.encode()).hexdigest()[:16]}.json"
+    return path.with_stem(f"{path.stem}-{replica}") if replica else path
 
 
 class Heat:
@@ -43,27 +54,42 @@ class Heat:
     def __init__(self, n_experts: int, counts: Mapping[int, Sequence[int]] | None = None) -> None:
         self.counts: dict[int, list[int]] = {layer: list(each) for layer, each in (counts or {}).items()}
         self._n_experts = n_experts
-        self._seen: dict[int, list[int]] = {}
+        self._seen: dict[tuple[str, int], list[int]] = {}
 
-    def observe(self, totals: Mapping[int, Sequence[int]]) -> None:
-        """Take counters in that only grow; if they shrank, whoever counts has begun anew."""
+    def observe(self, source: str, totals: Mapping[int, Sequence[int]]) -> bool:
+        """Take counters in that only grow; if they shrank, the source has begun anew.
+
+        Args:
+            source: who counts: one that begins anew says nothing about the others.
+            totals: by layer and expert, since the source began.
+
+        Returns:
+            Whether anything was used since the last time.
+        """
+        changed = False
         for layer, now in totals.items():
-            before = self._seen.get(layer, [0] * self._n_experts)
+            before = self._seen.get((source, layer), [0] * self._n_experts)
             fresh = any(new < old for new, old in zip(now, before, strict=True))
+            grown = now if fresh else [new - old for new, old in zip(now, before, strict=True)]
             counts = self.counts.setdefault(layer, [0] * self._n_experts)
-            for expert, new in enumerate(now):
-                counts[expert] += new if fresh else new - before[expert]
-            self._seen[layer] = list(now)
+            for expert, more in enumerate(grown):
+                counts[expert] += more
+            self._seen[source, layer] = list(now)
+            changed = changed or any(grown)
+        return changed
 
     def save(self, path: Path, fingerprint: str) -> None:
         """Write it whole, or not at all; a file that cannot be written is a line in the log."""
         content = msgspec.json.encode(HeatFile(VERSION, fingerprint, self.counts))
-        draft = path.with_name(f"{path.name}.{os.getpid()}")
+        # Services in containers may have equal process ids and one cache.
+        draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             draft.write_bytes(content)
             draft.replace(path)
         except OSError as error:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
             _log.warning("the experts' heat is not kept", path=str(path), reason=str(error))
 
 

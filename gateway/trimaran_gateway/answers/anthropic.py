@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from hashlib import blake2b
 from typing import Any
 
 from trimaran_gateway import sse
@@ -26,6 +28,15 @@ PING = sse.named("ping", {"type": "ping"})
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 _THINKING = {"type": "thinking", "thinking": "", "signature": ""}
 _TEXT = {"type": "text", "text": ""}
+
+
+def thinking_signature(thought: str) -> str:
+    """What clients hand back with a thinking block: a digest that names the text, and proves nothing.
+
+    Some clients keep no thinking block whose signature is empty. Blocks of any signature are taken back: in a
+    conversation that another server began the signatures are that server's.
+    """
+    return base64.b64encode(blake2b(thought.encode(), digest_size=32).digest()).decode()
 
 
 def error_event(error: ApiError) -> bytes:
@@ -51,7 +62,8 @@ def whole_message(model: str, answer: Answer, *, show_thinking: bool) -> dict[st
     """The message object."""
     content: list[dict[str, Any]] = []
     if answer.reasoning and show_thinking:
-        content.append({**_THINKING, "thinking": answer.reasoning})
+        signature = thinking_signature(answer.reasoning)
+        content.append({**_THINKING, "thinking": answer.reasoning, "signature": signature})
     if answer.content:
         content.append({**_TEXT, "text": answer.content})
     calls = answer.calls[:-1] if answer.reason == "length" else answer.calls  # the last one is cut
@@ -78,6 +90,7 @@ class MessageStream:
         self._show_thinking = show_thinking
         self._index = -1
         self._open: str | None = None
+        self._thought = ""
 
     async def chunks(self, events: AsyncGenerator[tuple[int, Event]]) -> AsyncGenerator[bytes]:
         """Server-sent events from `message_start` to `message_stop`."""
@@ -95,6 +108,7 @@ class MessageStream:
             case TextDelta("reasoning", text):
                 if not (self._show_thinking and text):
                     return []
+                self._thought += text
                 delta = {"type": "thinking_delta", "thinking": text}
                 return [*self._enter("thinking", _THINKING), self._delta(delta)]
             case TextDelta(_, text):
@@ -125,9 +139,13 @@ class MessageStream:
     def _close(self) -> list[bytes]:
         if self._open is None:
             return []
-        self._open = None
+        signed = []
+        if self._open == "thinking":
+            signature = thinking_signature(self._thought)
+            signed = [self._delta({"type": "signature_delta", "signature": signature})]
+        self._open, self._thought = None, ""
         stop = {"type": "content_block_stop", "index": self._index}
-        return [sse.named("content_block_stop", stop)]
+        return [*signed, sse.named("content_block_stop", stop)]
 
     def _delta(self, delta: dict[str, Any]) -> bytes:
         value = {"type": "content_block_delta", "index": self._index, "delta": delta}

@@ -17,7 +17,10 @@ ReasoningState = Literal["open", "possible", "over"]
 """Whether the prompt ends inside the reasoning, lets the model begin one, or leaves no room for it."""
 
 _SPACE = r"( |\n {0,24}|\n\t{0,12})"
-"""White space between JSON's tokens: enough to indent, too little for a weak model to get lost in."""
+"""White space between JSON's tokens: enough to indent, too little for a weak model to get lost in.
+
+At most one of these stands between two tokens. What is inside a string is the answer's own, and unbounded.
+"""
 
 _EXACT = {"whitespace_pattern": _SPACE}
 _LENIENT = {**_EXACT, "lenient": True, "coerce_one_of": True}

@@ -215,3 +215,4 @@ class Health(BaseModel):
     model: str | None = None
     context_length: int | None = None
     engines: dict[str, str] | None = None
+    crashes: dict[str, str] | None = None

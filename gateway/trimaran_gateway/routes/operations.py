@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Response
 from fastapi.responses import JSONResponse
 
 from trimaran_gateway.context import Gateway, gateway_of
+from trimaran_gateway.crashes import explain_crashes
 from trimaran_gateway.engine.interface import Engine
 from trimaran_gateway.errors import RETRY_AFTER_S
 from trimaran_gateway.metrics import CONTENT_TYPE
@@ -34,8 +35,9 @@ async def health(gateway: TheGateway) -> Response:
     """200 while requests are answered; 503 with `status` and `progress` (0 to 1) while they are not.
 
     Of several engines one that takes requests is enough; `degraded` says that not all do, `engines` which.
+    `crashes` tells of services that have crashed since the server started.
     """
-    body = _state(gateway)
+    body = {**_state(gateway), **_crashes(gateway)}
     if body["status"] in ("ready", "degraded"):
         return JSONResponse(body)
     return JSONResponse(body, 503, {"Retry-After": str(RETRY_AFTER_S)})
@@ -62,6 +64,12 @@ def _state(gateway: Gateway) -> dict[str, Any]:
         "context_length": status.context_length,
         **_engines(gateway.engine),
     }
+
+
+def _crashes(gateway: Gateway) -> dict[str, Any]:
+    """What happened to services that have crashed, if any has."""
+    crashes = explain_crashes(gateway.crashes)
+    return {"crashes": crashes} if crashes else {}
 
 
 def _engines(engine: Engine) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from trimaran.wire import EngineStats, EngineStatus
 
+from trimaran_gateway.crashes import ReadCrashes, explain_crashes
 from trimaran_gateway.model import ServedModel
 
 MIN_INTERVAL_S = 0.5
@@ -104,6 +105,7 @@ class LiveReport(msgspec.Struct, frozen=True, kw_only=True):
     model: Model
     engine: EngineState
     engines: dict[str, EngineState] = {}
+    crashes: dict[str, str] = {}
     counters: dict[str, float] = {}
     gauges: dict[str, float] = {}
     histograms: dict[str, Buckets] = {}
@@ -118,9 +120,11 @@ class LiveReader:
         engine: the connection to the attention service.
         metrics: the gateway's metrics; they get the samples that the engine hands out.
         model: the served model.
+        crashes: tells how the server's services have fared.
     """
 
-    def __init__(self, engine: Engine, metrics: Metrics, model: Model) -> None:
+    def __init__(self, engine: Engine, metrics: Metrics, model: Model, crashes: ReadCrashes = dict) -> None:
+        self._crashes = crashes
         self._engine = engine
         self._metrics = metrics
         self._model = model
@@ -143,6 +147,7 @@ class LiveReader:
             model=self._model,
             engine=_engine_state(status),
             engines={label: _engine_state(each) for label, each in self._engine.statuses.items()},
+            crashes=explain_crashes(self._crashes),
             histograms=histograms(self._metrics.registry),
         )
         if stats is None:

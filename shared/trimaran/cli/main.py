@@ -12,6 +12,7 @@ from trimaran import __version__
 from trimaran.cli.chat import chat
 from trimaran.cli.doctor import doctor
 from trimaran.cli.plan import plan
+from trimaran.cli.rules import rules
 from trimaran.cli.serve import serve
 from trimaran.cli.single import attn, experts, gateway, record, replay, stats
 from trimaran.cli.trace import trace
@@ -32,6 +33,7 @@ def make_app() -> typer.Typer:
     app.command()(serve)
     app.command()(chat)
     app.command()(plan)
+    app.command()(rules)
     app.command()(doctor)
     app.command()(trace)
     for single in (gateway, attn):

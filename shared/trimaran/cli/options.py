@@ -47,6 +47,10 @@ Device = Annotated[
 Context = Annotated[
     str | None, typer.Option("--context", metavar="TOKENS", help="Longest prompt + answer, e.g. 32K.")
 ]
+Rules = Annotated[
+    Path | None,
+    typer.Option("--rules", metavar="FILE", help="YAML file of rules for modules, see docs/rules.md."),
+]
 Debug = Annotated[
     bool, typer.Option("--debug", help="Log in detail, and show tracebacks of expected errors too.")
 ]
@@ -61,6 +65,7 @@ def make_config(
     port: int | None = None,
     device: str | None = None,
     context: str | None = None,
+    rules: Path | None = None,
     debug: bool = False,
 ) -> Config:
     """The configuration from file, environment and flags; a flag that was not given is None.
@@ -71,7 +76,14 @@ def make_config(
     return load_config(
         config_file,
         overrides(
-            assignments, model=model, host=host, port=port, device=device, context=context, debug=debug
+            assignments,
+            model=model,
+            host=host,
+            port=port,
+            device=device,
+            context=context,
+            rules=rules,
+            debug=debug,
         ),
     )
 
@@ -84,6 +96,7 @@ def overrides(
     port: int | None = None,
     device: str | None = None,
     context: str | None = None,
+    rules: Path | None = None,
     debug: bool = False,
 ) -> dict[str, object]:
     """Flags as option paths and values; named flags win over `--set`."""
@@ -93,6 +106,7 @@ def overrides(
         "gateway.port": port,
         "attn.device": device,
         "attn.context_length": _count(context),
+        "attn.rules": None if rules is None else str(rules),
         "log_level": "debug" if debug else None,
     }
     return {

@@ -20,6 +20,7 @@ from trimaran.model_path import resolve_model
 from trimaran.plan import Bandwidth, GpuShare, Plan, check_plan, make_plan
 from trimaran.plan.devices import gpu_numbers
 from trimaran.replicas import for_replica, replicas
+from trimaran.rules import apply_rules
 from trimaran.spec import read_spec
 from trimaran.units import format_bytes, parse_bytes
 
@@ -33,6 +34,7 @@ def plan(
     config_file: options.ConfigFile = None,
     device: options.Device = None,
     context: options.Context = None,
+    rules: options.Rules = None,
     gpu_memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Plan for GPUs with this memory each, e.g. 48GiB.")
     ] = None,
@@ -63,23 +65,35 @@ def plan(
       trimaran plan r1.gguf --ram-bandwidth 440GB --gpu-bandwidth 1000GB --json
     """
     config = options.make_config(
-        config_file, assignments, model=model, device=device, context=context, debug=debug
+        config_file, assignments, model=model, device=device, context=context, rules=rules, debug=debug
     )
-    machine, config = _for_machine(read_machine(), config, gpu_memory, ram)
+    machine = read_machine()
     bandwidth = Bandwidth(
         ram=_ram_bandwidth(machine, given=ram_bandwidth, is_here=ram is None),
         gpu=float(parse_bytes(gpu_bandwidth)) if gpu_bandwidth else None,
     )
     with GGUFFile.open(resolve_model(config.model)) as file:
         spec = read_spec(file)
-        configs = [for_replica(config, number) for number in replicas(config)]
-        plans = [make_plan(spec, file.tensors, machine, each, bandwidth) for each in configs]
+        n_gpus = len(machine.gpus) if gpu_memory is None else None
+        chosen = [apply_rules(for_replica(config, n), spec, n_gpus) for n in replicas(config)]
+        plans = [
+            make_plan(
+                spec,
+                file.tensors,
+                *_for_machine(machine, each.config, gpu_memory, ram),
+                bandwidth,
+                held=each.held(file.tensors),
+            )
+            for each in chosen
+        ]
     if json:
         fields = [{**asdict(made), "problems": made.problems()} for made in plans]
         print(msgspec.json.encode({**fields[0], "further_replicas": fields[1:]}).decode())
     else:
-        for made in plans:
+        for made, each in zip(plans, chosen, strict=True):
             show(made, Console(highlight=False))
+            for notice in each.notices:
+                print(notice)
     for made in plans:
         check_plan(made)
 

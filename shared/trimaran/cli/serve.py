@@ -30,6 +30,7 @@ from trimaran.machine import Machine, read_machine
 from trimaran.model_path import resolve_model
 from trimaran.plan import check_plan, make_plan
 from trimaran.replicas import for_replica, replicas
+from trimaran.rules import apply_rules
 from trimaran.run_dir import default_run_dir, open_run_dir
 from trimaran.spec import read_spec
 
@@ -43,6 +44,7 @@ def serve(
     port: options.Port = None,
     device: options.Device = None,
     context: options.Context = None,
+    rules: options.Rules = None,
     assignments: options.Assignments = None,
     ready_timeout: Annotated[
         float,
@@ -77,6 +79,7 @@ def serve(
         port=port,
         device=device,
         context=context,
+        rules=rules,
         debug=debug,
     )
     if plan:
@@ -95,12 +98,16 @@ def check_fit(config: Config, machine: Machine) -> None:
     """Refuses, before anything starts, a model that the machine cannot hold.
 
     Raises:
+        ConfigError: the rules file is wrong.
         ModelFileError: the file is no model that can be served.
         PlanError: it does not fit.
     """
     with GGUFFile.open(resolve_model(config.model)) as file:
+        spec = read_spec(file)
         for number in replicas(config):
-            check_plan(make_plan(read_spec(file), file.tensors, machine, for_replica(config, number)))
+            chosen = apply_rules(for_replica(config, number), spec, len(machine.gpus))
+            held = chosen.held(file.tensors)
+            check_plan(make_plan(spec, file.tensors, machine, chosen.config, held=held))
 
 
 def _run(

@@ -22,6 +22,7 @@ from trimaran.cli.services import Service, services_for
 from trimaran.cli.signals import STOPPING, SignalInbox
 from trimaran.config import Config
 from trimaran.config_loader import dump_config, option_environment
+from trimaran.crashes import CrashFile, ServiceCrashes
 from trimaran.errors import ConfigError, PeerError, TrimaranError
 from trimaran.lifecycle import STOP_MARGIN_S
 from trimaran.model_path import resolve_model
@@ -54,11 +55,15 @@ class Server:
         self.config, self.key = _complete(config, run_dir)
         self.api = ApiClient(server_url(self.config.gateway.host, self.config.gateway.port), self.key)
         self._on_log = on_log
-        self._commands = self._write_commands(run_dir, services or services_for(config))
+        services = services or services_for(config)
+        self._commands = self._write_commands(run_dir, services)
         self._environ = _child_environment(os.environ)
         self._children: dict[str, Child] = {}
         self.policies = {name: RestartPolicy() for name in self._commands}
+        self._groups = {service.name: service.group for service in services}
         self._due: dict[str, float] = {}
+        self._crashes = {name: ServiceCrashes() for name in self._commands}
+        self._crash_file = CrashFile(run_dir)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -72,6 +77,7 @@ class Server:
 
     def start(self) -> None:
         """Starts the three services; they load side by side."""
+        self._crash_file.write(self._crashes)
         for name in self._commands:
             self._start(name)
 
@@ -99,8 +105,10 @@ class Server:
     def supervise(self, inbox: SignalInbox) -> None:
         """Restarts services that crash, until somebody asks to stop.
 
+        One of several attention services may crash as often as it likes, while another one works.
+
         Raises:
-            PeerError: a service crashes again and again.
+            PeerError: a service that the server cannot do without crashes again and again.
         """
         while True:
             due = min(self._due.values(), default=time.monotonic() + _IDLE_POLL_S)
@@ -135,6 +143,7 @@ class Server:
         for child in self._children.values():
             child.close()
         self._children.clear()
+        self._crash_file.remove()
 
     def __enter__(self) -> Self:
         return self
@@ -168,16 +177,31 @@ class Server:
     def _note_crashes(self) -> None:
         for name, child in self._children.items():
             code = child.poll()
-            if code is None or name in self._due:
-                continue
-            delay = self.policies[name].after_crash(time.monotonic())
-            if delay is None:
-                raise PeerError(
-                    f"the {name} service crashes again and again; last, it {describe_exit(code)}",
-                    remedy="its last lines are above",
-                )
-            self._due[name] = time.monotonic() + delay
-            self._on_log(_note(name, f"{describe_exit(code)}; starting it again in {delay:g} s"))
+            if code is not None and name not in self._due:
+                self._note_crash(name, describe_exit(code))
+
+    def _note_crash(self, name: str, end: str) -> None:
+        policy, now = self.policies[name], time.monotonic()
+        delay = policy.after_crash(now, has_stand_in=self._has_stand_in(name))
+        if delay is None:
+            raise PeerError(
+                f"the {name} service crashes again and again; last, it {end}",
+                remedy="its last lines are above",
+            )
+        self._due[name] = now + delay
+        count = self._crashes[name].count + 1
+        self._crashes[name] = ServiceCrashes(
+            count=count, last=end, in_loop=policy.in_loop, starts_at=now + delay
+        )
+        self._crash_file.write(self._crashes)
+        others = ", the others go on" if policy.in_loop else ""
+        self._on_log(_note(name, f"{end} (crash {count}){others}; starting it again in {delay:g} s"))
+
+    def _has_stand_in(self, name: str) -> bool:
+        """Whether another service of its group runs, or will in a moment."""
+        group = self._groups[name]
+        others = [other for other in self._groups if group and other != name and self._groups[other] == group]
+        return any(not self.policies[other].in_loop for other in others)
 
     def _start_due(self) -> None:
         now = time.monotonic()

@@ -24,6 +24,7 @@ class Service:
         needs: modules that must be installed for it.
         extra: the extra that installs them.
         options: further options on its command line.
+        group: services of the same group do the same work; "": there is no other such one.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Service:
     needs: tuple[str, ...]
     extra: str
     options: tuple[str, ...] = ()
+    group: str = ""
 
     def command(self, arguments: Sequence[str]) -> ServiceCommand:
         """The command line that runs it with `arguments`.
@@ -76,4 +78,5 @@ def _attention_services(config: Config) -> Iterator[Service]:
         yield ATTN
         return
     for number in replicas(config):
-        yield replace(ATTN, name=f"attn-{number}", options=(f"--set=attn.replica={number}",))
+        options = (f"--set=attn.replica={number}",)
+        yield replace(ATTN, name=f"attn-{number}", options=options, group="attn")

@@ -42,6 +42,7 @@ def attn(
     config_file: options.ConfigFile = None,
     device: options.Device = None,
     context: options.Context = None,
+    rules: options.Rules = None,
     assignments: options.Assignments = None,
     debug: options.Debug = False,
 ) -> None:
@@ -55,7 +56,7 @@ def attn(
     _become(
         ATTN,
         config_file,
-        options.overrides(assignments, model=model, device=device, context=context),
+        options.overrides(assignments, model=model, device=device, context=context, rules=rules),
         debug=debug,
     )
 

@@ -28,6 +28,8 @@ def make_plan(
     machine: Machine,
     config: Config,
     bandwidth: Bandwidth | None = None,
+    *,
+    held: Mapping[str, int] | None = None,
 ) -> Plan:
     """Plans a model on a machine.
 
@@ -40,6 +42,7 @@ def make_plan(
         config: `precision`, `attn.device`, `layers`, `gpu_memory`, `context_length`, `kv_memory`, `kv_dtype`,
             `max_step_tokens`, `max_running`, `replicas`, `experts.store`.
         bandwidth: for the prediction of speed.
+        held: bytes in memory of the matrices whose form rules chose, by tensor.
 
     Raises:
         PlanError: the configuration asks for a GPU that is not there.
@@ -47,7 +50,12 @@ def make_plan(
     """
     choices = _choices(machine, config.attn)
     exact = config.precision == "exact"
-    form = Form(on_gpu=bool(choices), exact=exact, packs_experts=not exact and config.experts.store != "off")
+    form = Form(
+        on_gpu=bool(choices),
+        exact=exact,
+        packs_experts=not exact and config.experts.store != "off",
+        held=held or {},
+    )
     entry = entry_bytes(spec, choose_format(config.attn.kv_dtype, exact=exact and not choices))
     planner = _Planner(spec, config, weigh(spec, tensors, form), entry, machine.memory.limit)
     speed = _speed(spec, planner.weights.items, bandwidth or Bandwidth())

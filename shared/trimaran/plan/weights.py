@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from trimaran.cpu_weights import packed_bytes
@@ -42,11 +42,13 @@ class Form:
         on_gpu: whether the attention service's are on GPUs.
         exact: whether nothing shall be rounded: nothing is packed, latent maps are float32.
         packs_experts: whether the expert service packs.
+        held: bytes of tensors whose form rules chose.
     """
 
     on_gpu: bool
     exact: bool
     packs_experts: bool
+    held: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,8 @@ def _item(part: str, infos: list[TensorInfo], form: Form) -> Item:
 
 def _bytes(part: str, info: TensorInfo, form: Form) -> int:
     """What a tensor takes where it goes."""
+    if info.name in form.held:
+        return form.held[info.name]
     if form.on_gpu and part not in _IN_RAM:
         return _gpu_bytes(part, info)
     if part == "latent maps":

@@ -69,9 +69,22 @@ def test_experts_move_only_when_nothing_runs_and_one_at_a_time(layer):
 
 def test_the_heat_is_kept_now_and_then_and_at_the_end(layer):
     scene = Scene(layer)
+    scene.routed = {2: [1] * 16}
     for _ in range(int(SAVE_S / LOOK_S)):
         scene.look()
-    assert len(scene.kept) == 1
-    scene.routed = {2: [1] * 16}
+    assert scene.kept == [{2: [1] * 16}]
+    scene.routed = {2: [2] * 16}
     scene.caretaker.close()
-    assert scene.kept[-1] == {2: [1] * 16}
+    assert scene.kept == [{2: [1] * 16}, {2: [2] * 16}]
+
+
+def test_heat_that_did_not_change_is_not_written_again(layer):
+    scene = Scene(layer)
+    for _ in range(int(3 * SAVE_S / LOOK_S)):
+        scene.look()
+    assert not scene.kept
+    scene.routed = {2: [1] * 16}
+    for _ in range(int(3 * SAVE_S / LOOK_S)):
+        scene.look()
+    scene.caretaker.close()
+    assert len(scene.kept) == 1

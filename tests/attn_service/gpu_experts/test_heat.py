@@ -4,22 +4,39 @@ import logging
 from pathlib import Path
 
 import pytest
-from trimaran_attn.gpu_experts.heat import REMEMBERED, Heat, default_path, load_heat
+from trimaran_attn.gpu_experts.heat import REMEMBERED, Heat, heat_path, load_heat
 
 
 def test_counters_that_grow_are_added_up() -> None:
     heat = Heat(3, {1: [5, 0, 0]})
-    heat.observe({1: [1, 2, 3]})
-    heat.observe({1: [2, 2, 4], 2: [0, 1, 0]})
+    heat.observe("a", {1: [1, 2, 3]})
+    heat.observe("a", {1: [2, 2, 4], 2: [0, 1, 0]})
     assert heat.counts == {1: [7, 2, 4], 2: [0, 1, 0]}
 
 
 def test_a_service_that_began_anew_is_counted_from_zero() -> None:
     heat = Heat(2)
-    heat.observe({1: [10, 20]})
-    heat.observe({1: [1, 2]})
-    heat.observe({1: [2, 2]})
+    heat.observe("a", {1: [10, 20]})
+    heat.observe("a", {1: [1, 2]})
+    heat.observe("a", {1: [2, 2]})
     assert heat.counts == {1: [12, 22]}
+
+
+def test_a_service_that_began_anew_does_not_count_others_twice() -> None:
+    heat = Heat(2)
+    heat.observe("here", {1: [100, 0]})
+    heat.observe("there", {1: [10, 20]})
+    heat.observe("there", {1: [0, 1]})
+    heat.observe("here", {1: [101, 0]})
+    assert heat.counts == {1: [111, 21]}
+
+
+def test_news_is_what_grew() -> None:
+    heat = Heat(2)
+    assert not heat.observe("a", {1: [0, 0]})
+    assert heat.observe("a", {1: [0, 1]})
+    assert not heat.observe("a", {1: [0, 1]})
+    assert not heat.observe("a", {})
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
@@ -72,7 +89,10 @@ def test_a_place_that_cannot_be_written_is_a_word(tmp_path: Path, caplog: pytest
     assert "not kept" in caplog.text
 
 
-def test_models_have_files_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_service_of_each_model_has_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
-    assert default_path("one") != default_path("two")
-    assert default_path("one").parent == Path("/cache/trimaran")
+    paths = {heat_path(None, model, replica) for model in ("one", "two") for replica in range(3)}
+    assert len(paths) == 6
+    assert {path.parent for path in paths} == {Path("/cache/trimaran")}
+    assert heat_path("/data/heat.json", "one", 0) == Path("/data/heat.json")
+    assert heat_path("/data/heat.json", "one", 2) == Path("/data/heat-2.json")

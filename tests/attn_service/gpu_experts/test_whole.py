@@ -50,7 +50,7 @@ class Run:
         with closing(opened.file), ExpertsClient(experts, facts_of(opened), run_dir, max_tokens=24) as link:
             meter = Meter()
             remote = RemoteExperts(link, meter)
-            engine = load_engine(config, opened, lambda _: remote, meter, routed=link.expert_tokens)
+            engine = load_engine(opened, lambda _: remote, meter, routed=link.expert_tokens)
             link.connect()
             self.tokens = generate(engine)
             wait_until(lambda: len(link.expert_tokens()) == 2)  # both layers' counts have come

@@ -10,6 +10,7 @@ import torch
 import trimaran_kernels
 from trimaran.errors import KernelError
 from trimaran.gguf import GGUFFile
+from trimaran.rules import Choice
 from trimaran.spec import read_spec
 from trimaran.synth import write_random_model
 from trimaran.timeline import Tracer
@@ -20,17 +21,19 @@ from trimaran_attn.model.modules import register_modules
 from trimaran_attn.model.native_attention import NativeLatentAttention
 from trimaran_attn.model.rope import Rope
 from trimaran_attn.model.step import Step
-from trimaran_attn.registry import Registry, Rule
+from trimaran_attn.registry import Registry
 from trimaran_attn.weights import Weights
 
 CPU = torch.device("cpu")
 LAYER = 1
 
 
-def build(path: Path, linears: str, rules: tuple[Rule, ...] = ()) -> tuple[NativeLatentAttention, Any]:
+def build(
+    path: Path, linears: str, choices: dict[str, Choice] | None = None
+) -> tuple[NativeLatentAttention, Any]:
     file = GGUFFile.open(path)
     spec = read_spec(file)
-    registry = Registry(spec, Weights(file), CPU, torch.float32, rules)
+    registry = Registry(spec, Weights(file), CPU, torch.float32, choices)
     pool = trimaran_kernels.ThreadPool(trimaran_kernels.usable_cpus(2))
     experts: Any = None  # of no use to the attention
     register_modules(registry, experts=experts, pool=pool, linears=linears, mla="auto", native=True)
@@ -67,8 +70,8 @@ def test_one_call_gives_the_same_bits(tmp_path: Path, preset: Any, linears: str)
 
 def test_a_matrix_of_another_kind_is_called_by_itself(tmp_path: Path) -> None:
     path = write_random_model(tmp_path / "m.gguf", "v3", tokenizer=False)
-    dense = Rule(rf"layers\.{LAYER}\.self_attn\.o_proj$", implementation="dense")
-    attention, spec = build(path, "packed", (dense,))
+    dense = {f"model.layers.{LAYER}.self_attn.o_proj": Choice(1, "dense")}
+    attention, spec = build(path, "packed", dense)
     assert not attention.is_whole
     near, _ = build(path, "packed")
     x = torch.randn(8, spec.hidden_size, generator=torch.Generator().manual_seed(1))

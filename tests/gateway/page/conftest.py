@@ -18,6 +18,7 @@ from browser import BROWSERS, TIMEOUT_S, DevTools, Page
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Histogram
+from trimaran.crashes import ServiceCrashes
 from trimaran.wire import EngineStats, EngineStatus
 from trimaran_gateway.routes.page import page_router
 from trimaran_gateway.web.live import LiveReader, Model
@@ -77,10 +78,11 @@ class FakeEngine:
     )
     reported: EngineStats | None = None
     asked: int = 0
+    others: list[EngineStatus | None] = field(default_factory=list)
 
     @property
     def statuses(self) -> dict[str, EngineStatus | None]:
-        return {"0": self.status}
+        return {str(label): status for label, status in enumerate([self.status, *self.others])}
 
     async def stats(self) -> EngineStats | None:
         self.asked += 1
@@ -103,6 +105,7 @@ class FakeServer:
 
     def __init__(self) -> None:
         self.engine = FakeEngine()
+        self.crashes: dict[str, ServiceCrashes] = {}
         self.metrics = FakeMetrics()
         self.replies: deque[Reply] = deque()
         self.bodies: list[dict[str, Any]] = []
@@ -151,7 +154,8 @@ class FakeServer:
             nbytes=404_430_186_496,
             context_length=163_840,
         )
-        app.include_router(page_router(LiveReader(self.engine, self.metrics, model)))
+        reader = LiveReader(self.engine, self.metrics, model, lambda: self.crashes)
+        app.include_router(page_router(reader))
         app.add_api_route("/v1/chat/completions", self._chat, methods=["POST"])
 
         return app

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from prometheus_client import Histogram
+from trimaran.crashes import ServiceCrashes
 from trimaran.wire import EngineStats, EngineStatus
 
 CONTRAST = """
@@ -124,6 +125,24 @@ def test_what_the_engine_does_not_report_is_left_out(page: Any, server: Any) -> 
     )
     page.wait(f"{titles}.join() === 'Model and memory'")  # all are there until the first report
     assert page.js(titles) == ["Model and memory"]
+
+
+def test_several_engines_and_crashes_have_a_section(page: Any, server: Any) -> None:
+    server.engine.others = [EngineStatus(state="loading", detail="reading"), None]
+    server.engine.reported = stats(**{'num_requests_running{engine="0"}': 3})
+    server.crashes["attn-2"] = ServiceCrashes(count=7, last="was killed by SIGSEGV", in_loop=True)
+    page.open(server.url)
+    page.click("#open-live")
+    page.wait_text("#live", "Services")
+    shown = " ".join(page.text("#live").split())
+    for part in (
+        "Engine 0 ready · 3 running",
+        "Engine 1 loading: reading",
+        "Engine 2 away",
+        "attn-2 crashed 7 times; last, it was killed by SIGSEGV",
+    ):
+        assert part in shown, shown
+    assert page.js(CONTRAST) == []
 
 
 def test_a_restarted_engine_is_no_negative_speed(page: Any, server: Any) -> None:

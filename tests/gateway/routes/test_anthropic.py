@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
 import httpx
 import pytest
 from trimaran.wire import RequestFailed
+from trimaran_gateway.answers.anthropic import thinking_signature
 
 BASE = {"model": "tiny-test", "max_tokens": 2000, "messages": [{"role": "user", "content": "hello"}]}
 TOOL = {"name": "get_weather", "description": "d", "input_schema": {"type": "object", "properties": {}}}
@@ -40,7 +42,7 @@ def test_whole_message(stack: Any) -> None:
     stack.engine.say("hm\n</think>\n\nhello world", cached_tokens=2)
     body = post(stack, **THINK).json()
     assert body["content"] == [
-        {"type": "thinking", "thinking": "hm", "signature": ""},
+        {"type": "thinking", "thinking": "hm", "signature": thinking_signature("hm")},
         {"type": "text", "text": "hello world"},
     ]
     assert (body["type"], body["role"], body["stop_reason"], body["stop_sequence"]) == (
@@ -69,9 +71,14 @@ def test_stream(stack: Any) -> None:
     starts = [value["content_block"]["type"] for value in found if value["type"] == "content_block_start"]
     assert starts == ["thinking", "text"]
     assert kinds.count("content_block_stop") == 2
+    deltas = [value["delta"] for value in found if value["type"] == "content_block_delta"]
+    signed = [delta for delta in deltas if delta["type"] == "signature_delta"]
+    assert signed == [{"type": "signature_delta", "signature": thinking_signature("hm")}]
+    order = [kind for kind, _ in itertools.groupby(delta["type"] for delta in deltas)]
+    assert order == ["thinking_delta", "signature_delta", "text_delta"]
     texts = {"thinking": "", "text": ""}
     for value in found:
-        if value["type"] == "content_block_delta":
+        if value["type"] == "content_block_delta" and value["delta"] not in signed:
             kind = value["delta"]["type"].removesuffix("_delta")
             texts[kind] += value["delta"][kind]
             assert value["index"] == ["thinking", "text"].index(kind)
@@ -252,3 +259,35 @@ def test_official_client(stack: Any) -> None:
         assert counted.input_tokens > 3
         with pytest.raises(anthropic.NotFoundError):
             client.messages.create(**{**BASE, "model": "claude"})
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_thinking_goes_around_by_the_official_client(stack: Any, is_streamed: bool) -> None:
+    """Thinking that comes before a call is handed back, as it was received, with the call's result."""
+    anthropic = pytest.importorskip("anthropic")
+    options = {**BASE, **THINK, "tools": [TOOL]}
+    with anthropic.Anthropic(base_url=stack.url, api_key="x", max_retries=0, timeout=20) as client:
+        stack.engine.say(CALL)
+        if is_streamed:
+            with client.messages.stream(**options) as stream:
+                kinds = [event.type for event in stream]
+                message = stream.get_final_message()
+            assert kinds.count("signature") == 1
+        else:
+            message = client.messages.create(**options)
+        assert [block.type for block in message.content] == ["thinking", "text", "tool_use"]
+        thought = message.content[0]
+        assert (thought.thinking, thought.signature) == ("I look.", thinking_signature("I look."))
+        assert len(thought.signature) == 44
+        result = {"type": "tool_result", "tool_use_id": message.content[-1].id, "content": "sun"}
+        turns = [
+            *BASE["messages"],
+            {"role": "assistant", "content": message.content},
+            {"role": "user", "content": [result]},
+        ]
+        stack.engine.say("It is sunny.")
+        final = client.messages.create(**{**options, "messages": turns})
+    assert final.content[-1].text == "It is sunny."
+    text = prompt_text(stack)
+    assert "Let me see.<｜tool▁calls▁begin｜>" in text
+    assert text.endswith("<｜tool▁output▁begin｜>sun<｜tool▁output▁end｜><｜tool▁outputs▁end｜>")

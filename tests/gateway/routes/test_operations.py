@@ -6,6 +6,7 @@ import httpx
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from trimaran.crashes import ServiceCrashes
 
 
 def test_models(stack: Any, client: openai.OpenAI) -> None:
@@ -85,6 +86,21 @@ def test_metrics_explain_themselves(make_stack: Any) -> None:
         told = {family.name: family.documentation for family in families}
         assert told["trimaran_prompt_tokens"] == "Prompt tokens of all requests"
         assert told["trimaran_expert_queue_depth"] == "Layer calls that wait"
+
+
+def test_crashes_are_told(make_stack: Any) -> None:
+    with make_stack() as stack:
+        assert "crashes" not in httpx.get(f"{stack.url}/health").json()
+        twice = ServiceCrashes(count=2, last="was killed by SIGSEGV", in_loop=True)
+        stack.crash_file.write({"attn-0": ServiceCrashes(), "attn-1": twice})
+        told = {"attn-1": "crashed 2 times; last, it was killed by SIGSEGV"}
+        assert httpx.get(f"{stack.url}/health").json()["crashes"] == told
+        assert httpx.get(f"{stack.url}/internal/live").json()["crashes"] == told
+        found = samples(stack)
+        for number, (count, in_loop) in enumerate([(0, 0), (2, 1)]):
+            service = (("service", f"attn-{number}"),)
+            assert found["trimaran_service_crashes_total", service] == count
+            assert found["trimaran_service_crash_loop", service] == in_loop
 
 
 def test_openapi_lists_every_route(stack: Any) -> None:

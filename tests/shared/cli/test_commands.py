@@ -18,7 +18,7 @@ from trimaran.machine import read_machine
 from trimaran.synth import write_random_model
 from typer.testing import CliRunner
 
-COMMANDS = ("serve", "chat", "plan", "doctor", "trace", "gateway", "attn", "experts", "version")
+COMMANDS = ("serve", "chat", "plan", "rules", "doctor", "trace", "gateway", "attn", "experts", "version")
 
 
 def run(*arguments: str, code: int = 0) -> str:
@@ -116,3 +116,34 @@ def test_a_single_service_takes_over_the_process(monkeypatch: pytest.MonkeyPatch
         "--set=log_format=json",
         "--config=a.yaml",
     }
+
+
+def test_rules_are_shown_as_a_table_and_as_json(tmp_path: Path) -> None:
+    model = write_random_model(tmp_path / "m.gguf", "v3", tokenizer=False)
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(
+        "- {match: {name: 'layers.[12].*up_proj$'}, replace: {implementation: dense}}\n"
+        "- {match: {name: nowhere}, replace: {device: cpu}}\n"
+    )
+    text = run("rules", str(rules), "--model", str(model), "--device", "cpu")
+    lines = [line.split() for line in text.splitlines()]
+    assert lines[0] == ["module", "kind", "rule", "implementation", "device", "dtype"]
+    assert ["model.layers.1-2.mlp.shared_experts.up_proj", "linear", "1", "dense", "cpu"] in lines
+    assert ["model.layers.0.mlp.up_proj", "linear", "packed", "cpu"] in lines
+    assert "rules.yaml: rule 2: no module takes it" in text
+    answer = json.loads(run("rules", str(rules), "--model", str(model), "--device", "cpu", "--json"))
+    assert [row["path"] for row in answer["modules"] if row["rule"] == 1] == [
+        f"model.layers.{layer}.mlp.shared_experts.up_proj" for layer in (1, 2)
+    ]
+    assert len(answer["notices"]) == 1
+
+
+def test_the_plan_takes_rules_into_account(tmp_path: Path) -> None:
+    model = write_random_model(tmp_path / "m.gguf", "v3", mix="Q8_0", tokenizer=False)
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("- {match: {kind: head}, replace: {implementation: dense, device: 'cuda:0'}}\n")
+    command = ("plan", str(model), "--ram-bandwidth", "10GB", "--json", "--gpu-memory", "8GiB")
+    plain, ruled = (json.loads(run(*command, *more)) for more in ((), ("--rules", str(rules))))
+    heads = [{part["part"]: part["nbytes"] for part in plan["items"]}["head"] for plan in (plain, ruled)]
+    assert heads[0] < heads[1]
+    assert ruled["device"].startswith("cuda:0")

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,7 @@ from trimaran.cli.server import Server, ServiceDiedError, server_url
 from trimaran.cli.services import Service, services_for
 from trimaran.cli.signals import SignalInbox
 from trimaran.config_loader import load_config
+from trimaran.crashes import CrashFile, ServiceCrashes
 from trimaran.errors import ConfigError, ModelFileError, PeerError
 
 from .conftest import HEALTH, MakeService
@@ -149,6 +151,58 @@ def test_a_crash_loop_is_given_up(harness: Harness, make_service: MakeService) -
     assert harness.children() == []
 
 
+def stand_ins(make_service: MakeService, *bodies: str) -> list[Service]:
+    """Services of one group."""
+    return [replace(make_service(f"twin{n}", body), group="twin") for n, body in enumerate(bodies)]
+
+
+def hurry(server: Server) -> None:
+    for policy in server.policies.values():
+        policy.first_delay_s = policy.longest_delay_s = policy.patient_delay_s = 0.01
+
+
+def test_a_crash_loop_of_one_of_several_is_borne(
+    harness: Harness, make_service: MakeService, tmp_path: Path
+) -> None:
+    """It is started again and again, at bounded intervals, and the run directory tells of it."""
+    starts = tmp_path / "starts"
+    crash = f"""
+with open({str(starts)!r}, "a") as file:
+    file.write("x")
+if os.path.getsize({str(starts)!r}) == 8:
+    os.kill(os.getppid(), {int(signal.SIGTERM)})
+    stop.wait()
+os._exit(3)
+"""
+    seen = CrashFile(tmp_path / "run")
+    with harness.server(*stand_ins(make_service, crash, IDLE)) as server:
+        hurry(server)
+        server.start()
+        assert seen.read() == {"twin0": ServiceCrashes(), "twin1": ServiceCrashes()}
+        server.supervise(harness.inbox)
+        found = seen.read()
+        assert found["twin1"] == ServiceCrashes()
+        twin = found["twin0"]
+        assert (twin.count, twin.last, twin.in_loop) == (7, "ended with code 3", True)
+        assert twin.explain(twin.starts_at) == "crashed 7 times; last, it ended with code 3"
+        assert twin.explain(twin.starts_at - 9).endswith("; starts again in 9 s")
+        server.stop(harness.inbox)
+    notes = [line.message for line in harness.lines if "starting it again" in line.message]
+    assert len(notes) == 7
+    assert notes[0].startswith("ended with code 3 (crash 1); starting")
+    assert notes[-1].startswith("ended with code 3 (crash 7), the others go on; starting")
+    assert seen.read() == {}
+
+
+def test_crash_loops_of_all_of_several_end_the_server(harness: Harness, make_service: MakeService) -> None:
+    with harness.server(*stand_ins(make_service, "os._exit(3)", "os._exit(3)")) as server:
+        hurry(server)
+        server.start()
+        with pytest.raises(PeerError, match=r"the twin\d service crashes again and again"):
+            server.supervise(harness.inbox)
+    assert harness.children() == []
+
+
 def test_a_second_signal_kills(harness: Harness, make_service: MakeService) -> None:
     body = "log.info('ready')\nwhile True: time.sleep(0.01)"
     with harness.server(make_service("attn", body)) as server:
@@ -194,6 +248,7 @@ def test_shards_elsewhere_need_no_expert_service_here() -> None:
     assert [service.name for service in services_for(remote)] == ["attn", "gateway"]
     several = services_for(load_config(None, {"attn.replicas": "cuda:0,cuda:1+cuda:2"}, {}))
     assert [service.name for service in several] == ["experts", "attn-0", "attn-1", "gateway"]
+    assert [service.group for service in several] == ["", "attn", "attn", ""]
     assert several[2].command(["--config", "x"]).argv[-3:] == ("--config", "x", "--set=attn.replica=1")
 
 

@@ -170,7 +170,7 @@ function shardText(history, name) {
 function facts() {
   const list = el('dl', { class: 'pairs' });
   const update = (history) => {
-    const { model, engine, gauges } = history.latest;
+    const { model, engine, engines, gauges } = history.latest;
     const memory = Object.entries(gauges).filter(([name]) => name.endsWith('_bytes'));
     list.replaceChildren(
       ...fact('Model', model.name),
@@ -178,23 +178,35 @@ function facts() {
       ...fact('Weights', [model.parameters && count(model.parameters), model.quantization, model.nbytes && bytes(model.nbytes)].filter(Boolean).join(' · ')),
       ...fact('Context', engine.context_length ? `${engine.context_length.toLocaleString('en')} tokens` : ''),
       ...memory.flatMap(([name, value]) => fact(title(name), bytes(value))),
-      ...engineFacts(history.latest),
+      ...(isSingle(engines) ? fact('Engine', stateText(engine)) : []),
     );
     return true;
   };
   return { node: section('Model and memory', list), update };
 }
 
-/** The engine's state, or each engine's with its requests. */
-function engineFacts({ engine, engines, gauges }) {
-  const labels = Object.keys(engines ?? {});
-  if (labels.length < 2) return fact('Engine', [engine.state, engine.detail].filter(Boolean).join(': '));
-  return labels.flatMap((label) => {
-    const running = gauges[`num_requests_running{engine="${label}"}`];
-    const state = [engines[label].state, engines[label].detail].filter(Boolean).join(': ');
-    return fact(`Engine ${label}`, running === undefined ? state : `${state} · ${running} running`);
-  });
+/** Each of several engines with its requests, and what became of services that crashed. */
+function services() {
+  const list = el('dl', { class: 'pairs' });
+  const crashed = el('div', { class: 'muted' });
+  const update = (history) => {
+    const { engines, crashes } = history.latest;
+    list.replaceChildren(...(isSingle(engines) ? [] : Object.keys(engines).flatMap((label) => engineFact(history.latest, label))));
+    crashed.replaceChildren(...Object.entries(crashes ?? {}).map(([name, text]) => el('p', {}, `${name} ${text}`)));
+    return list.hasChildNodes() || crashed.hasChildNodes();
+  };
+  return { node: section('Services', list, crashed), update };
 }
+
+const isSingle = (engines) => Object.keys(engines ?? {}).length < 2;
+
+function engineFact({ engines, gauges }, label) {
+  const running = gauges[`num_requests_running{engine="${label}"}`];
+  const state = engines[label].state === 'unavailable' ? 'away' : stateText(engines[label]);
+  return fact(`Engine ${label}`, running === undefined ? state : `${state} · ${running} running`);
+}
+
+const stateText = ({ state, detail }) => [state, detail].filter(Boolean).join(': ');
 
 const fact = (name, value) => (value ? [el('dt', {}, name), el('dd', {}, value)] : []);
 
@@ -204,4 +216,4 @@ function title(name) {
   return words.replace(/^kv\b/, 'KV').replace(/^gpu\b/, 'GPU').replace(/^[a-z]/, (letter) => letter.toUpperCase());
 }
 
-export const SECTIONS = [speed, tiles, cache, hops, experts, facts];
+export const SECTIONS = [speed, tiles, cache, hops, experts, services, facts];

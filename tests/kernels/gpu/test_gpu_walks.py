@@ -1,0 +1,107 @@
+"""Sections of `make gpu-check` that need a GPU, walked on the CPU with small models."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+
+import interpreted
+import pytest
+import torch
+from replaying import CallingRecorder
+from trimaran.synth import random_spec
+
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.skipif(interpreted.ON_GPU, reason="`make gpu-check` runs them whole")
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Modules of the benchmarks' folder."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+@pytest.fixture
+def walk(load):
+    """A bench for the CPU, and what was said to it."""
+    said: list = []
+    return load("_gpu_bench").Bench(CPU, said.append), said
+
+
+def failures(load, said: list) -> list[str]:
+    return [message.what for message in said if isinstance(message, load("_gpu_messages").Failed)]
+
+
+def cases(load, said: list) -> list[str]:
+    return [message.case for message in said if isinstance(message, load("_gpu_messages").Figure)]
+
+
+def test_a_slice_is_planned_loaded_and_filled(load, walk):
+    bench, said = walk
+    load("_gpu_memory").check_memory(bench, random_spec("v3"), context=320)
+    assert not failures(load, said)
+    assert cases(load, said) == [
+        "prefill of 3 V3 layers, 288 of 320 tokens",
+        "decode of 3 V3 layers behind 288 of 320 tokens",
+    ]
+
+
+def test_a_prompt_that_takes_too_long_is_told_as_far_as_it_came(load, walk, monkeypatch):
+    bench, said = walk
+    memory = load("_gpu_memory")
+    monkeypatch.setattr(memory, "SECONDS", 0.0)
+    memory.check_memory(bench, random_spec("v3"), context=1024)
+    (case,) = cases(load, said)
+    assert case == "prefill of 3 V3 layers, 512 of 1024 tokens"
+    assert any("the rest of the prompt" in str(message) for message in said)
+
+
+def test_more_memory_than_planned_fails(load, walk):
+    bench, said = walk
+    memory, plan = load("_gpu_memory"), importlib.import_module("trimaran.plan")
+    budget = plan.Budget(needed=plan.GPU_RESERVE + 1000, available=24 << 30)
+    planned = replace_plan(plan, budget)
+    memory._tell(bench, planned, 1000)
+    assert not failures(load, said)
+    memory._tell(bench, planned, 1001)
+    assert len(failures(load, said)) == 1
+
+
+def replace_plan(plan, budget):
+    """A plan of one GPU that says what a test wants."""
+    share = plan.GpuShare(0, "a GPU", 0, 2, 600, 300, 100, 8, 0, budget)
+    return plan.Plan(
+        model="m",
+        device="cuda:0",
+        items=(),
+        skipped=0,
+        kv_per_token=1,
+        context=64,
+        wanted_context=64,
+        kv_bytes=300,
+        workspace=100,
+        gpu=budget,
+        gpus=(share,),
+        ram=plan.Budget(0, 1),
+        services_in_ram=1,
+        re_encoded=(),
+        speed=plan.Speed(0, 0, None),
+        experts=0,
+    )
+
+
+def test_recorded_steps_equal_launched_ones(load, walk, monkeypatch):
+    bench, said = walk
+    graphs = load("_gpu_graphs")
+    monkeypatch.setattr(graphs, "CONTEXT", 128)
+    monkeypatch.setattr(graphs, "MAX_RUNNING", 5)
+    monkeypatch.setattr(graphs, "REPEATS", 2)
+    recorder = CallingRecorder()
+    spec = random_spec("v3")
+    graphs.measure_graphs(bench, replace(spec, n_layers=3), record=lambda _: recorder)
+    assert not failures(load, said)
+    assert recorder.recorded == 3
+    assert sum("replayed" in case for case in cases(load, said)) == 6
