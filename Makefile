@@ -23,7 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALL = $(PIP) install $(PIP_FLAGS) --constraint $(STAMP)/constraints.txt
 NATIVE_SOURCES := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name CMakeLists.txt)
 CPP_FILES := $(shell find kernels -name '*.cpp' -o -name '*.h')
-BENCHES := hop experts packing mla deferral serve serve-demo serve-load
+BENCHES := hop merging experts packing mla deferral serve serve-demo serve-load
 
 .PHONY: FORCE help serve chat test test-fast sanitize sanitize-threads lint format docs bench demo-model synth-v2lite native clean
 .PHONY: trace-picture gpu-check gpu-compile gpu-wheels $(addprefix bench-,$(BENCHES))

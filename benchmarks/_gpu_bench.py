@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 import triton
@@ -54,6 +57,20 @@ class Bench:
         """Something is wrong; the section goes on."""
         self._emit(Failed(what))
 
+    @contextmanager
+    def part(self, what: str) -> Iterator[None]:
+        """A part of a section that may break alone: that is told, and the next part goes on.
+
+        A fault on the GPU leaves nothing to go on with: then the section breaks too.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not self.tiny:
+                torch.cuda.synchronize(self.device)  # raises again if the GPU itself is at fault
+            traceback.print_exc()
+            self.fail(f"{what}: {reason_of(error)}")
+
     def skip(self, what: str, why: str) -> None:
         """Something cannot be done on this machine."""
         self._emit(Skipped(what, why))
@@ -71,9 +88,21 @@ class Bench:
         self._emit(Figure(case=case, value=value, unit=unit, floor=floor, higher_is_better=higher_is_better))
 
     def time(self, case: str, call: Callable[[], object], *, nbytes: int, operations: int = 0) -> None:
-        """Measure a call, in µs, against the larger of two times: its bytes' and its operations'."""
-        floor = max(nbytes / self.ceilings.copy, operations / self.ceilings.product)
-        self.row(case, seconds_of(call) * 1e6, "us", floor=floor * 1e6)
+        """Measure a call, in µs, against the larger of two times: its bytes' and its operations'.
+
+        One that breaks is told, and is a part of its own.
+        """
+        with self.part(case):
+            floor = max(nbytes / self.ceilings.copy, operations / self.ceilings.product)
+            self.row(case, seconds_of(call) * 1e6, "us", floor=floor * 1e6)
+
+
+def reason_of(error: BaseException) -> str:
+    """One line: the error's type, its last line, and where it was raised. Compilers put the cause last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}{where}"
 
 
 def seconds_of(call: Callable[[], object]) -> float:

@@ -44,8 +44,10 @@ def check_linears(bench: Bench) -> None:
     """Quantised matrices, by every way that a batch takes through them."""
     sizes = _sizes(bench)
     for type_ in LAYOUTS:
-        _check_linear(type_, sizes, bench)
-    _check_swiglu(sizes, bench)
+        with bench.part(f"linear {type_.name}"):
+            _check_linear(type_, sizes, bench)
+    with bench.part("swiglu"):
+        _check_swiglu(sizes, bench)
 
 
 def check_attention(bench: Bench) -> None:
@@ -53,9 +55,12 @@ def check_attention(bench: Bench) -> None:
     sizes = _sizes(bench)
     for kind in ("bf16", "fp8", "int8"):
         if kind != "bf16" or sizes.dtype != torch.float32:  # the interpreter cuts bfloat16 off
-            _check_store(kind, sizes, bench)
-            _check_decode(kind, sizes, bench)
-    _check_prefill(sizes, bench)
+            with bench.part(f"mla store {kind}"):
+                _check_store(kind, sizes, bench)
+            with bench.part(f"mla decode {kind}"):
+                _check_decode(kind, sizes, bench)
+    with bench.part("mla prefill"):
+        _check_prefill(sizes, bench)
 
 
 def _sizes(bench: Bench) -> Sizes:
@@ -65,16 +70,18 @@ def _sizes(bench: Bench) -> Sizes:
 def _check_linear(type_: GGMLType, sizes: Sizes, bench: Bench) -> None:
     device = bench.device
     matrix = random_matrix(type_, sizes.rows, sizes.width, device)
-    expected = expand_reference(matrix)
-    poison(4 * expected.numel(), device)
-    got = expand_rows(matrix, slice(0, sizes.rows), torch.float32)
-    bench.check(f"expand {type_.name}", _error(got, expected), 1e-6)
-    for n in sizes.batches:
-        x = random_tokens(n, sizes.width, device, sizes.dtype)
-        expected = linear_reference(x, matrix)
+    with bench.part(f"expand {type_.name}"):
+        expected = expand_reference(matrix)
         poison(4 * expected.numel(), device)
-        error = _error(quant_linear(x, matrix), expected)
-        bench.check(f"linear {type_.name} {n}", error, LIMITS[sizes.dtype])
+        got = expand_rows(matrix, slice(0, sizes.rows), torch.float32)
+        bench.check(f"expand {type_.name}", _error(got, expected), 1e-6)
+    for n in sizes.batches:
+        with bench.part(f"linear {type_.name} {n}"):
+            x = random_tokens(n, sizes.width, device, sizes.dtype)
+            expected = linear_reference(x, matrix)
+            poison(4 * expected.numel(), device)
+            error = _error(quant_linear(x, matrix), expected)
+            bench.check(f"linear {type_.name} {n}", error, LIMITS[sizes.dtype])
 
 
 def _check_swiglu(sizes: Sizes, bench: Bench) -> None:

@@ -44,9 +44,11 @@ def check_experts(bench: Bench) -> None:
     for types in (_SMALL,) if bench.tiny else _MIXES:
         stack = _random_stack(types, 3, hidden, wide, bench.device)
         for n in (1,) if bench.tiny else (1, 70) if types != _Q4_K_M else (1, PLACE_BY_PLACE, 9, 70, 600):
-            _check(bench, types, stack, n)
+            with bench.part(f"experts {types[0].name} {types[2].name} {n}"):
+                _check(bench, types, stack, n)
     if not bench.tiny:
-        _check_stream(bench)
+        with bench.part("experts streamed"):
+            _check_stream(bench)
 
 
 def _check(bench: Bench, types: Types, stack: ExpertStack, n: int) -> None:
@@ -93,8 +95,9 @@ def measure_experts(bench: Bench) -> None:
     for n in (64, 512, 4096):
         ids = torch.stack([torch.randperm(32, device=bench.device)[:TOP_K] for _ in range(n)]).int()
         _time(bench, f"grouped gemm Q4_K 32 experts, {n} tokens", large, n, ids)
-    _time_bus(bench)
-    _time_stream(bench)
+    for measure in (_time_bus, _time_stream):
+        with bench.part(measure.__name__):
+            measure(bench)
 
 
 def _time(bench: Bench, name: str, turn: cycle[ExpertStack], n: int, ids: Tensor) -> None:

@@ -114,7 +114,7 @@ def _slice(bench: Bench, spec: ModelSpec, record: Callable[[torch.device], Recor
                 experts,
                 record(bench.device),
                 widest=widest,
-                device=bench.device,
+                devices=(bench.device,),
                 tracer=Tracer(),
             )
             yield Slice(

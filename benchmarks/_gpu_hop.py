@@ -24,10 +24,13 @@ def check_hop(bench: Bench) -> None:
     """Answers, refusals, a shard that is silent and one that is lost."""
     dims = SMALL if bench.tiny else V3
     for n in (1, 3) if bench.tiny else (1, 2, 16, 300):
-        _check_answer(bench, dims, n)
-    _check_refusal(bench, dims)
+        with bench.part(f"hop {n} tokens"):
+            _check_answer(bench, dims, n)
+    with bench.part("hop refused"):
+        _check_refusal(bench, dims)
     for lost in (False, True):
-        _check_silence(bench, dims, lost=lost)
+        with bench.part("hop lost" if lost else "hop silent"):
+            _check_silence(bench, dims, lost=lost)
 
 
 def measure_hop(bench: Bench) -> None:

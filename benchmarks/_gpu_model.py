@@ -38,10 +38,11 @@ def check_models(bench: Bench) -> None:
         path = write_random_model(Path(folder) / "m.gguf", "v3", mix="Q4_K_M", tokenizer=False)
         for form in ("naive", "absorbed"):
             for kind in ("bf16", "fp8"):
-                cpu = _logits(path, torch.device("cpu"), form, kind)
-                gpu = _logits(path, bench.device, form, kind)
-                error = float((gpu - cpu).norm() / cpu.norm())
-                bench.check(f"model {form} {kind}", error, MODEL_LIMIT)
+                with bench.part(f"model {form} {kind}"):
+                    cpu = _logits(path, torch.device("cpu"), form, kind)
+                    gpu = _logits(path, bench.device, form, kind)
+                    error = float((gpu - cpu).norm() / cpu.norm())
+                    bench.check(f"model {form} {kind}", error, MODEL_LIMIT)
 
 
 def _logits(path: Path, device: torch.device, form: Form, kind: Literal["bf16", "fp8"]) -> Tensor:

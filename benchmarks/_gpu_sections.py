@@ -1,4 +1,6 @@
-"""The sections of gpu-check, in the order in which they run. To add one: write its function, and a line here.
+"""The sections of gpu-check, in the order in which they run: what is worth most first, as time may run out.
+
+To add one: write its function, and a line here.
 
 A section is a function of a `Bench` in a file of its own, or beside related ones. Only the worker imports it,
 and when its turn comes: what fails in one, be it the import, does not touch the others.
@@ -29,18 +31,18 @@ class Section:
 SECTIONS = (
     Section("linear", "_gpu_checks:check_linears", 110, interpreted=True),
     Section("attention", "_gpu_checks:check_attention", 55, interpreted=True),
-    Section("small", "_gpu_small:check_small", 40, interpreted=True),
-    Section("model", "_gpu_model:check_models", 60),
-    Section("experts", "_gpu_experts:check_experts", 60, interpreted=True),
     Section("hop", "_gpu_hop:check_hop", 30, interpreted=True),
-    Section("memory", "_gpu_memory:check_memory", 65),
+    Section("small", "_gpu_small:check_small", 40, interpreted=True),
+    Section("experts", "_gpu_experts:check_experts", 60, interpreted=True),
     Section("ceilings", "_gpu_speed:measure_ceilings", 20),
     Section("speed of linear", "_gpu_speed:measure_linears", 70),
     Section("speed of attention", "_gpu_speed:measure_attention", 45),
-    Section("speed of small", "_gpu_small:measure_small", 15),
     Section("speed of hop", "_gpu_hop:measure_hop", 20),
-    Section("speed of experts", "_gpu_experts:measure_experts", 30),
     Section("speed of steps", "_gpu_graphs:measure_graphs", 50),
+    Section("model", "_gpu_model:check_models", 60),
+    Section("memory", "_gpu_memory:check_memory", 65),
+    Section("speed of experts", "_gpu_experts:measure_experts", 30),
+    Section("speed of small", "_gpu_small:measure_small", 15),
 )
 
 TOTAL_SECONDS = 560.0

@@ -115,7 +115,7 @@ def device_experts(
         pinning = SameMemory() if device.type == "cpu" else CudaPinning(device)
         fallback: Experts = NoExperts()
         experts = DeviceExperts(
-            shard, fallback, Meter(), pinning, device=device, n_slots=SLOTS, timeout_s=timeout_s
+            shard, fallback, Meter(), pinning, devices=(device,), n_slots=SLOTS, timeout_s=timeout_s
         )
         try:
             yield experts, shard

@@ -17,27 +17,31 @@ from trimaran_kernels.gpu.rope import rotate_pairs
 V3 = MoeSpec(256, 8, 2048, 1, "sigmoid", True, 2.5, 8, 4, "top2")
 V2 = MoeSpec(160, 6, 1536, 2, "softmax", False, 16.0, 8, 3, "max")
 EPS = 1e-6
+HIDDEN = 7168
 LIMITS = {torch.bfloat16: 8e-3, torch.float32: 1e-5}
 
 
 def check_small(bench: Bench) -> None:
     """Each against torch; one token, some, many."""
-    hidden, heads, batches = (96, 3, (1, 3)) if bench.tiny else (7168, 128, (1, 7, 512))
+    hidden, heads, batches = (96, 3, (1, 3)) if bench.tiny else (HIDDEN, 128, (1, 7, 512))
     dtype = torch.float32 if bench.tiny else torch.bfloat16
     for n in batches:
-        _check_norms(bench, n, hidden, dtype)
-        _check_rotation(bench, n, heads, dtype)
+        with bench.part(f"small norms {n}"):
+            _check_norms(bench, n, hidden, dtype)
+        with bench.part(f"small rotate {n}"):
+            _check_rotation(bench, n, heads, dtype)
         x = random_tokens(n, hidden, bench.device, dtype)
-        _check_gate(bench, "V3", V3, x)
-        _check_gate(bench, "V2", V2, x)
+        for name, spec in (("V3", V3), ("V2", V2)):
+            with bench.part(f"small gate {name} {n}"):
+                _check_gate(bench, name, spec, x)
 
 
 def measure_small(bench: Bench) -> None:
     """One token's launches; their floor is their bytes'."""
     device, dtype = bench.device, torch.bfloat16
-    x, delta = (random_tokens(1, 7168, device, dtype) for _ in range(2))
-    weight = torch.rand(7168, device=device)
-    bench.time("add and norm, 1 token", lambda: add_rms_norm(x, delta, weight, EPS), nbytes=7168 * 12)
+    x, delta = (random_tokens(1, HIDDEN, device, dtype) for _ in range(2))
+    weight = torch.rand(HIDDEN, device=device)
+    bench.time("add and norm, 1 token", lambda: add_rms_norm(x, delta, weight, EPS), nbytes=HIDDEN * 12)
     queries, angles = (
         random_tokens(128, 192, device, dtype).view(1, 128, 192),
         torch.rand(1, 32, device=device),
@@ -47,7 +51,7 @@ def measure_small(bench: Bench) -> None:
         lambda: rotate_pairs(queries[..., 128:], angles, angles),
         nbytes=2 * 128 * 64 * 2,
     )
-    router, bias = torch.randn(256, 7168, device=device) / 85, torch.randn(256, device=device)
+    router, bias = torch.randn(256, HIDDEN, device=device) / HIDDEN**0.5, torch.randn(256, device=device)
     gate = GpuGate(V3, router, bias)
     bench.time("gate, 1 token", lambda: gate(x), nbytes=router.nbytes)
 

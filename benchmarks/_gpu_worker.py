@@ -39,6 +39,7 @@ def main() -> int:
 def _run(section: Section, bench: object, emit: Callable[[Message], None], seed: int) -> bool:
     """One section; False if it broke: a fault on the GPU leaves a process unusable, so it is given up."""
     import torch  # noqa: PLC0415 as in `main`
+    from _gpu_bench import reason_of  # noqa: PLC0415 as in `main`
 
     emit(Begin(section.name))
     module, _, function = section.function.partition(":")
@@ -50,7 +51,7 @@ def _run(section: Section, bench: object, emit: Callable[[Message], None], seed:
             torch.cuda.empty_cache()
     except Exception as error:
         traceback.print_exc()
-        emit(Failed(f"{section.name}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"))
+        emit(Failed(f"{section.name}: {reason_of(error)}"))
         return False
     emit(End(section.name))
     return True

@@ -16,7 +16,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,9 +159,13 @@ def parse_options() -> argparse.Namespace:
 
 
 def make_engine(
-    pool: ThreadPool, options: argparse.Namespace, kind: GGMLType, raw: dict[str, NDArray[np.uint8]]
+    pool: ThreadPool,
+    options: argparse.Namespace,
+    kind: GGMLType,
+    raw: dict[str, NDArray[np.uint8]],
+    layers: Iterable[int] = (LAYER,),
 ) -> ExpertEngine:
-    """A layer whose experts are all alike, each with memory of its own."""
+    """Layers of the same memory, whose experts are all alike, each with memory of its own."""
     engine = ExpertEngine(pool, options.hidden, options.intermediate, options.experts, options.top_k)
     shapes = {"down": (options.hidden, options.intermediate)}
     matrices = []
@@ -175,7 +179,8 @@ def make_engine(
         whole = aligned_bytes(options.experts * expert.size)
         whole.reshape(options.experts, -1)[:] = expert
         matrices.append((int(kind), whole, size is not None))
-    engine.add_layer(LAYER, *matrices, 0, options.experts)
+    for layer in layers:
+        engine.add_layer(layer, *matrices, 0, options.experts)
     return engine
 
 

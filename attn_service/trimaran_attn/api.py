@@ -219,6 +219,7 @@ def _load_linked(opened: OpenModel, stack: ExitStack) -> tuple[Engine, ExpertsCl
     meter = Meter()
     link, (way, hop) = open_link(opened, run_dir.path, meter)
     stack.enter_context(closing(link))
+    stack.callback(hop.close)  # before the link unmaps its arenas
     engine = load_engine(opened, lambda _: way, meter, routed=link.expert_tokens, hop=hop)
     link.connect()
     return engine, link

@@ -1,4 +1,4 @@
-"""The routed experts for a GPU's tensors: the GPU writes requests and waits for answers by itself.
+"""The routed experts for GPUs' tensors: each GPU writes requests and waits for answers by itself.
 
 The arenas are registered as pinned memory. A step's hops are launches in the stream's order like any other;
 the host marks the step in flight, so that the expert services poll, and reads afterwards how the hops went.
@@ -8,7 +8,7 @@ Needs Triton, so it is imported only where there is a GPU.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -56,11 +56,11 @@ class ArenaLink(Protocol):
 
 @dataclass(frozen=True)
 class Attached:
-    """The arenas that the device sees now.
+    """The arenas that the devices see now.
 
     Attributes:
         memories: of the arenas, registered.
-        places: the slots that are the device's.
+        places: the slots that are the devices'.
     """
 
     arenas: tuple[SharedArena, ...]
@@ -68,25 +68,84 @@ class Attached:
     places: tuple[SlotPlace, ...]
 
 
+class Side:
+    """One device's end of the hops: what its kernels keep, and the slots that are its own.
+
+    Args:
+        device: whose tensors they are.
+        slots: of every arena.
+    """
+
+    def __init__(self, device: torch.device, slots: range) -> None:
+        self.device = device
+        self.state: HopState | None = None
+        self._slots = slots
+        self._free: deque[int] = deque()
+        self._counts: dict[int, Tensor] = {}  # no more than a slot has tokens
+        self._totals = [0, 0, 0]
+
+    def attach(self, addresses: list[int]) -> None:
+        """The arenas of now. In place: what was recorded before a shard was lost reads them from here."""
+        if self.state is None:
+            self.state = HopState.make(len(addresses), self._slots.stop, self.device)
+        self.state.arenas.copy_(torch.tensor(addresses, dtype=torch.int64))
+
+    def begin(self) -> None:
+        """A step: all slots are free."""
+        self._free = deque(self._slots)
+
+    def take_slot(self) -> int:
+        """Raises OverloadedError if there is none."""
+        if not self._free:
+            raise OverloadedError(f"all {len(self._slots)} slots of the device's experts are in use")
+        return self._free.popleft()
+
+    def free_slot(self, slot: int) -> None:
+        """Its answer was launched to be read."""
+        self._free.append(slot)
+
+    def count(self, n: int) -> Tensor:
+        """int32 [1] on the device."""
+        if n not in self._counts:
+            self._counts[n] = torch.full((1,), n, dtype=torch.int32, device=self.device)
+        return self._counts[n]
+
+    def take_report(self) -> tuple[list[int], list[int]]:
+        """Of the step that ends, when the device is done; a failure is not left to the next one.
+
+        Returns:
+            Failure, layer, shard, status; and nanoseconds waited, waits and rows of this step.
+        """
+        assert self.state is not None
+        report: list[int] = self.state.report.tolist()
+        if report[0]:
+            self.state.report[:4] = 0
+        added = [now - before for now, before in zip(report[4:], self._totals, strict=True)]
+        self._totals = report[4:]
+        return report[:4], added
+
+
 @dataclass(frozen=True)
 class DeviceTicket:
-    """A layer that was asked for: where, and the shape and type of its answer."""
+    """A layer that was asked for: by whom, where, and the shape and type of its answer."""
 
     layer: int
+    side: Side
     slot: int
     like: Tensor
 
 
 class DeviceExperts:
-    """Implements `Experts` for tensors of one device; submits belong into a `step`.
+    """Implements `Experts` for tensors of some devices; submits belong into a `step`.
 
     Args:
         link: to the shards, connected before the first step.
         fallback: computes where the arenas cannot be registered, and for tensors elsewhere.
         meter: takes `attention_wait_on_experts_seconds`: the mean wait of a step, once for each of its waits.
         pinning: makes arenas visible.
-        device: whose tensors these are.
-        n_slots: the first slots of every arena are the device's: layers that may be in flight at once.
+        devices: whose tensors these are.
+        n_slots: layers that may be in flight at once on each of them: the first slots of every arena are the
+            first device's, the next ones the second's.
         timeout_s: of an answer.
     """
 
@@ -97,7 +156,7 @@ class DeviceExperts:
         meter: Meter,
         pinning: Pinning,
         *,
-        device: torch.device,
+        devices: Sequence[torch.device],
         n_slots: int,
         timeout_s: float,
     ) -> None:
@@ -105,20 +164,19 @@ class DeviceExperts:
         self._fallback = fallback
         self._meter = meter
         self._pinning = pinning
-        self._device = device
-        self._n_slots = n_slots
         self._timeout_s = timeout_s
         self._attached: Attached | None = None
-        self._state: HopState | None = None
+        self._sides = {
+            device: Side(device, range(number * n_slots, (number + 1) * n_slots))
+            for number, device in enumerate(devices)
+        }
+        self._n_slots = n_slots * len(self._sides)
         self._is_refused = False
-        self._free: deque[int] = deque()
-        self._live: Tensor | None = None
-        self._counts: dict[int, Tensor] = {}  # no more than a slot has tokens
-        self._totals = [0, 0, 0]
+        self._live: dict[torch.device, Tensor] = {}
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """All hops of one forward pass; the body ends when the device is done with them.
+        """All hops of one forward pass; the body ends when the devices are done with them.
 
         Raises:
             PeerError: a shard is away, went away or did not answer. KernelError: a shard refused a layer.
@@ -127,62 +185,65 @@ class DeviceExperts:
         if attached is None:
             yield
             return
-        self._free = deque(range(self._n_slots))
+        for side in self._sides.values():
+            side.begin()
         for shared in attached.arenas:
             shared.memory.begin_step()
         try:
             yield
         finally:
             try:
-                report = (
-                    self._take_report()
-                )  # waits for the device: the experts sleep once no step is in flight
+                # Waits for the devices: the experts sleep once no step is in flight.
+                reports = [side.take_report() for side in self._sides.values()]
             finally:
                 for shared in attached.arenas:
                     shared.memory.end_step()
-        self._tell(report)
+        self._tell(reports)
 
     @property
     def is_attached(self) -> bool:
-        """Whether the device itself rings and waits, so that a step can be captured."""
+        """Whether the devices themselves ring and wait, so that a step can be captured."""
         return self._attached is not None
 
     @contextmanager
-    def padded(self, live: Tensor) -> Iterator[None]:
-        """Within, only the first `live` (int32 [1], on the device) rows of every batch are real."""
-        self._live = live
+    def padded(self, *live: Tensor) -> Iterator[None]:
+        """Within, only the first `live` rows of every batch are real; int32 [1], one a device."""
+        self._live = {count.device: count for count in live}
         try:
             yield
         finally:
-            self._live = None
+            self._live = {}
 
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Any:
         """See `Experts.submit`.
 
         Raises:
+            ValueError: other shapes than a slot has, or more tokens.
             OverloadedError: as many layers are in flight as there are slots.
         """
-        if self._attached is None or self._state is None or x.device != self._device or not len(x):
+        side = self._sides.get(x.device)
+        if self._attached is None or side is None or side.state is None or not len(x):
             return self._fallback.submit(layer, x, ids, weights)
-        if not self._free:
-            raise OverloadedError(f"all {self._n_slots} slots of the device's experts are in use")
-        slot = self._free.popleft()
+        self._check_shapes(x, ids, weights)
+        slot = side.take_slot()
         place = self._attached.places[slot]
-        submit(self._state, place, layer, x, ids, weights, self._live_rows(len(x)))
-        return DeviceTicket(layer, slot, x)
+        with entered(side.device):
+            submit(side.state, place, layer, x, ids, weights, self._live_rows(side, len(x)))
+        return DeviceTicket(layer, side, slot, x)
 
     def wait(self, ticket: Any) -> Tensor:
         """See `Experts.wait`; the answer has x's type. It is 0 after a failure, which ends the step."""
         if not isinstance(ticket, DeviceTicket):
             return self._fallback.wait(ticket)
+        side = ticket.side
         assert self._attached is not None
-        assert self._state is not None
+        assert side.state is not None
         out = torch.empty_like(ticket.like, memory_format=torch.contiguous_format)
-        live = self._live_rows(len(out))
         place = self._attached.places[ticket.slot]
-        with entered(self._device):  # deferred experts are waited for by a layer that may be on another GPU
-            wait(self._state, place, ticket.layer, out, live, self._timeout_s)
-        self._free.append(ticket.slot)
+        with entered(side.device):  # deferred experts are waited for by a layer that may be on another GPU
+            live = self._live_rows(side, len(out))
+            wait(side.state, place, ticket.layer, out, live, self._timeout_s)
+        side.free_slot(ticket.slot)
         return out
 
     def close(self) -> None:
@@ -192,12 +253,20 @@ class DeviceExperts:
                 self._pinning.unregister(memory)
             self._attached = None
 
-    def _live_rows(self, n: int) -> Tensor:
-        if self._live is not None:
-            return self._live
-        if n not in self._counts:
-            self._counts[n] = torch.full((1,), n, dtype=torch.int32, device=self._device)
-        return self._counts[n]
+    def _check_shapes(self, x: Tensor, ids: Tensor, weights: Tensor) -> None:
+        """A kernel would write beyond the slot."""
+        assert self._attached is not None
+        dims, n = self._attached.arenas[0].arena.dims, len(x)
+        if n > dims.max_tokens:
+            raise ValueError(f"{n} tokens at once, a slot of the experts' arena holds {dims.max_tokens}")
+        routes = (n, dims.top_k)
+        if x.shape != (n, dims.hidden_size) or ids.shape != routes or weights.shape != routes:
+            shapes = ", ".join(str(tuple(part.shape)) for part in (x, ids, weights))
+            raise ValueError(f"shapes {shapes} are not those of {n} tokens for the experts' arena")
+
+    def _live_rows(self, side: Side, n: int) -> Tensor:
+        live = self._live.get(side.device)
+        return side.count(n) if live is None else live
 
     def _attach(self) -> Attached | None:
         """The arenas of now, registered; None if the driver refuses."""
@@ -215,41 +284,30 @@ class DeviceExperts:
 
     def _register(self, arenas: tuple[SharedArena, ...]) -> None:
         memories: list[NDArray[np.uint8]] = []
-        addresses = []
         try:
             for shared in arenas:
-                memory = shared.arena.memory
-                addresses.append(self._pinning.register(memory))
-                memories.append(memory)
+                self._pinning.register(shared.arena.memory)
+                memories.append(shared.arena.memory)
+            for side in self._sides.values():
+                side.attach([self._pinning.address(memory, side.device) for memory in memories])
         except BaseException:
             for memory in memories:
                 self._pinning.unregister(memory)
             raise
-        if self._state is None:
-            self._state = HopState.make(len(arenas), self._n_slots, self._device)
-        # In place: graphs that were captured before a shard was lost read the addresses from here.
-        self._state.arenas.copy_(torch.tensor(addresses, dtype=torch.int64))
         places = tuple(_place(arenas[0], slot) for slot in range(self._n_slots))
         self._attached = Attached(arenas, tuple(memories), places)
-        _log.info("arenas registered", device=str(self._device), shards=len(arenas))
+        _log.info("arenas registered", devices=" ".join(map(str, self._sides)), shards=len(arenas))
 
-    def _take_report(self) -> list[int]:
-        """The report of the step that ends; a failure is not left to the next one."""
-        assert self._state is not None
-        report: list[int] = self._state.report.tolist()
-        if report[0]:
-            self._state.report[:4] = 0
-        return report
-
-    def _tell(self, report: list[int]) -> None:
-        failure, layer, shard, status, *totals = report
-        waited_ns, n_waits, n_rows = (now - before for now, before in zip(totals, self._totals, strict=True))
-        self._totals = totals
+    def _tell(self, reports: Sequence[tuple[list[int], list[int]]]) -> None:
+        waited_ns, n_waits, n_rows = (
+            sum(counts) for counts in zip(*(new for _, new in reports), strict=True)
+        )
         for _ in range(n_waits):
             self._meter.observe("attention_wait_on_experts_seconds", waited_ns / n_waits / 1e9)
         self._link.count_tokens(n_rows)
-        if failure:
-            raise self._failure(HopFailure(failure), shard, layer, status)
+        for (failure, layer, shard, status), _ in reports:
+            if failure:  # what failed on a later device followed from it, or will show again
+                raise self._failure(HopFailure(failure), shard, layer, status)
 
     def _failure(self, failure: HopFailure, shard: int, layer: int, status: int) -> TrimaranError:
         if failure is HopFailure.TIMEOUT:

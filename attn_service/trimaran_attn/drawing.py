@@ -109,7 +109,7 @@ class HostSide:
         """Logits of some rows, good until the next call, and all tokens; waits for the device."""
         logits, tokens = computed.logits, computed.tokens
         if not self._on_gpu:
-            return logits[list(rows)], [] if tokens is None else tokens.tolist()
+            return logits[list(rows)].cpu(), [] if tokens is None else tokens.tolist()
         self._make_room(len(rows), logits)
         for place, row in enumerate(rows):
             self._rows[place].copy_(logits[row], non_blocking=True)

@@ -64,6 +64,7 @@ class Engine:
         constraints: for requests with grammars; without it they are refused.
         tracer: records the parts of each step when it is asked to.
         draws_ahead: the runner may draw tokens, so it is told how.
+        on_close: called after the last step.
 
     Attributes:
         is_held: the last step had nothing to compute, as all requests wait for their grammars.
@@ -81,6 +82,7 @@ class Engine:
         tracer: Tracer | None = None,
         caretaker: Caretaker | None = None,
         draws_ahead: bool = False,
+        on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self.scheduler = scheduler
         self.meter = meter or Meter()
@@ -91,6 +93,7 @@ class Engine:
         self._tracer = tracer or Tracer()
         self._caretaker = caretaker
         self._draws_ahead = draws_ahead
+        self._on_close = on_close
         self.is_held = False
         self._samplers: dict[str, Sampler] = {}
         # What a step found out before it raised must not be lost.
@@ -198,8 +201,11 @@ class Engine:
 
     def close(self) -> None:
         """After the last step."""
-        if self._caretaker is not None:
-            self._caretaker.close()
+        try:
+            if self._caretaker is not None:
+                self._caretaker.close()
+        finally:
+            self._on_close()
 
     def _take_events(self) -> list[Event]:
         events, self._events = self._events, []

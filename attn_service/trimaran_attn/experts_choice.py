@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from trimaran.config import ExpertsConfig
 from trimaran.telemetry import Log
@@ -20,7 +22,7 @@ def choose_experts(
     config: ExpertsConfig,
     meter: Meter,
     *,
-    device: torch.device,
+    devices: Sequence[torch.device],
     device_slots: int,
 ) -> tuple[Experts, HopSteps]:
     """The model's way to the experts, and what is to be told of its steps.
@@ -29,11 +31,11 @@ def choose_experts(
         link: to the shards; needs not be connected yet.
         config: notifier, element type and time limits.
         meter: takes how long answers are waited for.
-        device: of the tensors.
-        device_slots: that `link` left to it.
+        devices: of the tensors, all GPUs or one CPU.
+        device_slots: that `link` left to each GPU.
     """
     remote = RemoteExperts(link, meter, torch.bfloat16 if config.dtype == "bf16" else torch.float32)
-    if device.type != "cuda":
+    if devices[0].type != "cuda":
         return remote, PlainSteps()
     if config.notifier != "doorbell":
         _log.info("the CPU carries tokens to the experts", reason=f"experts.notifier is {config.notifier}")
@@ -42,13 +44,13 @@ def choose_experts(
     from trimaran_attn.device_experts import DeviceExperts  # noqa: PLC0415
     from trimaran_attn.pinned import CudaPinning  # noqa: PLC0415
 
-    numbered = torch.device("cuda", device.index or 0)  # as tensors say it
+    numbered = tuple(torch.device("cuda", device.index or 0) for device in devices)  # as tensors say it
     experts = DeviceExperts(
         link,
         remote,
         meter,
-        CudaPinning(numbered),
-        device=numbered,
+        CudaPinning(*numbered),
+        devices=numbered,
         n_slots=device_slots,
         timeout_s=config.call_timeout_s,
     )

@@ -20,8 +20,12 @@ class HopSteps(Protocol):
         """Around a forward pass, until its results are on the host; raises what went wrong in its hops."""
         ...
 
-    def padded(self, live: Tensor) -> AbstractContextManager[None]:
-        """Within, only the first `live` (int32 [1]) rows of every batch are real."""
+    def padded(self, *live: Tensor) -> AbstractContextManager[None]:
+        """Within, only the first `live` rows of every batch are real; int32 [1], one a device."""
+        ...
+
+    def close(self) -> None:
+        """Give back what was taken from the driver; the last step is over. May be called twice."""
         ...
 
 
@@ -34,7 +38,10 @@ class PlainSteps:
         """Nothing to do."""
         return nullcontext()
 
-    def padded(self, live: Tensor) -> AbstractContextManager[None]:
+    def padded(self, *live: Tensor) -> AbstractContextManager[None]:
         """Rows of padding are computed like any other."""
         del live
         return nullcontext()
+
+    def close(self) -> None:
+        """Nothing to give back."""

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from trimaran.config import Config, Precision
+from trimaran.config import AttnConfig, Config, Precision
 from trimaran.fingerprint import fingerprint
 from trimaran.gguf import GGUFFile
 from trimaran.kv_format import choose_format
 from trimaran.machine import read_machine
 from trimaran.model_path import resolve_model
-from trimaran.plan import check_plan, make_plan
+from trimaran.plan import Plan, check_plan, make_plan
 from trimaran.rules import Chosen, apply_rules
 from trimaran.spec import ModelSpec, read_spec
 from trimaran.telemetry import Log
@@ -95,6 +95,21 @@ def open_model(config: Config) -> OpenModel:
         raise
 
 
+def planned_devices(model: OpenModel) -> tuple[torch.device, ...]:
+    """Where layers will be, in their order.
+
+    Raises:
+        PlanError: as `load_engine` does.
+    """
+    return tuple(stage.device for stage in Placement.planned(_plan(model), model.spec.n_layers).stages)
+
+
+def _plan(model: OpenModel) -> Plan:
+    machine = read_machine(with_gpus=model.device.type == "cuda")
+    tensors = model.file.tensors
+    return make_plan(model.spec, tensors, machine, model.config, held=model.chosen.held(tensors))
+
+
 def load_engine(
     model: OpenModel,
     experts: Callable[[Site], Experts],
@@ -125,8 +140,7 @@ def load_engine(
     for notice in model.chosen.notices:
         _log.warning(notice)
     check_deferral(spec, attn.defer_experts)
-    machine = read_machine(with_gpus=device.type == "cuda")
-    plan = make_plan(spec, model.file.tensors, machine, config, held=model.chosen.held(model.file.tensors))
+    plan = _plan(model)
     check_plan(plan)
     placement = Placement.planned(plan, spec.n_layers)
     enter_gpus({torch.device("cuda", share.number): share.budget.available for share in plan.gpus})
@@ -139,7 +153,7 @@ def load_engine(
     kind = choose_format(attn.kv_dtype, exact=exact)
     cache_plan = plan_cache(spec, attn, kind, plan)
     residents = Residents(attn, model.file, spec, model.fingerprint, plan)
-    replays = attn.cuda_graphs == "auto" and device.type == "cuda" and len(placement.stages) == 1
+    replays = records_steps(attn, placement)
     registry = Registry(spec, Weights(model.file), placement, dtype, model.chosen.choices)
     pool = start_threads(attn)
     register_modules(
@@ -171,15 +185,16 @@ def load_engine(
     drawer = choose_drawer(placement.last, spec.vocab_size)
     graphs = None
     if hop is not None and replays:
+        devices = tuple(stage.device for stage in placement.stages)
         rows = min(limits.max_running, limits.max_step_tokens)
         widest = InputShape(rows, limits.context_length, spec.hidden_size, dtype, pages.n_pages)
         graphs = StepGraphs(
             network,
             cache,
             hop,
-            CudaRecorder(device),
+            CudaRecorder(*devices),
             widest=widest,
-            device=device,
+            devices=devices,
             tracer=tracer or Tracer(),
             drawer=drawer,
         )
@@ -194,7 +209,18 @@ def load_engine(
         tracer=tracer,
         caretaker=residents.caretaker(routed),
         draws_ahead=drawer is not None,
+        on_close=residents.close,
     )
+
+
+def records_steps(attn: AttnConfig, placement: Placement) -> bool:
+    """Whether decode steps are recorded."""
+    if attn.cuda_graphs != "auto" or placement.first.type != "cuda":
+        return False
+    if len(placement.stages) > 1 and attn.defer_experts:
+        _log.info("decode steps are not recorded", reason="attn.defer_experts with layers on several GPUs")
+        return False
+    return True
 
 
 def _linears(device: torch.device, precision: Precision) -> str:

@@ -25,7 +25,7 @@ from trimaran_attn.experts_choice import choose_experts
 from trimaran_attn.experts_client import ExpertsClient, ModelFacts
 from trimaran_attn.experts_link import ExpertsLink
 from trimaran_attn.hop_steps import HopSteps
-from trimaran_attn.loading import OpenModel, load_engine, open_model
+from trimaran_attn.loading import OpenModel, load_engine, open_model, planned_devices
 from trimaran_attn.metrics import Meter
 from trimaran_attn.service import AttnServer, AttnService
 from trimaran_attn.worker import EngineWorker
@@ -50,6 +50,7 @@ def serve(config: Config, stop: Stop) -> None:
         meter, tracer = Meter(), Tracer()
         link, way = open_link(model, run_dir.path, meter)
         stack.enter_context(closing(link))
+        stack.callback(way[1].close)  # before the link unmaps its arenas
         load = _loader(model, link, way, meter=meter, tracer=tracer)
         worker = EngineWorker(load, link, model.fingerprint, config.attn.max_waiting)
         max_open = config.attn.max_running + config.attn.max_waiting
@@ -65,6 +66,7 @@ def open_link(
     experts = hop_config(config.experts, model.device)
     slots = calls_in_flight(config.attn)
     rings = model.device.type == "cuda" and experts.notifier == "doorbell"
+    devices = planned_devices(model)
     device_slots = slots if rings else 0
     link = ExpertsClient(
         experts,
@@ -72,9 +74,9 @@ def open_link(
         run_dir,
         max_tokens=config.attn.max_step_tokens,
         n_slots=slots,
-        device_slots=device_slots,
+        device_slots=device_slots * len(devices),
     )
-    return link, choose_experts(link, experts, meter, device=model.device, device_slots=device_slots)
+    return link, choose_experts(link, experts, meter, devices=devices, device_slots=device_slots)
 
 
 def hop_config(config: ExpertsConfig, device: torch.device) -> ExpertsConfig:

@@ -18,60 +18,79 @@ class PinningRefusedError(TrimaranError):
 
 
 class Pinning(Protocol):
-    """Makes host memory visible to a device."""
+    """Makes host memory visible to devices."""
 
-    def register(self, memory: NDArray[np.uint8]) -> int:
-        """The address at which the device sees it; raises PinningRefusedError."""
+    def register(self, memory: NDArray[np.uint8]) -> None:
+        """Once, for all devices; raises PinningRefusedError."""
+        ...
+
+    def address(self, memory: NDArray[np.uint8], device: torch.device) -> int:
+        """At which a device sees registered memory; raises PinningRefusedError if it does not."""
         ...
 
     def unregister(self, memory: NDArray[np.uint8]) -> None:
-        """It may be unmapped; the device uses it no more."""
+        """It may be unmapped; the devices use it no more."""
         ...
 
 
 class CudaPinning:
-    """Page-locks memory and maps it for a GPU.
+    """Page-locks memory, portable: every context of the process may map it.
 
     By the driver itself: a failure of the runtime's calls would be found by whatever torch launches next.
 
     Args:
-        device: whose context asks for the addresses.
+        devices: that are to see it.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, *devices: torch.device) -> None:
+        self._devices = devices
         self._driver = ctypes.CDLL("libcuda.so.1")
 
-    def register(self, memory: NDArray[np.uint8]) -> int:
+    def register(self, memory: NDArray[np.uint8]) -> None:
         """See `Pinning.register`."""
-        start, nbytes = ctypes.c_void_p(memory.ctypes.data), memory.nbytes
-        address = ctypes.c_uint64()
-        with torch.cuda.device(self._device):
+        nbytes = memory.nbytes
+        with torch.cuda.device(self._devices[0]):
             torch.cuda.synchronize()  # makes the context current, too
             flags = ctypes.c_uint(_PORTABLE | _MAPPED)
-            _check(self._driver.cuMemHostRegister_v2(start, ctypes.c_size_t(nbytes), flags), nbytes)
-            code = self._driver.cuMemHostGetDevicePointer_v2(ctypes.byref(address), start, ctypes.c_uint(0))
-            if code != 0:
-                self._driver.cuMemHostUnregister(start)
-            _check(code, nbytes)
+            code = self._driver.cuMemHostRegister_v2(_start(memory), ctypes.c_size_t(nbytes), flags)
+        _check(code, nbytes)
+
+    def address(self, memory: NDArray[np.uint8], device: torch.device) -> int:
+        """See `Pinning.address`."""
+        address = ctypes.c_uint64()
+        with torch.cuda.device(device):
+            torch.cuda.synchronize()
+            code = self._driver.cuMemHostGetDevicePointer_v2(
+                ctypes.byref(address), _start(memory), ctypes.c_uint(0)
+            )
+        _check(code, memory.nbytes)
         return address.value
 
     def unregister(self, memory: NDArray[np.uint8]) -> None:
-        """See `Pinning.unregister`. Waits for the device first."""
-        with torch.cuda.device(self._device):
-            torch.cuda.synchronize()
-            self._driver.cuMemHostUnregister(ctypes.c_void_p(memory.ctypes.data))
+        """See `Pinning.unregister`. Waits for the devices first."""
+        for device in self._devices:
+            torch.cuda.synchronize(device)
+        with torch.cuda.device(self._devices[0]):
+            self._driver.cuMemHostUnregister(_start(memory))
 
 
 class SameMemory:
-    """For a device that is the CPU: Triton's interpreter."""
+    """For devices that are the CPU: Triton's interpreter."""
 
-    def register(self, memory: NDArray[np.uint8]) -> int:
-        """Its own address."""
+    def register(self, memory: NDArray[np.uint8]) -> None:
+        """Nothing to do."""
+
+    def address(self, memory: NDArray[np.uint8], device: torch.device) -> int:
+        """Its own."""
+        del device
         return int(memory.ctypes.data)
 
     def unregister(self, memory: NDArray[np.uint8]) -> None:
         """Nothing to do."""
+
+
+def _start(memory: NDArray[np.uint8]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(memory.ctypes.data)
 
 
 def _check(code: int, nbytes: int) -> None:

@@ -51,7 +51,7 @@ void test_shards_and_calls_given_up(Bench& bench, const std::string& folder) {
       continue;
     }
     if (turn % 3 == 1) continue;
-    CHECK(call->collect(soon(), default_spin(), tokens.y.data()) == 0);
+    CHECK(call->collect(soon(), tokens.y.data()) == 0);
     for (float& value : tokens.y) value /= 2;  // both shards have all experts
     CHECK(bench.answers_as_alone(tokens));
   }
@@ -81,7 +81,7 @@ void test_a_shard_that_answers_nonsense(const std::string& folder) {
     const auto call = ClientCall::start(lines, batch_of(tokens, static_cast<int32_t>(turn)));
     if (call == nullptr) continue;
     const auto deadline = Clock::now() + std::chrono::microseconds(turn % 2 * 500);
-    (void)call->collect(deadline, std::chrono::nanoseconds(0), tokens.y.data());
+    (void)call->collect(deadline, tokens.y.data());
     CHECK(call->shard() <= 1);
   }
   done = true;

@@ -60,15 +60,15 @@ void test_company_that_is_due_is_waited_for() {
 }
 
 void test_company_that_asks_already_or_is_late_is_not() {
-  Pair pair = with_company_due();
-  pair.now += us(100);
-  CHECK(pair.wait(Pair::ask(1, 3)).count() == 0);
-  pair = with_company_due();
-  pair.gathering.arrived(Pair::ask(2, 3), pair.now);
-  CHECK(pair.wait(Pair::ask(1, 3)).count() == 0);
-  pair = with_company_due();
-  pair.gathering.forget(2);
-  CHECK(pair.wait(Pair::ask(1, 3)).count() == 0);
+  Pair late = with_company_due();
+  late.now += us(100);
+  CHECK(late.wait(Pair::ask(1, 3)).count() == 0);
+  Pair asking = with_company_due();
+  asking.gathering.arrived(Pair::ask(2, 3), asking.now);
+  CHECK(asking.wait(Pair::ask(1, 3)).count() == 0);
+  Pair gone = with_company_due();
+  gone.gathering.forget(2);
+  CHECK(gone.wait(Pair::ask(1, 3)).count() == 0);
   Pair slow;
   slow.call(Pair::ask(2, 1), us(900));  // beyond any window
   slow.call(Pair::ask(2, 2), us(0));

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from trimaran.cgroup import cpu_quota
+from trimaran.cgroup import cpu_quota, quota_cores
 
 
 def usable_cpus(
@@ -29,7 +28,7 @@ def usable_cpus(
     count = len(cores) if limit is None else max(1, limit)
     quota = cpu_quota(root)
     if quota is not None:
-        count = min(count, max(1, math.ceil(quota)))
+        count = min(count, quota_cores(quota))
     return [*cores, *siblings][:count]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 
@@ -13,6 +14,14 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     """
     quotas = [quota for folder in _folders(root) if (quota := _folder_quota(folder)) is not None]
     return min(quotas, default=None)
+
+
+def quota_cores(quota: float) -> int:
+    """Threads that a quota of so many cores is worth: a part of a core counts as one.
+
+    The thread on it is stopped for a part of each period, and what it does until then still helps.
+    """
+    return max(1, math.ceil(quota))
 
 
 def memory_limit(root: Path = Path("/")) -> int | None:

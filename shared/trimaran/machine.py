@@ -11,7 +11,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimaran.cgroup import cpu_quota, memory_limit
+from trimaran.cgroup import cpu_quota, memory_limit, quota_cores
 
 _ISA_FLAGS = {
     "avx2": ("avx2", "fma", "f16c"),
@@ -81,8 +81,8 @@ class Machine:
     @property
     def cores(self) -> int:
         """How many threads can run at once."""
-        quota = len(self.cpus) if self.cpu_quota is None else max(1, int(self.cpu_quota))
-        return min(len(self.cpus), quota)
+        most = len(self.cpus)
+        return most if self.cpu_quota is None else min(most, quota_cores(self.cpu_quota))
 
 
 def read_machine(root: Path = Path("/"), *, with_gpus: bool = True) -> Machine:

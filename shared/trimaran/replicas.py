@@ -38,6 +38,12 @@ def services_in_ram(config: Config) -> int:
     return max(1, sum(device == "cpu" for device in config.attn.replicas))
 
 
+def on_the_cpu(config: Config) -> Config | None:
+    """The configuration of the first attention service on the CPU beside others on GPUs; None without one."""
+    devices = config.attn.replicas
+    return for_replica(config, devices.index("cpu")) if "cpu" in devices else None
+
+
 def _refuse_shared_gpus(devices: tuple[str, ...]) -> None:
     """Each service plans with the whole of its GPUs."""
     uses = Counter(gpu for device in devices if device != "cpu" for gpu in device.split("+"))

@@ -49,5 +49,7 @@ def construct(node: yaml.Node) -> object:
     loader = yaml.SafeLoader("")
     try:
         return loader.construct_document(node)
+    except ValueError as error:  # e.g. a date that there is not
+        raise yaml.constructor.ConstructorError(problem=str(error), problem_mark=node.start_mark) from error
     finally:
         loader.dispose()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -219,3 +220,20 @@ def test_logprobs_travel_with_their_tokens(engine: Engine) -> None:
     assert isinstance(batch, TokenBatch)
     assert batch.logprobs is not None
     assert batch.logprobs[0].top[0][0] == 2
+
+
+def test_what_was_to_be_closed_is_closed_though_the_caretaker_fails(runner: CountingRunner) -> None:
+    class Failing:
+        tally = None
+
+        def close(self) -> None:
+            raise OSError("disk full")
+
+    closed: list[str] = []
+    limits = Limits(context_length=64, max_running=4, max_waiting=4, max_step_tokens=8, page_size=4)
+    scheduler = Scheduler(limits, PageAllocator(64))
+    caretaker: Any = Failing()
+    engine = Engine(scheduler, runner, VOCAB, caretaker=caretaker, on_close=lambda: closed.append("streamer"))
+    with pytest.raises(OSError, match="disk full"):
+        engine.close()
+    assert closed == ["streamer"]

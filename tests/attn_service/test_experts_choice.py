@@ -34,7 +34,7 @@ def test_a_gpu_makes_its_own_hops_by_the_doorbell(tmp_path: Path, monkeypatch, d
     monkeypatch.setattr(pinned, "CudaPinning", lambda device: asked.append(device) or pinned.SameMemory())
     config = ExpertsConfig(notifier=notifier, endpoints=(f"ipc://{tmp_path}/e.sock",))
     with ExpertsClient(config, FACTS, tmp_path, device_slots=2) as link:
-        way = choose_experts(link, config, Meter(), device=torch.device(device), device_slots=2)
+        way = choose_experts(link, config, Meter(), devices=(torch.device(device),), device_slots=2)
     assert isinstance(way[0], kind)
     assert not way[1].is_attached
     assert asked == ([torch.device("cuda:0")] if kind is DeviceExperts else [])

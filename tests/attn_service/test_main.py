@@ -6,13 +6,17 @@ import logging
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from trimaran.config import ExpertsConfig
 from trimaran.config_loader import load_config, parse_assignments
+from trimaran.errors import PeerError
 from trimaran.lifecycle import Stop, run_guarded
 from trimaran.synth import write_random_model
+from trimaran_attn.experts_choice import choose_experts
+from trimaran_attn.hop_steps import PlainSteps
 from trimaran_attn.main import hop_config, serve
 
 
@@ -56,6 +60,28 @@ def test_a_failure_to_start_is_one_line(
     assert errors[0].startswith("error: ")
     assert line in errors[0]
     assert list((tmp_path / "run").glob("*.sock")) == []
+
+
+def test_the_arenas_are_given_back_before_they_are_unmapped(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = []
+
+    class Hop(PlainSteps):
+        def close(self) -> None:
+            closed.append("hop")
+
+    def choose(link: Any, *rest: Any, **options: Any) -> Any:
+        close = link.close
+        monkeypatch.setattr(link, "close", lambda: (closed.append("link"), close()))
+        return choose_experts(link, *rest, **options)[0], Hop()
+
+    monkeypatch.setattr("trimaran_attn.main.choose_experts", choose)
+    options = [f"model={model_path}", f"run_dir={tmp_path}/run", "attn.device=cpu", "attn.threads=1"]
+    options.append("experts.connect_timeout_s=0.3")
+    with closing(Stop()) as stop, pytest.raises(PeerError):
+        serve(load_config(None, parse_assignments(options)), stop)
+    assert closed == ["hop", "link"]
 
 
 def test_the_hop_carries_what_the_device_computes_in() -> None:

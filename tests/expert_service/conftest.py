@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -236,3 +238,20 @@ def arenas(run_dir: Path) -> Callable[[], set[Path]]:
 def provide_wait_until() -> Callable[..., None]:
     """`wait_until(condition, timeout_s)`."""
     return wait_until
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    """On a tmpfs, private."""
+    directory = Path("/dev/shm") / f"trimaran-test-{os.getpid()}-{tmp_path.name}"
+    directory.mkdir(mode=0o700)
+    yield directory
+    for entry in directory.iterdir():
+        entry.unlink()
+    directory.rmdir()
+
+
+@pytest.fixture
+def q8(model, tmp_path: Path) -> Path:
+    """A copy, for some tests touch it. All its experts are Q8_0."""
+    return Path(shutil.copyfile(model.path, tmp_path / "q8.gguf"))

@@ -14,6 +14,7 @@ import interpreted
 import numpy as np
 import pytest
 import torch
+from logical_devices import LogicalDevices, device_of
 from trimaran.errors import KernelError, OverloadedError, PeerError
 from trimaran_attn.device_experts import DeviceExperts
 from trimaran_attn.experts_client import ExpertsClient
@@ -21,7 +22,7 @@ from trimaran_attn.experts_link import RemoteExperts
 from trimaran_attn.metrics import Meter
 from trimaran_attn.pinned import PinningRefusedError, SameMemory
 
-CPU = torch.device("cpu")
+CPU, ONE, TWO = torch.device("cpu"), torch.device("cpu:0"), torch.device("cpu:1")
 LAYERS = (1, 2)
 MakeClient = Callable[..., ExpertsClient]
 MakeDevice = Callable[..., DeviceExperts]
@@ -31,8 +32,21 @@ pytestmark = pytest.mark.skipif(interpreted.ON_GPU, reason="memory of the CPU: `
 class NoPinning(SameMemory):
     """A driver that refuses."""
 
-    def register(self, memory: np.ndarray) -> int:
+    def register(self, memory: np.ndarray) -> None:
         raise PinningRefusedError(f"the driver refuses {memory.nbytes} bytes")
+
+
+class CountingPinning(SameMemory):
+    """Knows what it has registered."""
+
+    def __init__(self) -> None:
+        self.held = 0
+
+    def register(self, memory: np.ndarray) -> None:
+        self.held += 1
+
+    def unregister(self, memory: np.ndarray) -> None:
+        self.held -= 1
 
 
 @pytest.fixture(autouse=True)
@@ -45,13 +59,20 @@ def _overflows_are_infinite() -> Iterator[None]:
 def make_device(make_client: MakeClient) -> MakeDevice:
     """Connected: `make_device(endpoints=…, timeout_s=…)`."""
 
-    def make(timeout_s: float = 30.0, pinning: SameMemory | None = None, **options: object) -> DeviceExperts:
-        client = make_client(device_slots=2, **options)
+    def make(
+        timeout_s: float = 30.0,
+        pinning: SameMemory | None = None,
+        devices: tuple[torch.device, ...] = (CPU,),
+        **options: object,
+    ) -> DeviceExperts:
+        client = make_client(device_slots=2 * len(devices), **options)
         client.connect()
         meter = Meter()
         fallback = RemoteExperts(client, meter)
         pinning = pinning or SameMemory()
-        return DeviceExperts(client, fallback, meter, pinning, device=CPU, n_slots=2, timeout_s=timeout_s)
+        return DeviceExperts(
+            client, fallback, meter, pinning, devices=devices, n_slots=2, timeout_s=timeout_s
+        )
 
     return make
 
@@ -116,6 +137,31 @@ def test_more_layers_than_slots_are_refused(model, start_experts, make_device: M
         for ticket in tickets:
             experts.wait(ticket)
     assert_works(experts, model)
+
+
+def test_what_a_slot_has_no_room_for_is_refused(model, start_experts, make_device: MakeDevice) -> None:
+    start_experts()
+    experts = make_device(max_tokens=3)
+    x, ids, weights = map(torch.from_numpy, model.batch(4))
+    with experts.step():
+        with pytest.raises(ValueError, match="4 tokens at once, a slot of the experts' arena holds 3"):
+            experts.submit(1, x, ids, weights)
+        with pytest.raises(ValueError, match="shapes"):
+            experts.submit(1, x[:3], ids[:2], weights[:3])
+    assert_works(experts, model)
+
+
+def test_arenas_are_given_back(model, start_experts, make_device: MakeDevice) -> None:
+    """Twice does no harm; a later step would register them anew."""
+    start_experts()
+    pinning = CountingPinning()
+    experts = make_device(pinning=pinning)
+    assert_works(experts, model)
+    assert pinning.held == 1
+    experts.close()
+    experts.close()
+    assert pinning.held == 0
+    assert not experts.is_attached
 
 
 def test_a_service_killed_in_a_step_is_a_peer_error_and_it_recovers(
@@ -202,3 +248,49 @@ def test_a_client_killed_in_a_step_soon_costs_nothing(model, start_experts, run_
     before = cpu_seconds(service.process.pid)
     time.sleep(1)
     assert cpu_seconds(service.process.pid) - before <= 0.03
+
+
+def test_two_devices_make_their_own_hops(model, start_experts, make_device: MakeDevice) -> None:
+    """Each in slots of its own, at the same time; an answer comes to the device that asked."""
+    start_experts()
+    with LogicalDevices():
+        experts = make_device(devices=(ONE, TWO))
+        for seed in range(3):
+            x, ids, weights = map(torch.from_numpy, model.batch(3, seed))
+            with experts.step():
+                asked = [
+                    experts.submit(layer, x.to(device), ids.to(device), weights.to(device))
+                    for layer, device in zip(LAYERS, (ONE, TWO), strict=True)
+                ]
+                answers = [experts.wait(ticket) for ticket in reversed(asked)][::-1]
+            assert [device_of(answer) for answer in answers] == [ONE, TWO]
+            got = torch.stack([answer.cpu() for answer in answers])
+            torch.testing.assert_close(got, expected(model, 3, seed), rtol=1e-3, atol=1e-3)
+        assert experts.is_attached
+
+
+def test_padding_of_two_devices_does_not_cross(model, start_experts, make_device: MakeDevice) -> None:
+    start_experts()
+    with LogicalDevices():
+        experts = make_device(devices=(ONE, TWO))
+        x, ids, weights = map(torch.from_numpy, model.batch(4))
+        live = [torch.tensor([n], dtype=torch.int32).to(device) for n, device in ((2, ONE), (1, TWO))]
+        with experts.padded(*live), experts.step():
+            for n, device in ((2, ONE), (1, TWO)):
+                y = experts.wait(experts.submit(1, x.to(device), ids.to(device), weights.to(device))).cpu()
+                real = tuple(part[:n] for part in model.batch(4))
+                np.testing.assert_allclose(y[:n], model.expected(1, *real), rtol=1e-3, atol=1e-3)
+                assert not y[n:].any()
+
+
+def test_a_failure_on_the_second_device_is_told(model, start_experts, make_device: MakeDevice) -> None:
+    start_experts()
+    with LogicalDevices():
+        experts = make_device(devices=(ONE, TWO))
+        x, ids, weights = map(torch.from_numpy, model.batch(2))
+        x[0, 0] = torch.inf
+        x, ids, weights = x.to(TWO), ids.to(TWO), weights.to(TWO)
+        with pytest.raises(KernelError, match="layer 2: the input holds NaN"), experts.step():
+            experts.wait(experts.submit(2, x, ids, weights))
+        with experts.step():
+            assert experts.wait(experts.submit(2, x[1:], ids[1:], weights[1:])).isfinite().all()

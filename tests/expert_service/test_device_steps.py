@@ -84,11 +84,11 @@ def test_replayed_steps_survive_their_experts(
     client.connect()
     meter, recorder = Meter(), CallingRecorder()
     experts = DeviceExperts(
-        client, RemoteExperts(client, meter), meter, SameMemory(), device=CPU, n_slots=2, timeout_s=1000.0
+        client, RemoteExperts(client, meter), meter, SameMemory(), devices=(CPU,), n_slots=2, timeout_s=1000.0
     )
     network, cache = build(model, lambda _: experts), new_cache(model)
     widest = InputShape(4, 128, model.spec.hidden_size, torch.float32, N_PAGES)
-    graphs = StepGraphs(network, cache, experts, recorder, widest=widest, device=CPU, tracer=Tracer())
+    graphs = StepGraphs(network, cache, experts, recorder, widest=widest, devices=(CPU,), tracer=Tracer())
     runner = Runner(network, cache, CPU, experts, graphs)
     plan = plan_of(5, 6, 7)
     reference = Runner(build(model, build_dense_experts), new_cache(model), CPU).run(plan).logits
@@ -118,11 +118,11 @@ def test_steps_are_recorded_before_the_first_request(
     client.connect()
     meter, recorder = Meter(), CallingRecorder()
     experts = DeviceExperts(
-        client, RemoteExperts(client, meter), meter, SameMemory(), device=CPU, n_slots=2, timeout_s=1000.0
+        client, RemoteExperts(client, meter), meter, SameMemory(), devices=(CPU,), n_slots=2, timeout_s=1000.0
     )
     network, cache = build(model, lambda _: experts), new_cache(model)
     widest = InputShape(2, 128, model.spec.hidden_size, torch.float32, N_PAGES)
-    graphs = StepGraphs(network, cache, experts, recorder, widest=widest, device=CPU, tracer=Tracer())
+    graphs = StepGraphs(network, cache, experts, recorder, widest=widest, devices=(CPU,), tracer=Tracer())
     Runner(network, cache, CPU, experts, graphs).warm_up()
     assert recorder.recorded == 2
     deadline = time.monotonic() + 10

@@ -16,7 +16,7 @@ from trimaran_experts.numa import Seat
 from trimaran_experts.placement import place
 from trimaran_experts.progress import Report
 from trimaran_experts.store.manifest import Identity, Source
-from trimaran_experts.weights import Packing, Task
+from trimaran_experts.weights import Packing, Task, Weights, obtain
 from trimaran_kernels import ThreadPool, usable_cpus
 
 
@@ -60,3 +60,39 @@ def make_task(
 
 def ignore(_report: Report) -> None:
     """Hears nothing."""
+
+
+class Counter:
+    """Counts what was packed."""
+
+    def __init__(self) -> None:
+        self.packed = 0
+
+    def __call__(self) -> None:
+        self.packed += 1
+
+
+def obtained(task: Task) -> Weights:
+    weights = obtain(task)
+    assert weights is not None
+    return weights
+
+
+def assert_right(weights: Weights, task: Task) -> None:
+    """Every expert's bytes are those of the file, through the packing."""
+    for stored_layer, layer in zip(weights.layers, task.layers, strict=True):
+        assert stored_layer.layer == layer.layer
+        stored = (stored_layer.gate, stored_layer.up, stored_layer.down)
+        for one, matrix in zip(stored, layer.matrices, strict=True):
+            assert one.type == matrix.type
+            experts = one.data.reshape(matrix.n_experts, -1)
+            for index in range(matrix.n_experts):
+                want = matrix.expert(index)
+                got = experts[index][16:][::-1] if one.packed else experts[index]
+                np.testing.assert_array_equal(got, want)
+
+
+def let_go(weights: Weights) -> Path:
+    """Where the segment is, once the caller has no other reference to it."""
+    assert weights.segment is not None
+    return weights.segment.path

@@ -21,11 +21,13 @@ class LogicalDevices(TorchFunctionMode):
 
     Attributes:
         touched: devices on which anything was computed, in order, without repetitions in a row.
+        crossed: copies from one of them into a tensor of another.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.touched: list[torch.device] = []
+        self.crossed = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -37,6 +39,8 @@ class LogicalDevices(TorchFunctionMode):
         if func in (Tensor.to, Tensor.cpu):
             target = next(_devices((args, kwargs)), None) if func is Tensor.to else HOST
             return _moved(func(*args, **kwargs), args[0], target)
+        if func is Tensor.copy_:
+            return self._copied(func(*args, **kwargs), args[1])
         places = {device_of(tensor) for tensor in _tensors((args, kwargs))}
         assert len(places) <= 1, f"{func} mixes {sorted(map(str, places))}"
         place = next(iter(places), kwargs.get("device") or HOST)
@@ -45,6 +49,13 @@ class LogicalDevices(TorchFunctionMode):
         for tensor in _tensors(result):
             tensor.logical_device = place  # type: ignore[attr-defined]
         return result
+
+    def _copied(self, target: Tensor, source: Tensor) -> Tensor:
+        """The one way, beside `to`, in which values cross."""
+        self._note(device_of(target))
+        if device_of(source) not in (HOST, device_of(target)):
+            self.crossed += 1
+        return target
 
     def _note(self, place: torch.device) -> None:
         if place != HOST and self.touched[-1:] != [place]:

@@ -18,15 +18,20 @@ class CallingRecorder:
     Attributes:
         recorded, replayed: how often.
         refusal: raised instead of recording.
+        refused: which recordings raise it, counted from 0; all of them unless it is said.
     """
 
     def __init__(self, refusal: RuntimeError | None = None) -> None:
         self.recorded = self.replayed = 0
         self.refusal = refusal
+        self.refused: set[int] | None = None
+        self._asked = 0
 
-    def record(self, body: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def record(self, body: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
         """Run it once under guard: a capture does not run, but its first replay does."""
-        if self.refusal is not None:
+        del device
+        number, self._asked = self._asked, self._asked + 1
+        if self.refusal is not None and (self.refused is None or number in self.refused):
             raise self.refusal
         self.recorded += 1
         with CaptureGuard():
@@ -56,7 +61,8 @@ class DenseExperts:
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """The result is the ticket."""
         del layer
-        share = torch.zeros(len(x), len(self._gate)).scatter_add(1, ids.long(), weights)
+        asked, shares = ids.long().clamp(min=0), weights.masked_fill(ids < 0, 0.0)
+        share = torch.zeros(len(x), len(self._gate), device=x.device).scatter_add(1, asked, shares)
         hidden = silu(torch.einsum("th,eih->tei", x, self._gate)) * torch.einsum("th,eih->tei", x, self._up)
         return torch.einsum("tei,ehi,te->th", hidden, self._down, share)
 
@@ -72,9 +78,9 @@ def build_dense_experts(site: Site) -> DenseExperts:
         (moe.n_experts, moe.intermediate_size, hidden),
         (moe.n_experts, hidden, moe.intermediate_size),
     )
-    dense = site.weights.dense
+    dense, device = site.weights.dense, site.device
     return DenseExperts(
-        dense(f"{site.path}.gate_proj", wide),
-        dense(f"{site.path}.up_proj", wide),
-        dense(f"{site.path}.down_proj", narrow),
+        dense(f"{site.path}.gate_proj", wide).to(device),
+        dense(f"{site.path}.up_proj", wide).to(device),
+        dense(f"{site.path}.down_proj", narrow).to(device),
     )

@@ -7,7 +7,7 @@ import pytest
 from trimaran.errors import KernelError
 from trimaran.gguf import GGMLType
 from trimaran.gguf.quantize import quantize
-from trimaran_kernels import ExpertEngine, ThreadPool, built_isas, linear, pack, packed_bytes
+from trimaran_kernels import ExpertEngine, ThreadPool, built_isas, detect_isa, linear, pack, packed_bytes
 
 GROUP = 16
 PACKED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"]
@@ -269,6 +269,24 @@ def test_a_token_does_not_depend_on_its_batch(type_named, pool, rng):
     for t in (0, 17, 49):
         one = slice(t, t + 1)
         np.testing.assert_array_equal(forward(alone, x[one], ids[one], weights[one])[0], together[t])
+
+
+def test_an_exact_engine_takes_packed_weights_only_where_tiles_multiply_them(type_named, pool, rng):
+    experts = PackedExperts(pool, rng, [type_named("Q4_K")] * 3)
+    engine = ExpertEngine(pool, 512, 768, 5, 3, isa="avx512_vnni", exact=True)
+    with pytest.raises(KernelError, match="exact: packed weights are multiplied exactly by matrix tiles"):
+        engine.add_layer(0, *experts.matrices, 0, 5)
+
+
+@pytest.mark.skipif(detect_isa() != "amx", reason="needs matrix tiles")
+def test_exact_tiles_of_every_type(packed_type, pool, rng):
+    experts = PackedExperts(pool, rng, [packed_type] * 3)
+    x, ids, weights = experts.call(rng, 19)
+    engine = ExpertEngine(pool, 512, 768, 5, 3, exact=True)
+    engine.add_layer(0, *experts.matrices, 0, 5)
+    got, expected = forward(engine, x, ids, weights), experts.reference(x, ids, weights)
+    assert np.linalg.norm(got - expected) <= 2e-3 * np.linalg.norm(expected)
+    np.testing.assert_array_equal(forward(engine, x[7:8], ids[7:8], weights[7:8])[0], got[7])
 
 
 def test_shards_add_up(type_named, pool, rng):

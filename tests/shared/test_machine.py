@@ -45,7 +45,7 @@ def test_a_two_socket_machine(tmp_path: Path) -> None:
     assert machine.cpu == "Xeon"
     assert machine.isas == ("avx2", "avx512_vnni")
     assert machine.cpu_quota == 1.5
-    assert machine.cores == 1
+    assert machine.cores == min(2, len(machine.cpus)), "a part of a core counts as one"
     assert machine.memory.total == 1024000 * 1024
     assert machine.memory.limit == machine.memory.available == 300000000
     assert machine.memory.huge_pages_free == 3

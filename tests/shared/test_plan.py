@@ -179,9 +179,14 @@ def test_layers_are_shared_by_two_gpus() -> None:
     one = plan_v3(machine(512 * GIB, 80 * GIB), attn__context_length=65536)
     assert first.weights + second.weights == one.gpus[0].weights
     assert first.kv_bytes + second.kv_bytes == plan.kv_bytes == one.kv_bytes
-    assert second.workspace - first.workspace == 16 * 129280 * 4 * 4, "the logits are beside the head"
+    assert second.workspace - first.workspace == 2 * 16 * 129280 * 4 * 4, "the logits are beside the head"
     assert plan.gpu is not None
     assert plan.gpu.needed == first.budget.needed + second.budget.needed
+    deferring = plan_v3(two, attn__device="cuda:0+cuda:1", attn__context_length=65536, attn__defer_experts=2)
+    assert all(
+        launched.workspace < replayed.workspace - (64 << 20)
+        for launched, replayed in zip(deferring.gpus, plan.gpus, strict=True)
+    ), "steps that defer experts are recorded on one GPU only"
 
 
 def test_auto_takes_as_few_gpus_as_it_needs() -> None:
@@ -244,6 +249,33 @@ def test_services_that_share_the_ram() -> None:
     maps = part(exact[0], "latent maps")[1]
     added = exact[1].ram.needed - exact[0].ram.needed
     assert added == maps + exact[0].kv_bytes + exact[0].workspace
+
+
+def test_replicas_share_one_ram() -> None:
+    """What streams to every GPU, and the services on the CPU, count in every replica's plan."""
+    there, options = machine(1024 * GIB, 24 * GIB, 24 * GIB), {"attn__stream_prefill": "auto"}
+    one = plan_v3(there, **options, attn__device="cuda:0")
+    two = plan_v3(there, **options, attn__device="cuda:0", attn__replicas="cuda:0,cuda:1")
+    plain = plan_v3(there, attn__device="cuda:0")
+    staged = one.ram.needed - plain.ram.needed
+    assert staged > 0
+    assert two.ram.needed == one.ram.needed + staged
+    mixed = [
+        plan_v3(there, **options, attn__device=device, attn__replicas="cuda:0,cpu")
+        for device in ("cuda:0", "cpu")
+    ]
+    alone = plan_v3(there, attn__device="cpu")
+    assert mixed[0].ram == mixed[1].ram
+    assert mixed[0].gpu == one.gpu
+    assert mixed[1].ram.needed == alone.ram.needed + staged
+
+
+def test_a_replica_on_the_cpu_may_be_what_is_too_much() -> None:
+    options = {"attn__device": "cuda:0", "attn__context_length": 16384}
+    there = machine(plan_v3(machine(1024 * GIB, 24 * GIB), **options).ram.needed + GIB, 24 * GIB)
+    assert plan_v3(there, **options).problems() == []
+    (problem,) = plan_v3(there, **options, attn__replicas="cuda:0,cpu").problems()
+    assert problem.startswith("RAM")
 
 
 def test_a_real_file(tmp_path: Path) -> None:

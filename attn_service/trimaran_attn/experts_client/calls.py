@@ -8,7 +8,7 @@ from typing import Protocol
 
 from trimaran.errors import TrimaranError
 from trimaran.wire import Status
-from trimaran_kernels.hop import HopCall
+from trimaran_kernels.hop import HopCall, HopLine
 
 from trimaran_attn.experts_client.link import ShardLink
 from trimaran_attn.experts_client.statuses import status_error
@@ -30,8 +30,8 @@ _MAX_SEQUENCE = 2**32 - 1
 class Flight(Protocol):
     """A call on its way to all shards."""
 
-    def finish(self, deadline: float) -> None:
-        """Wait until the sum of the answers is in the call's y.
+    def finish(self, y: Sums, deadline: float) -> None:
+        """Wait until `y` is the sum of the answers.
 
         Raises:
             PeerError: a shard went away, or did not answer before `deadline` (of time.monotonic).
@@ -47,8 +47,8 @@ class Flight(Protocol):
 class Calls(Protocol):
     """Starts calls. Use it from one thread."""
 
-    def start(self, batch: Batch, y: Sums) -> Flight | None:
-        """Start a call of at most a slot's tokens, whose answer goes to `y`; None if slots are missing.
+    def start(self, batch: Batch) -> Flight | None:
+        """Start a call of at most a slot's tokens; None if slots are missing.
 
         Raises:
             PeerError: a shard is away.
@@ -61,42 +61,40 @@ class DoorbellCalls:
 
     def __init__(self, links: Sequence[ShardLink]) -> None:
         self._links = tuple(links)
+        self._transports: list[Transport] = []  # that the lines are of
+        self._lines: list[HopLine] = []
 
-    def start(self, batch: Batch, y: Sums) -> Flight | None:
+    def start(self, batch: Batch) -> Flight | None:
         """See `Calls.start`."""
         transports = [link.require_transport() for link in self._links]
-        lines = [transport.line for transport in transports if isinstance(transport, DoorbellTransport)]
-        call = HopCall.start(lines, batch.layer, batch.x, batch.ids, batch.weights)
-        return None if call is None else DoorbellFlight(self._links, transports, call, batch.layer, y)
+        if transports != self._transports:
+            self._transports = transports
+            self._lines = [one.line for one in transports if isinstance(one, DoorbellTransport)]
+        call = HopCall.start(self._lines, batch.layer, batch.x, batch.ids, batch.weights)
+        return None if call is None else DoorbellFlight(self._links, transports, call, batch.layer)
 
 
 class DoorbellFlight:
     """See `Flight`."""
 
-    __slots__ = ("_call", "_layer", "_links", "_transports", "_y")
+    __slots__ = ("_call", "_layer", "_links", "_transports")
 
     def __init__(
-        self,
-        links: Sequence[ShardLink],
-        transports: Sequence[Transport],
-        call: HopCall,
-        layer: int,
-        y: Sums,
+        self, links: Sequence[ShardLink], transports: Sequence[Transport], call: HopCall, layer: int
     ) -> None:
         self._links = links
         self._transports = transports
         self._call = call
         self._layer = layer
-        self._y = y
 
-    def finish(self, deadline: float) -> None:
+    def finish(self, y: Sums, deadline: float) -> None:
         """See `Flight.finish`. Sleeps without the GIL."""
         while True:
             for link, transport in zip(self._links, self._transports, strict=True):
                 if link.transport is not transport:
                     raise link.lost_error()
             left = deadline - time.monotonic()
-            status = self._call.collect(min(SLICE_S, max(0.0, left)), self._y)
+            status = self._call.collect(min(SLICE_S, max(0.0, left)), y)
             if status == Status.OK:
                 return
             link = self._links[self._call.shard]
@@ -119,14 +117,13 @@ class MailCalls:
         self._links = tuple(links)
         self._sequence = 0
 
-    def start(self, batch: Batch, y: Sums) -> Flight | None:
+    def start(self, batch: Batch) -> Flight | None:
         """See `Calls.start`."""
         transports = [_mail_transport(link) for link in self._links]
         if not all(transport.free_slots() for transport in transports):
             return None
         self._sequence = self._sequence % _MAX_SEQUENCE + 1
-        y[:] = 0
-        flight = MailFlight(self._sequence, batch.layer, y)
+        flight = MailFlight(self._sequence, batch.layer)
         try:
             for link in self._links:
                 flight.add(link, batch)
@@ -139,10 +136,9 @@ class MailCalls:
 class MailFlight:
     """See `Flight`."""
 
-    def __init__(self, sequence: int, layer: int, y: Sums) -> None:
+    def __init__(self, sequence: int, layer: int) -> None:
         self._sequence = sequence
         self._layer = layer
-        self._y = y
         self._places: list[tuple[ShardLink, MailTransport, int]] = []  # the int is the slot
 
     def add(self, link: ShardLink, batch: Batch) -> None:
@@ -151,20 +147,21 @@ class MailFlight:
             transport = _mail_transport(link)
             self._places.append((link, transport, transport.submit(self._sequence, batch)))
 
-    def finish(self, deadline: float) -> None:
+    def finish(self, y: Sums, deadline: float) -> None:
         """See `Flight.finish`."""
+        y[:] = 0
         while self._places:
             link, transport, slot = self._places[0]
-            reply = self._wait(link, transport, slot, deadline)
+            reply = self._wait(link, transport, slot, y, deadline)
             self._places.pop(0)
             transport.release(slot)
             if reply.status != Status.OK:
                 raise _refused(link, self._layer, reply)
 
-    def _wait(self, link: ShardLink, transport: MailTransport, slot: int, deadline: float) -> Reply:
+    def _wait(self, link: ShardLink, transport: MailTransport, slot: int, y: Sums, deadline: float) -> Reply:
         while link.transport is transport:
             left = deadline - time.monotonic()
-            reply = transport.wait(slot, self._sequence, self._y, min(SLICE_S, max(0.0, left)))
+            reply = transport.wait(slot, self._sequence, y, min(SLICE_S, max(0.0, left)))
             if reply is not None:
                 return reply
             if left <= 0:

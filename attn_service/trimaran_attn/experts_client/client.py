@@ -39,6 +39,8 @@ Progress = Callable[[str, float], None]
 
 _KEEPER_S = 0.5
 _SAY_EVERY_S = 3.0
+_INT32 = np.dtype(np.int32)  # compared to a type, an array's dtype makes one of these each time
+_FLOAT32 = np.dtype(np.float32)
 _log = Log(__name__)
 
 
@@ -49,16 +51,14 @@ class Ticket:
     Attributes:
         deadline: of time.monotonic.
         sent: tokens that were submitted so far; the rest follow as slots become free.
-        flights: calls under way and their numbers of tokens.
-        y: float32 [n, hidden], the sum over the shards' answers so far.
+        flights: calls under way, and which tokens each is for: [start, stop).
     """
 
     batch: Batch
     deadline: float
-    y: NDArray[np.float32]
     sent: int = 0
     started: bool = False
-    flights: deque[tuple[Flight, int]] = field(default_factory=deque)
+    flights: deque[tuple[Flight, int, int]] = field(default_factory=deque)
 
 
 @dataclass
@@ -104,6 +104,7 @@ class ExpertsClient:
         self._config = config
         self._run_dir = Path(run_dir)
         self._facts = facts
+        self._layers = frozenset(facts.layers)
         self._n_slots = n_slots
         dtype: ElementType = "f32" if config.dtype == "auto" else config.dtype
         self._dims = ArenaDims(facts.hidden_size, facts.top_k, max_tokens, device_slots + n_slots, dtype)
@@ -159,8 +160,7 @@ class ExpertsClient:
             PeerError: a shard is away.
         """
         batch = self._batch(layer, x, ids, weights)
-        y = np.empty(x.shape, np.float32)
-        ticket = Ticket(batch, time.monotonic() + self._config.call_timeout_s, y)
+        ticket = Ticket(batch, time.monotonic() + self._config.call_timeout_s)
         try:
             self._advance(ticket)
         except BaseException:
@@ -178,17 +178,18 @@ class ExpertsClient:
             OverloadedError: other tickets hold all slots; wait for them first.
         """
         self._open.discard(ticket)
+        y = np.empty(ticket.batch.x.shape, np.float32)
         try:
             while ticket.flights or not _is_sent(ticket):
                 if not ticket.flights:
                     self._advance(ticket)
-                self._collect(ticket)
+                self._collect(ticket, y)
                 if not _is_sent(ticket):
                     self._advance(ticket)
         except BaseException:
             _abandon(ticket)
             raise
-        return ticket.y
+        return y
 
     def shared_arenas(self) -> tuple[SharedArena, ...]:
         """Every shard's arena, for a GPU; the same objects as before unless a shard was lost meanwhile.
@@ -310,15 +311,15 @@ class ExpertsClient:
                     _log.error("cannot reconnect", endpoint=link.endpoint, reason=str(error))
 
     def _batch(self, layer: int, x: Vectors, ids: NDArray[np.int32], weights: NDArray[np.float32]) -> Batch:
-        if layer not in self._facts.layers:
+        if layer not in self._layers:
             raise ValueError(f"layer {layer} has no routed experts")
         n = len(x)
         routes = (n, self._dims.top_k)
         if x.shape != (n, self._dims.hidden_size) or ids.shape != routes or weights.shape != routes:
             raise ValueError(f"shapes {x.shape}, {ids.shape}, {weights.shape} are not those of {n} tokens")
-        if ids.dtype != np.int32 or weights.dtype != np.float32:
+        if ids.dtype != _INT32 or weights.dtype != _FLOAT32:
             raise ValueError(f"ids are {ids.dtype}, need int32; weights are {weights.dtype}, need float32")
-        if x.dtype not in (self._dims.element, np.float32):
+        if x.dtype not in (_FLOAT32, self._dims.element):
             raise ValueError(f"x is {x.dtype}, need {self._dims.element}")
         if not (x.flags.c_contiguous and ids.flags.c_contiguous and weights.flags.c_contiguous):
             ids, weights = np.ascontiguousarray(ids), np.ascontiguousarray(weights)
@@ -330,21 +331,21 @@ class ExpertsClient:
         step = self._dims.max_tokens
         while not _is_sent(ticket):
             start, stop = ticket.sent, min(ticket.sent + step, len(ticket.batch))
-            flight = self._calls.start(ticket.batch.part(start, stop), ticket.y[start:stop])
+            flight = self._calls.start(ticket.batch.part(start, stop))
             if flight is None:
                 return
-            ticket.flights.append((flight, stop - start))
+            ticket.flights.append((flight, start, stop))
             ticket.sent, ticket.started = stop, True
             self._traffic.sent += self._sent_bytes * (stop - start)
 
-    def _collect(self, ticket: Ticket) -> None:
-        """Wait for the oldest call of the ticket."""
+    def _collect(self, ticket: Ticket, y: NDArray[np.float32]) -> None:
+        """Wait for the oldest call of the ticket; its tokens' part of y is the answer."""
         if not ticket.flights:
             raise OverloadedError(f"all {self._n_slots} slots of the experts are in use")
-        flight, n_tokens = ticket.flights[0]
-        flight.finish(ticket.deadline)
+        flight, start, stop = ticket.flights[0]
+        flight.finish(y[start:stop], ticket.deadline)
         ticket.flights.popleft()
-        self._traffic.received += self._received_bytes * n_tokens
+        self._traffic.received += self._received_bytes * (stop - start)
 
 
 def _try_arenas(dims: ArenaDims, directory: Path, count: int) -> None:
@@ -362,7 +363,7 @@ def _is_sent(ticket: Ticket) -> bool:
 
 def _abandon(ticket: Ticket) -> None:
     while ticket.flights:
-        flight, _ = ticket.flights.popleft()
+        flight, _, _ = ticket.flights.popleft()
         flight.abandon()
 
 

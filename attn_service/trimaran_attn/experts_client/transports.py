@@ -30,7 +30,7 @@ Sums = NDArray[np.float32]
 """float32 [n, hidden], what the shards' answers are added to."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for each layer of each step, and that costs 2 µs
 class Batch:
     """Tokens of one layer: x [n, hidden] float32 or bf16 bits, ids int32 and weights float32 [n, top_k]."""
 

@@ -87,6 +87,11 @@ class Residents:
         _log.info("experts held here", experts=tally.n_experts, memory=format_bytes(tally.nbytes))
         return caretaker
 
+    def close(self) -> None:
+        """After the last step: end what reads experts for streaming."""
+        if self._streams is not None:
+            self._streams.close()
+
     def _keep(self, heat: Heat) -> None:
         heat.save(self._path, self._fingerprint)
 
@@ -109,6 +114,11 @@ class _Streams:
         if site.device not in self._made:
             self._made[site.device] = self._make(site)
         return StreamedExperts(inner, ExpertFile.of(site), *self._made[site.device])
+
+    def close(self) -> None:
+        for streamer, _ in self._made.values():
+            streamer.close()
+        self._made.clear()
 
     def _make(self, site: Site) -> tuple[Streamer, StreamPolicy]:
         device, moe = site.device, site.spec.moe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 
 
 def bucket_sizes(max_running: int) -> tuple[int, ...]:
@@ -11,6 +12,6 @@ def bucket_sizes(max_running: int) -> tuple[int, ...]:
     return (*(size for size in powers if size < max_running), max_running)
 
 
-def bucket_of(n: int, sizes: tuple[int, ...]) -> int:
+def bucket_of(n: int, sizes: Sequence[int]) -> int:
     """The smallest size that holds n rows; n is at most the largest."""
     return sizes[bisect_left(sizes, n)]

@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from trimaran_attn.placement import entered
+
 Body = Callable[[], Tensor]
 Replay = Callable[[], Tensor]
 """Does what was recorded, on the memory that it was recorded with; the result is always the same tensor."""
@@ -16,32 +18,47 @@ Replay = Callable[[], Tensor]
 class Recorder(Protocol):
     """Records bodies: functions of tensors that stay where they are."""
 
-    def record(self, body: Body) -> Replay:
-        """Record a body that has run before; raises RuntimeError if something in it cannot be recorded."""
+    def record(self, body: Body, device: torch.device) -> Replay:
+        """Record a device's body that has run before; RuntimeError: something in it cannot be recorded."""
         ...
 
 
 class CudaRecorder:
-    """CUDA graphs, which share one pool of memory: one is replayed at a time, and its result used at once.
+    """CUDA graphs. A device's share a pool of memory: one is replayed at a time, its result used at once.
 
     Args:
-        device: that computes.
+        devices: that compute.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
+    def __init__(self, *devices: torch.device) -> None:
+        # Of each device its own stream: torch's default one belongs to whichever device came first.
+        self._pools = {device: torch.cuda.graph_pool_handle() for device in devices}
+        self._streams = {device: _stream_on(device) for device in devices}
 
-    def record(self, body: Body) -> Replay:
+    def record(self, body: Body, device: torch.device) -> Replay:
         """See `Recorder.record`."""
         graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize(self._device)
+        torch.cuda.synchronize(device)
         # Other threads (heartbeats, sockets) may do what they like meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with (
+            entered(device),
+            torch.cuda.graph(
+                graph,
+                pool=self._pools[device],
+                stream=self._streams[device],
+                capture_error_mode="thread_local",
+            ),
+        ):
             result = body()
 
         def replay() -> Tensor:
-            graph.replay()
+            with entered(device):
+                graph.replay()
             return result
 
         return replay
+
+
+def _stream_on(device: torch.device) -> torch.cuda.Stream:
+    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return stream

@@ -41,64 +41,90 @@ class InputShape:
     null_page: int
 
 
+@dataclass(frozen=True)
+class StageInputs:
+    """What the layers of one device read.
+
+    Attributes:
+        batch: the step's; its tensors are views of one buffer. `decode.x` is what comes into the first layer.
+        draws: how the step's tokens are drawn.
+    """
+
+    batch: Batch
+    draws: DrawInputs
+
+    @property
+    def x(self) -> Tensor:
+        """[rows, hidden]."""
+        return self._rows.x
+
+    @property
+    def live(self) -> Tensor:
+        """int32 [1], how many rows are real."""
+        return self._rows.live
+
+    @property
+    def _rows(self) -> DecodeRows:
+        assert self.batch.decode is not None
+        return self.batch.decode
+
+
 class DecodeInputs:
-    """All inputs lie in one buffer, so that one copy brings them to the device.
+    """All inputs lie in one buffer, so that one copy brings them to a device.
 
     Args:
         shape: of the step.
-        device: that computes it.
+        devices: that compute it, in the order of their layers.
 
     Attributes:
-        batch: the step's batch; its tensors are views of the buffer.
-        live: int32 [1], how many rows are real.
-        draws: how the step's tokens are drawn; views of the buffer too.
-        tokens: int32 [rows], where they are written.
+        stages: what is read on each of them.
+        tokens: int32 [rows] on the last one, where they are written.
+        n_rows: padding included.
     """
 
-    def __init__(self, shape: InputShape, device: torch.device) -> None:
+    def __init__(self, shape: InputShape, devices: Sequence[torch.device]) -> None:
         self._shape = shape
-        n = shape.rows
-        n_pages = pages_for(shape.context_length, PAGE_SIZE)
-        layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+        self.n_rows = n = shape.rows
+        self._layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
             "x": (shape.dtype, (n, shape.hidden_size)),
             "token_ids": (torch.int64, (n,)),
             "positions": (torch.int64, (n,)),
             "slots": (torch.int64, (n,)),
             "lengths": (torch.int32, (n,)),
             "live": (torch.int32, (1,)),
-            "tables": (torch.int32, (n, n_pages)),
+            "tables": (torch.int32, (n, pages_for(shape.context_length, PAGE_SIZE))),
             **{name: (dtype, (n,)) for name, dtype in DRAW_FIELDS.items()},
         }
-        sizes = [_padded(dtype.itemsize * prod(dims)) for dtype, dims in layout.values()]
-        on_gpu = device.type == "cuda"
-        self._host = torch.zeros(sum(sizes), dtype=torch.uint8, pin_memory=on_gpu)
-        self._device = torch.zeros(sum(sizes), dtype=torch.uint8, device=device)
-        host, there = (_views(flat, layout, sizes) for flat in (self._host, self._device))
+        size = sum(_nbytes(*field) for field in self._layout.values())
+        self._host = torch.zeros(size, dtype=torch.uint8, pin_memory=devices[0].type == "cuda")
+        self._there = [torch.zeros(size, dtype=torch.uint8, device=device) for device in devices]
+        host = _views(self._host, self._layout)
         self._x = host.pop("x")
         self._fields: dict[str, NDArray[Any]] = {name: view.numpy() for name, view in host.items()}
         # Whose pages each row of `tables` holds, and how many of them.
         self._tables: list[list[int]] = [[] for _ in range(n)]
-        self.live = there["live"]
-        self.draws = DrawInputs(**{name: there[name] for name in DRAW_FIELDS})
-        self.tokens = torch.zeros(n, dtype=torch.int32, device=device)
+        self.stages = tuple(
+            self._stage(buffer, device) for buffer, device in zip(self._there, devices, strict=True)
+        )
+        self.tokens = torch.zeros(n, dtype=torch.int32, device=devices[-1])
+
+    def _stage(self, buffer: Tensor, device: torch.device) -> StageInputs:
+        there, n = _views(buffer, self._layout), self.n_rows
         rows = DecodeRows(
             x=there["x"],
             tables=there["tables"],
             lengths=there["lengths"],
             requests=torch.arange(n, dtype=torch.int32, device=device),
-            longest=n_pages * PAGE_SIZE,
+            longest=there["tables"].shape[1] * PAGE_SIZE,
+            live=there["live"],
         )
-        self.batch = Batch(
-            there["token_ids"],
-            there["positions"],
-            there["slots"],
-            (),
-            torch.arange(n, device=device),
-            decode=rows,
-        )
+        positions, slots = there["positions"], there["slots"]
+        every_row = torch.arange(n, device=device)
+        batch = Batch(there["token_ids"], positions, slots, (), every_row, decode=rows)
+        return StageInputs(batch, DrawInputs(**{name: there[name] for name in DRAW_FIELDS}))
 
     def fill(self, chunks: Sequence[Chunk], x: Tensor, draws: Mapping[str, Draw]) -> None:
-        """Bring a step's inputs to the device, in the stream's order; the step before must be over.
+        """Bring a step's inputs to the devices, in their streams' order; the step before must be over.
 
         Args:
             chunks: one token each, at most as many as rows.
@@ -120,7 +146,8 @@ class DecodeInputs:
             self._tables[row] = []
         fill_draws(fields, [draws.get(chunk.request.request_id, NOT_WANTED) for chunk in chunks])
         self._x[:n] = x
-        self._device.copy_(self._host, non_blocking=True)
+        for buffer in self._there:
+            buffer.copy_(self._host, non_blocking=True)
 
     def _fill_table(self, row: int, pages: list[int]) -> None:
         """Only what was added, if the row begins as it did: a request may come to share another's page."""
@@ -130,14 +157,13 @@ class DecodeInputs:
         self._tables[row] = list(pages)
 
 
-def _padded(nbytes: int) -> int:
-    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+def _nbytes(dtype: torch.dtype, dims: tuple[int, ...]) -> int:
+    """Of a tensor and what follows it up to the next border."""
+    return -(-dtype.itemsize * prod(dims) // _ALIGNMENT) * _ALIGNMENT
 
 
-def _views(
-    flat: Tensor, layout: dict[str, tuple[torch.dtype, tuple[int, ...]]], sizes: list[int]
-) -> dict[str, Tensor]:
-    parts = torch.split(flat, sizes)
+def _views(flat: Tensor, layout: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> dict[str, Tensor]:
+    parts = torch.split(flat, [_nbytes(*field) for field in layout.values()])
     return {
         name: part[: dtype.itemsize * prod(dims)].view(dtype).view(dims)
         for part, (name, (dtype, dims)) in zip(parts, layout.items(), strict=True)

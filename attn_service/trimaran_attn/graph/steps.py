@@ -2,14 +2,15 @@
 
 A bucket's first step runs as it is, over the bucket's own inputs: that compiles and loads its kernels. The
 second one is recorded, and from then on steps of that size are replayed: one copy in, one launch, one copy
-out.
+out. With several GPUs, a step is a recording on each of them, and a copy from each to the next.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -23,7 +24,8 @@ from trimaran_attn.graph.capture import Recorder, Replay
 from trimaran_attn.graph.inputs import DecodeInputs, InputShape
 from trimaran_attn.hop_steps import HopSteps
 from trimaran_attn.kv_cache import LatentCache
-from trimaran_attn.model.batch import Batch, Output
+from trimaran_attn.model.batch import Batch
+from trimaran_attn.placement import entered
 from trimaran_attn.scheduler import Chunk, StepPlan
 
 _log = Log(__name__)
@@ -36,8 +38,8 @@ class GraphModel(Protocol):
         """int64 [T] on the CPU → [T, hidden] float32 there."""
         ...
 
-    def forward(self, batch: Batch, cache: LatentCache) -> Output:
-        """Logits of the batch's sampled rows."""
+    def forward_stage(self, stage: int, batch: Batch, cache: LatentCache) -> Tensor:
+        """What comes out of a device's layers; of the last device, logits."""
         ...
 
 
@@ -48,12 +50,12 @@ class Bucket:
     Attributes:
         inputs: where they read.
         has_run: whether one ran as it is.
-        replay: the recorded step.
+        replays: the recorded step, a part for each device.
     """
 
     inputs: DecodeInputs
     has_run: bool = False
-    replay: Replay | None = None
+    replays: tuple[Replay, ...] = ()
 
 
 class StepGraphs:
@@ -65,7 +67,7 @@ class StepGraphs:
         hop: to the experts.
         recorder: records and replays.
         widest: the shape of the largest step's inputs.
-        device: that computes.
+        devices: that compute, in the order of their layers, none of which defers experts to another device.
         tracer: while it records who does what, steps are not replayed: a graph has no spans.
         drawer: draws tokens at the end of a step; without it all logits are for the host.
     """
@@ -78,7 +80,7 @@ class StepGraphs:
         recorder: Recorder,
         *,
         widest: InputShape,
-        device: torch.device,
+        devices: Sequence[torch.device],
         tracer: Tracer,
         drawer: Drawer | None = None,
     ) -> None:
@@ -87,16 +89,15 @@ class StepGraphs:
         self._hop = hop
         self._recorder = recorder
         self._widest = widest
-        self._device = device
+        self._devices = tuple(devices)
         self._tracer = tracer
         self._drawer = drawer
-        self._sizes = bucket_sizes(widest.rows)
+        self._sizes = list(bucket_sizes(widest.rows))  # but those that cannot be recorded
         self._buckets: dict[int, Bucket] = {}
-        self._is_refused = False
 
     def fits(self, plan: StepPlan) -> bool:
         """Whether a step can be replayed: one token of each request, no scores, nobody who looks on."""
-        if self._is_refused or self._tracer.active or not self._hop.is_attached:
+        if not self._sizes or self._tracer.active or not self._hop.is_attached:
             return False
         n = len(plan.chunks)
         return 0 < n <= self._sizes[-1] and all(_is_decode(chunk) for chunk in plan.chunks)
@@ -113,51 +114,58 @@ class StepGraphs:
     def warm_up(self) -> None:
         """Run and record a step of padding in each size, the largest first, whose memory the others reuse."""
         started = time.monotonic()
-        for size in reversed(self._sizes):
+        for size in reversed(bucket_sizes(self._widest.rows)):
             bucket = self._bucket(size)
             for _ in range(2):
                 with self._hop.step():
-                    if self._is_refused or not self._hop.is_attached:
+                    if not self._hop.is_attached:
                         return
                     bucket.inputs.fill((), torch.empty(0, self._widest.hidden_size), {})
                     self._compute(bucket).sum().item()  # the device is done
-        _log.info(
-            "decode steps recorded", sizes=str(self._sizes), seconds=round(time.monotonic() - started, 1)
-        )
+        seconds = round(time.monotonic() - started, 1)
+        _log.info("decode steps recorded", sizes=str(self._sizes), seconds=seconds)
 
     def _bucket(self, size: int) -> Bucket:
         if size not in self._buckets:
             shape = replace(self._widest, rows=size)
-            self._buckets[size] = Bucket(DecodeInputs(shape, self._device))
+            self._buckets[size] = Bucket(DecodeInputs(shape, self._devices))
         return self._buckets[size]
 
     def _compute(self, bucket: Bucket) -> Tensor:
-        body = self._body(bucket.inputs)
-        if bucket.replay is None and bucket.has_run and not self._is_refused:
-            bucket.replay = self._record(body)
-        if bucket.replay is not None:
-            return bucket.replay()
+        """Device after device: each goes on with what comes out of the one before."""
+        parts: list[Replay] = [
+            partial(self._part, bucket.inputs, stage) for stage in range(len(self._devices))
+        ]
+        if not bucket.replays and bucket.has_run:
+            bucket.replays = self._record(bucket.inputs.n_rows, parts)
         bucket.has_run = True
-        return body()
+        first, *others = bucket.replays or parts
+        out = first()
+        for stage, part in zip(bucket.inputs.stages[1:], others, strict=True):
+            stage.x.copy_(out, non_blocking=True)
+            out = part()
+        return out
 
-    def _body(self, inputs: DecodeInputs) -> Callable[[], Tensor]:
-        def body() -> Tensor:
-            with self._hop.padded(inputs.live):
-                logits = self._model.forward(inputs.batch, self._cache).logits
-            if self._drawer is not None:
-                self._drawer(logits, inputs.draws, inputs.tokens)
-            return logits
+    def _part(self, inputs: DecodeInputs, stage: int) -> Tensor:
+        """What is recorded of a device's layers: what comes out of them; on the last one, logits."""
+        here, is_last = inputs.stages[stage], stage == len(self._devices) - 1
+        with entered(self._devices[stage]), self._hop.padded(here.live):
+            out = self._model.forward_stage(stage, here.batch, self._cache)
+            if is_last and self._drawer is not None:
+                self._drawer(out, here.draws, inputs.tokens)
+            return out
 
-        return body
-
-    def _record(self, body: Callable[[], Tensor]) -> Replay | None:
+    def _record(self, size: int, parts: Sequence[Callable[[], Tensor]]) -> tuple[Replay, ...]:
+        """Nothing: from now on such steps are padded to the next larger size, or launched one by one."""
         try:
-            return self._recorder.record(body)
+            recorded = zip(parts, self._devices, strict=True)
+            return tuple(self._recorder.record(part, device) for part, device in recorded)
         except RuntimeError as error:
-            self._is_refused = True
-            reason = str(error).partition("\n")[0]
-            _log.warning("decode steps cannot be recorded, they are launched one by one", reason=reason)
-            return None
+            if size in self._sizes:
+                self._sizes.remove(size)
+                reason = str(error).partition("\n")[0]
+                _log.warning("decode steps of a size cannot be recorded", rows=size, reason=reason)
+            return ()
 
 
 def _is_decode(chunk: Chunk) -> bool:

@@ -53,6 +53,7 @@ class DecodeRows:
         lengths: int32 [R], tokens that each row attends to, itself included: at least 1.
         requests: int32 [R], 0, 1, …
         longest: none of `lengths` will ever be larger.
+        live: int32 [1], how many of the rows are real: the first ones. The others are padding.
     """
 
     x: Tensor
@@ -60,6 +61,7 @@ class DecodeRows:
     lengths: Tensor
     requests: Tensor
     longest: int
+    live: Tensor
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,33 @@ class Deepseek2:
             scores = tuple(score(self._logits, x, scored) for scored in wanted.scored)
             return Output(self._logits(x[wanted.sampled_rows]), scores)
 
+    @torch.inference_mode()
+    def forward_stage(self, stage: int, batch: Batch, cache: LatentCache) -> Tensor:
+        """Compute the layers of one device over rows to decode; the same as `forward`, part by part.
+
+        No layer may leave deferred experts to the next device.
+
+        Args:
+            stage: index of the placement's stage.
+            batch: on its device; `decode.x` is what comes into its first layer.
+            cache: as of `forward`.
+
+        Returns:
+            What comes out of its last layer, [R, hidden]; of the last stage, logits of the sampled rows.
+        """
+        assert batch.decode is not None
+        place, x = self._placement.stages[stage], batch.decode.x
+        with entered(place.device):
+            cos, sin = self._ropes[stage].angles(batch.positions)
+            step = Step(batch, cos, sin, cache, self._options.tracer)
+            for index in place.layers:
+                x = self._layers[index].begin(x, step)()
+            assert not step.deferred, "experts deferred from one device to the next"
+            if stage < len(self._ropes) - 1:
+                return x
+            with self._options.tracer.span("head"):
+                return self._logits(x[batch.sampled_rows])
+
     def _steps(self, part: Batch, cache: LatentCache) -> list[Step]:
         """A part's step on each device. What a layer defers, the next device's first layer may take over."""
         deferred: dict[int, Any] = {}

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trimaran_attn.experts import Experts
+from trimaran_attn.experts import SKIPPED, Experts
 from trimaran_attn.model.deferral import deferred_by, split_lightest
 from trimaran_attn.model.gate import Gate
 from trimaran_attn.model.kinds import EXPERTS, GATE, LINEAR
@@ -49,6 +49,7 @@ class MoE:
         """Route x and submit it."""
         with step.tracer.span("gate", self._layer):
             ids, weights = self._gate(x)
+            ids = _without_padding(ids, step)
         earlier = step.deferred.pop(self._layer - 1, None)
         with step.tracer.span("submit", self._layer):
             ticket = self._submit(x, ids, weights, step)
@@ -82,6 +83,15 @@ class MoE:
     def _wait(self, x: Tensor, ticket: Any, step: Step) -> Tensor:
         with step.tracer.span("wait", self._layer):
             return self._experts.wait(ticket).to(x.device, x.dtype)
+
+
+def _without_padding(ids: Tensor, step: Step) -> Tensor:
+    """Rows of padding ask no expert, wherever it is."""
+    rows = step.batch.decode
+    if rows is None:
+        return ids
+    padding = step.once("padding", lambda: rows.requests[:, None] >= rows.live)
+    return ids.masked_fill(padding, SKIPPED)
 
 
 def build_moe(site: Site, defer: int = 0) -> MoE:

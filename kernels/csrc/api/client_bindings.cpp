@@ -29,7 +29,7 @@ std::optional<int32_t> collect(ClientCall& call, double timeout_s, nb::handle y_
   check_length(y, "y", 0, call.n_tokens());
   const auto deadline = deadline_after(timeout_s);
   const nb::gil_scoped_release unlocked;
-  return call.collect(deadline, hop::default_spin(), static_cast<float*>(y.data));
+  return call.collect(deadline, static_cast<float*>(y.data));
 }
 
 }  // namespace

@@ -124,9 +124,9 @@ uint64_t call_read_memory(ThreadPool& pool, nb::handle raw_object) {
 }
 
 void make_engine(ExpertEngine* self, ThreadPool& pool, int hidden, int intermediate, int n_experts, int top_k,
-                 int max_tokens, const std::string& isa) {
+                 int max_tokens, const std::string& isa, bool exact) {
   const EngineDims dims{hidden, intermediate, n_experts, top_k, max_tokens};
-  new (self) ExpertEngine(pool, *select_isa(isa).primitives, dims);
+  new (self) ExpertEngine(pool, *select_isa(isa).primitives, dims, exact);
 }
 
 // From (GGUF type id, uint8 array) or (GGUF type id, uint8 array, packed).
@@ -207,7 +207,7 @@ void bind_engine(nb::module_& m) {
   nb::class_<ExpertEngine>(m, "ExpertEngine")
       .def("__init__", &make_engine, nb::arg("pool"), nb::arg("hidden"), nb::arg("intermediate"),
            nb::arg("n_experts"), nb::arg("top_k"), nb::arg("max_tokens") = 4096, nb::arg("isa") = "auto",
-           nb::keep_alive<1, 2>())
+           nb::arg("exact") = false, nb::keep_alive<1, 2>())
       .def("add_layer", &add_layer, nb::arg("layer"), nb::arg("gate"), nb::arg("up"), nb::arg("down"),
            nb::arg("first_expert"), nb::arg("n_experts"), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>(),
            nb::keep_alive<1, 5>())

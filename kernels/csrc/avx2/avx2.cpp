@@ -2,6 +2,7 @@
 
 #if defined(__x86_64__)
 
+#include "avx2/activate.h"
 #include "avx2/attention.h"
 #include "avx2/decode.h"
 #include "avx2/packed.h"
@@ -12,7 +13,7 @@ namespace trimaran::avx2 {
 namespace {
 
 Primitives make(const char* name, void (*fill_dot_products)(DotFn*)) {
-  Primitives p{name, {}, accumulate, quantize, {}, &attention_primitives(), nullptr};
+  Primitives p{name, {}, accumulate, quantize, activate, {}, &attention_primitives(), nullptr};
   fill_scalar_decoders(p.decode);  // F32 keeps it: a copy
   fill_legacy_decoders(p.decode);
   fill_k_decoders(p.decode);

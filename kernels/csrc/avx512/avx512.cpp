@@ -3,6 +3,7 @@
 #if defined(__x86_64__)
 
 #include "avx2/avx2.h"
+#include "avx512/activate.h"
 #include "avx512/packed.h"
 
 namespace trimaran::avx512 {
@@ -11,6 +12,7 @@ namespace {
 Primitives make(const char* name, void (*fill_dots)(DotFn*)) {
   Primitives p = avx2::primitives();
   p.name = name;
+  p.activate = activate;
   fill_dots(p.dot);
   return p;
 }

@@ -1,5 +1,6 @@
 #include "generic/generic.h"
 
+#include "generic/activate.h"
 #include "generic/attention.h"
 #include "generic/packed.h"
 #include "quant/decode_table.h"
@@ -21,7 +22,7 @@ void accumulate(const Panel& panel, float* acc) {
 }
 
 Primitives make() {
-  Primitives p{"generic", {}, accumulate, quantize, {}, &attention_primitives(), nullptr};
+  Primitives p{"generic", {}, accumulate, quantize, activate, {}, &attention_primitives(), nullptr};
   fill_scalar_decoders(p.decode);
   fill_dots(p.dot);
   return p;

@@ -150,7 +150,7 @@ void CallGate::wait_and_serve(Ticket& ticket) {
 // Waits for company if it is due and worth it. Whoever comes ends that: those for another layer have waited
 // long enough.
 void CallGate::gather(std::unique_lock<std::mutex>& lock, const Ticket& first) {
-  if (queue_.size() > 1) return;
+  if (!gathers_ || queue_.size() > 1) return;
   const auto start = Clock::now();
   const auto start_by = gathering_.start_by(first.ask, start);
   if (start_by <= start) return;

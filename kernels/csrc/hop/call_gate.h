@@ -48,9 +48,10 @@ struct GateCounters {
 // does much company delay a call: what rides along has at most four times its tokens, or 16.
 class CallGate {
  public:
-  // The engine must outlive the gate.
-  explicit CallGate(ExpertEngine& engine)
+  // The engine must outlive the gate. gathers: whether a call may wait for another client's.
+  explicit CallGate(ExpertEngine& engine, bool gathers = true)
       : engine_(engine),
+        gathers_(gathers),
         gathering_(static_cast<uint32_t>(engine.dims().n_experts),
                    static_cast<uint32_t>(engine.dims().top_k)) {}
 
@@ -117,6 +118,7 @@ class CallGate {
   int32_t forward(const Call& call, const int32_t* ids, const float* weights);
 
   ExpertEngine& engine_;
+  const bool gathers_;
   std::mutex mutex_;           // guards the queue, the gathering, spare tickets and the recorder
   std::deque<Ticket*> queue_;  // by arrival
   bool is_led_ = false;        // somebody is in the engine, or about to be

@@ -44,13 +44,12 @@ std::unique_ptr<ClientCall> ClientCall::start(const ClientLines& lines, const Cl
   return call;
 }
 
-std::optional<int32_t> ClientCall::collect(Clock::time_point deadline, std::chrono::nanoseconds spin,
-                                           float* y) {
+std::optional<int32_t> ClientCall::collect(Clock::time_point deadline, float* y) {
   for (; n_answered_ < lines_.size(); ++n_answered_) {
     if (n_settled_ > n_answered_) return static_cast<int32_t>(Status::internal);  // refused or abandoned
     ClientLine& line = *lines_[n_answered_];
     const ClientPlace place = places_[n_answered_];
-    const auto status = wait_done(line.arena(), place.slot, place.sequence, deadline, spin);
+    const auto status = wait_done(line.arena(), place.slot, place.sequence, deadline, line.spin());
     if (!status) return std::nullopt;
     if (*status == 0) {
       if (n_answered_ == 0) {

@@ -38,7 +38,7 @@ class ClientCall {
   // Takes the shards' answers in their order: y, f32 [n_tokens, hidden], becomes their sum. A status code: 0
   // once all are in y, another as soon as a shard answers it, nothing at the deadline. What was not answered
   // may be asked for again, with the same y.
-  std::optional<int32_t> collect(Clock::time_point deadline, std::chrono::nanoseconds spin, float* y);
+  std::optional<int32_t> collect(Clock::time_point deadline, float* y);
 
   // The shard that the last collect() got no good answer from, as an index of `lines`; their number if all
   // are in y.

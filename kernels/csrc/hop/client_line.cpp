@@ -2,15 +2,22 @@
 
 #include <algorithm>
 
+#include "hop/doorbell.h"
+
 namespace trimaran::hop {
 
-ClientLine::ClientLine(std::shared_ptr<const Arena> arena, uint32_t first_slot) : arena_(std::move(arena)) {
+ClientLine::ClientLine(std::shared_ptr<const Arena> arena, uint32_t first_slot)
+    : arena_(std::move(arena)), spin_(default_spin()) {
   const uint32_t n_slots = arena_->dims().n_slots;
   if (first_slot >= n_slots) {
     throw KernelError("first_slot: the arena has " + std::to_string(n_slots) + " slots, none from " +
                       std::to_string(first_slot) + " on");
   }
-  for (uint32_t slot = n_slots; slot-- > first_slot;) free_.push_back(slot);
+  for (uint32_t slot = n_slots; slot-- > first_slot;) {
+    free_.push_back(slot);
+    // An arena may have been used before: answers of then shall not be taken for ours.
+    sequence_ = std::max(sequence_, arena_->control(slot).request_sequence.load());
+  }
 }
 
 uint32_t ClientLine::n_free() {

@@ -1,6 +1,7 @@
 // A session with one shard as its client keeps books of it: which slots are free, and the next sequence.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -27,6 +28,8 @@ class ClientLine {
   ClientLine& operator=(const ClientLine&) = delete;
 
   const Arena& arena() const { return *arena_; }
+  // How long to spin for an answer: of the CPUs that the process had when the session began.
+  std::chrono::nanoseconds spin() const { return spin_; }
   // Slots that a call may take now.
   uint32_t n_free();
   // Nothing if no slot is free.
@@ -40,6 +43,7 @@ class ClientLine {
   void reap();
 
   const std::shared_ptr<const Arena> arena_;
+  const std::chrono::nanoseconds spin_;
   std::mutex mutex_;
   std::vector<uint32_t> free_;
   std::vector<ClientPlace> abandoned_;

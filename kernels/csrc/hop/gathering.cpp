@@ -15,7 +15,10 @@ void average(Gathering::Span& mean, Gathering::Span sample) {
 void Gathering::arrived(const Ask& ask, Time now) {
   if (ask.client == 0) return;
   Client& client = clients_[ask.client];
-  if (!client.asking && ask.layer == client.last.layer + 1) average(client.gap, now - client.answered);
+  const bool is_first = client.last.client == 0;
+  if (!is_first && !client.asking && ask.layer == client.last.layer + 1) {
+    average(client.gap, now - client.answered);
+  }
   client.last = ask;
   client.asking = true;
 }

@@ -55,6 +55,7 @@ std::string missing_for_amx(const CpuFeatures& f) {
   std::string missing = missing_for_vnni(f);
   if (!f.amx_tile) missing += " amx_tile";
   if (!f.amx_bf16) missing += " amx_bf16";
+  if (!f.avx512_bf16) missing += " avx512_bf16";  // activations are rounded by it
   return missing;
 }
 #endif

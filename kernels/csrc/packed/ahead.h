@@ -22,8 +22,8 @@ class Ahead {
         cells_((kAheadBytes + f.cell_bytes() - 1) / f.cell_bytes()) {}
 
   // The cell to ask for during cell i.
-  const uint8_t* at(int64_t i) const {
-    const int64_t cell = i + cells_;
+  const uint8_t* at(int64_t i) const { return cell(i + cells_); }
+  const uint8_t* cell(int64_t cell) const {
     return cell < n_cells_ ? stripe_ + cell * cell_bytes_ : next_ + (cell - n_cells_) * cell_bytes_;
   }
 

@@ -12,7 +12,6 @@
 #include "runtime/padded_rows.h"
 #include "runtime/quantized_rows.h"
 #include "runtime/route.h"
-#include "runtime/silu.h"
 #include "runtime/tiled_experts.h"
 #include "runtime/weights.h"
 
@@ -28,6 +27,7 @@ struct Layer {
   Weights down;
   int first_expert;
   int n_experts;
+  int least_tokens;  // of an expert that is computed by matrix tiles; 0: none is
 
   bool packed() const { return gate.packed() && up.packed() && down.packed(); }
   uint64_t expert_bytes() const { return gate.matrix_bytes() + up.matrix_bytes() + down.matrix_bytes(); }
@@ -70,11 +70,12 @@ struct Positions {
 }  // namespace
 
 struct ExpertEngine::Impl {
-  Impl(ThreadPool& pool, const Primitives& primitives, const EngineDims& dims)
+  Impl(ThreadPool& pool, const Primitives& primitives, const EngineDims& dims, bool exact)
       : pool(pool),
         primitives(primitives),
         dims(dims),
-        tiled(primitives.tiles, pool.size()),
+        exact(exact),
+        tiled(primitives, pool.size(), exact ? kMostTerms : 1),
         parts(static_cast<size_t>(pool.size())) {}
 
   // One call's output, and the routing weights that it applies.
@@ -85,6 +86,7 @@ struct ExpertEngine::Impl {
     const float* weights;
   };
 
+  int least_tokens(const Layer& layer) const;
   // nullptr if it is not there; layers stay where they are.
   const Layer* find(int layer) const {
     const std::lock_guard<std::mutex> lock(layers_mutex);
@@ -101,6 +103,7 @@ struct ExpertEngine::Impl {
   ThreadPool& pool;
   const Primitives& primitives;
   const EngineDims dims;
+  const bool exact;
   // Apart from `callers`, which is held as long as a call computes: nobody who only asks waits for that.
   mutable std::mutex layers_mutex;
   std::map<int, Layer> layers;
@@ -118,13 +121,25 @@ struct ExpertEngine::Impl {
   std::vector<std::vector<float>> parts;  // per worker: [tile of an item, position, kTileRows] of down
 };
 
+// From how many tokens on tiles take less time than dot products for an expert's three matrices together.
+int ExpertEngine::Impl::least_tokens(const Layer& layer) const {
+  if (!layer.packed() || primitives.tiles == nullptr) return 0;
+  if (exact) return 1;
+  const int* least = primitives.tiles->least_tokens;
+  int sum = 0;
+  for (const Weights* weights : {&layer.gate, &layer.up, &layer.down}) {
+    sum += least[static_cast<int>(weights->type())];
+  }
+  return (sum + 2) / 3;
+}
+
 // Quantises each token once, however many experts it meets, and lays out what the two loops read and write.
 void ExpertEngine::Impl::prepare(const Layer& layer, const void* data, DType dtype, int n_tokens) {
   x.set(pool, data, dtype, n_tokens, dims.hidden);
   const bool codes = layer.gate.packed() || layer.up.packed();
   if (codes) x_codes.set(pool, primitives, x.rows(), n_tokens, dims.hidden);
-  if (layer.packed()) {
-    tiled.prepare(pool, route, x.rows(), dims.hidden, dims.intermediate);
+  if (layer.least_tokens > 0) {
+    tiled.prepare(pool, route, layer.least_tokens, x.rows(), dims.hidden, dims.intermediate);
   } else {
     tiled.clear();
   }
@@ -188,9 +203,9 @@ void ExpertEngine::Impl::gate_and_up_item(const Layer& layer, const Route::Group
     }
     for (int t = 0; t < count; ++t) {
       float activated[kGroupColumns];
-      for (int64_t c = 0; c < width; ++c) {
-        const int64_t at = t * kTileRows + c % kTileRows;
-        activated[c] = silu(gate[c / kTileRows][at]) * up[c / kTileRows][at];
+      for (int64_t i = 0; i < tiles; ++i) {
+        const int64_t at = t * kTileRows, rows = std::min<int64_t>(kTileRows, width - i * kTileRows);
+        primitives.activate(gate[i] + at, up[i] + at, rows, activated + i * kTileRows);
       }
       const int position = first + t;
       if (layer.down.packed()) {
@@ -222,18 +237,18 @@ void ExpertEngine::Impl::down_item(const Layer& layer, const Output& output, int
   for (size_t i = 0; i < route.groups().size(); ++i) {
     const Route::Group& group = route.groups()[i];
     float* out = part + static_cast<int64_t>(group.begin) * kTileRows;
-    if (tiled.has(i)) {
-      tiled.down(layer.down, group.expert, i, first_tile, worker, out, pitch);
-      continue;
-    }
-    const Vectors vectors = hiddens.vectors().from(group.begin);
     const bool last = i + 1 == route.groups().size();
     const Route::Group& next = route.groups()[last ? 0 : i + 1];
     const int64_t next_tile = first_tile + (last ? int64_t{tiles} * pool.size() : 0);
+    const uint8_t* after = layer.down.start(next.expert, next_tile);
+    if (tiled.has(i)) {
+      tiled.down(layer.down, group.expert, i, first_tile, worker, out, pitch, after);
+      continue;
+    }
+    const Vectors vectors = hiddens.vectors().from(group.begin);
     for (int t = 0; t < tiles; ++t) {
       layer.down.multiply(primitives, group.expert, first_tile + t, vectors, group.end - group.begin,
-                          out + t * pitch,
-                          t + 1 < tiles ? nullptr : layer.down.start(next.expert, next_tile));
+                          out + t * pitch, t + 1 < tiles ? nullptr : after);
     }
   }
   for (int t = 0; t < tiles; ++t) {
@@ -255,9 +270,10 @@ void ExpertEngine::Impl::add_up(const Output& output, const float* part, int64_t
   }
 }
 
-ExpertEngine::ExpertEngine(ThreadPool& pool, const Primitives& primitives, const EngineDims& dims) {
+ExpertEngine::ExpertEngine(ThreadPool& pool, const Primitives& primitives, const EngineDims& dims,
+                           bool exact) {
   check_dims(dims);
-  impl_ = std::make_unique<Impl>(pool, primitives, dims);
+  impl_ = std::make_unique<Impl>(pool, primitives, dims, exact);
 }
 
 ExpertEngine::~ExpertEngine() = default;
@@ -270,10 +286,20 @@ void ExpertEngine::add_layer(int layer, const LayerWeights& weights) {
                       std::to_string(weights.first_expert + static_cast<int64_t>(weights.n_experts)) +
                       ") are not within [0, " + std::to_string(dims.n_experts) + ")");
   }
-  const Layer view{Weights(weights.gate, weights.n_experts, dims.intermediate, dims.hidden, "gate"),
-                   Weights(weights.up, weights.n_experts, dims.intermediate, dims.hidden, "up"),
-                   Weights(weights.down, weights.n_experts, dims.hidden, dims.intermediate, "down"),
-                   weights.first_expert, weights.n_experts};
+  Layer view{Weights(weights.gate, weights.n_experts, dims.intermediate, dims.hidden, "gate"),
+             Weights(weights.up, weights.n_experts, dims.intermediate, dims.hidden, "up"),
+             Weights(weights.down, weights.n_experts, dims.hidden, dims.intermediate, "down"),
+             weights.first_expert,
+             weights.n_experts,
+             0};
+  view.least_tokens = impl_->least_tokens(view);
+  const bool any_packed = view.gate.packed() || view.up.packed() || view.down.packed();
+  if (impl_->exact && any_packed && view.least_tokens == 0) {
+    throw KernelError(
+        "exact: packed weights are multiplied exactly by matrix tiles only, which " +
+        std::string(impl_->primitives.tiles == nullptr ? isa() : "a layer that is packed in part") +
+        " does not have; give the file's own rows");
+  }
   const std::lock_guard<std::mutex> lock(impl_->layers_mutex);
   if (!impl_->layers.emplace(layer, view).second) {
     throw KernelError("layer: " + std::to_string(layer) + " is there already");

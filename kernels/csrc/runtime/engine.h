@@ -33,19 +33,22 @@ struct LayerWeights {
 // Results do not depend on the number of threads nor on the other tokens of a call: every dot product has one
 // fixed order of operations, and a token's experts are summed in the order of its ids. Packed matrices read
 // int8 activations with a scale per 16 columns, others f32. Where the CPU has matrix tiles (AMX), an expert
-// that is all packed and gets many tokens of a call computes in bf16: then results do depend on the other
-// tokens, within the rounding of bf16.
+// that is all packed and gets some tokens of a call (TilePrimitives::least_tokens) reads activations in bf16:
+// then results do depend on how many other tokens choose it, within the rounding of activations.
 class ExpertEngine {
  public:
   // The pool and the primitives must outlive the engine. Throws KernelError on dimensions < 1.
-  ExpertEngine(ThreadPool& pool, const Primitives& primitives, const EngineDims& dims);
+  // exact: activations are not rounded to 8 bits, and results do not depend on other tokens on any CPU. Rows
+  // of the file meet f32; packed weights, which then need matrix tiles, meet two bf16 terms (error near
+  // 2^-16).
+  ExpertEngine(ThreadPool& pool, const Primitives& primitives, const EngineDims& dims, bool exact = false);
   ~ExpertEngine();
   ExpertEngine(const ExpertEngine&) = delete;
   ExpertEngine& operator=(const ExpertEngine&) = delete;
 
   // Takes the pointers, copies nothing: the memory must outlive the engine. Throws KernelError on a type
-  // whose blocks do not divide the row, on too few bytes, on a bad expert range or a layer that is there
-  // already.
+  // whose blocks do not divide the row, on too few bytes, on a bad expert range, on a layer that is there
+  // already, and of an exact engine on packed weights that it has no exact kernel for.
   void add_layer(int layer, const LayerWeights& weights);
 
   // x, y: [n_tokens, hidden] of dtype, row-major; ids: [n_tokens, top_k]; weights: [n_tokens, top_k] f32.

@@ -61,11 +61,11 @@ void Weights::multiply(const Primitives& primitives, int64_t matrix, int64_t til
 }
 
 void Weights::multiply_blocks(const TilePrimitives& tiles, int64_t matrix, int64_t tile, const BlockedRows& x,
-                              int group, float* out) const {
+                              int group, float* out, const uint8_t* next) const {
   const auto bytes = static_cast<int64_t>(stripe_bytes(*format_, raw_.columns));
   tiles.multiply[static_cast<int>(format_->type)](
       {stripe(matrix, tile), bytes, cells_of(*format_, raw_.columns), x.group(group), x.block_bytes(),
-       x.blocks(group)},
+       x.blocks(group), x.terms(), next},
       out);
 }
 

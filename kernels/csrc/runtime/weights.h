@@ -32,6 +32,7 @@ class Weights {
   Weights(const Matrix& matrix, int64_t n_matrices, int64_t rows, int64_t columns, const char* argument);
 
   bool packed() const { return format_ != nullptr; }
+  GgmlType type() const { return raw_.traits->type; }
   int64_t rows() const { return rows_; }
   int64_t tiles() const { return stripes_of(rows_); }
   int tile_rows(int64_t tile) const;
@@ -45,9 +46,10 @@ class Weights {
   const uint8_t* start(int64_t matrix, int64_t tile) const;
 
   // out[kTileRows × (vectors × i + v) + r] = row r of tile + i · vector v of a group of x, for i < 2 and all
-  // vectors of its blocks. The weights are packed, and there is a tile + 1.
+  // vectors of its blocks. The weights are packed, and there is a tile + 1. `next`: start() of the tile whose
+  // pair is likely to be read next.
   void multiply_blocks(const TilePrimitives& tiles, int64_t matrix, int64_t tile, const BlockedRows& x,
-                       int group, float* out) const;
+                       int group, float* out, const uint8_t* next) const;
 
  private:
   const uint8_t* stripe(int64_t matrix, int64_t tile) const;

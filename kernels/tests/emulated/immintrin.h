@@ -23,6 +23,7 @@ struct __m256 {
 struct __m512 {
   float lane[16];
 };
+using __m512bh = __m512i;
 using __mmask32 = uint32_t;
 using __mmask64 = uint64_t;
 
@@ -209,6 +210,44 @@ inline __m512i _mm512_mask_blend_epi16(__mmask32 mask, __m512i a, __m512i b) {
   return x.vector();
 }
 
+inline __m512i _mm512_ternarylogic_epi32(__m512i a, __m512i b, __m512i c, int table) {
+  using Lanes = emulated::Lanes<uint64_t, __m512i>;
+  const Lanes x(a), y(b), z(c);
+  Lanes r(emulated::fill<__m512i>(uint64_t{0}));
+  for (int i = 0; i < r.n; ++i) {
+    for (int row = 0; row < 8; ++row) {
+      if ((table >> row & 1) == 0) continue;
+      r.lane[i] |= ((row & 4) != 0 ? x.lane[i] : ~x.lane[i]) & ((row & 2) != 0 ? y.lane[i] : ~y.lane[i]) &
+                   ((row & 1) != 0 ? z.lane[i] : ~z.lane[i]);
+    }
+  }
+  return r.vector();
+}
+inline __m512i _mm512_permutexvar_epi16(__m512i index, __m512i table) {
+  emulated::Lanes<uint16_t, __m512i> from(index), words(table);
+  for (uint16_t& lane : from.lane) lane = words.lane[lane & 31];
+  return from.vector();
+}
+inline __m256i _mm512_castsi512_si256(__m512i a) { return emulated::load<__m256i>(&a); }
+inline __m256i _mm512_extracti64x4_epi64(__m512i a, int half) {
+  return emulated::load<__m256i>(a.bytes + 32 * half);
+}
+inline __m512i _mm512_cvtepu16_epi32(__m256i a) {
+  const emulated::Lanes<uint16_t, __m256i> x(a);
+  emulated::Lanes<uint32_t, __m512i> r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = x.lane[i];
+  return r.vector();
+}
+// Denormal numbers become zero, as the instruction has it.
+inline __m512bh _mm512_cvtne2ps_pbh(__m512 upper, __m512 lower) {
+  emulated::Lanes<uint16_t, __m512i> r;
+  for (int i = 0; i < 32; ++i) {
+    const float value = i < 16 ? lower.lane[i] : upper.lane[i - 16];
+    r.lane[i] = trimaran::float_to_bf16(std::fpclassify(value) == FP_SUBNORMAL ? 0.0f * value : value);
+  }
+  return r.vector();
+}
+
 inline __m512i _mm512_maddubs_epi16(__m512i a, __m512i b) {
   const emulated::Lanes<uint8_t, __m512i> x(a);
   const emulated::Lanes<int8_t, __m512i> y(b);
@@ -236,6 +275,34 @@ inline __m512 _mm512_mul_ps(__m512 a, __m512 b) {
 }
 inline __m512 _mm512_add_ps(__m512 a, __m512 b) {
   return emulated::map_floats(a, b, b, [](float x, float y, float) { return x + y; });
+}
+inline __m512 _mm512_sub_ps(__m512 a, __m512 b) {
+  return emulated::map_floats(a, b, b, [](float x, float y, float) { return x - y; });
+}
+inline __m512 _mm512_div_ps(__m512 a, __m512 b) {
+  return emulated::map_floats(a, b, b, [](float x, float y, float) { return x / y; });
+}
+inline __m512 _mm512_max_ps(__m512 a, __m512 b) {
+  return emulated::map_floats(a, b, b, [](float x, float y, float) { return x > y ? x : y; });
+}
+inline __m512 _mm512_min_ps(__m512 a, __m512 b) {
+  return emulated::map_floats(a, b, b, [](float x, float y, float) { return x < y ? x : y; });
+}
+constexpr int _MM_FROUND_TO_NEAREST_INT = 0;
+constexpr int _MM_FROUND_NO_EXC = 8;
+inline __m512 _mm512_roundscale_ps(__m512 a, int mode) {
+  if (mode != _MM_FROUND_NO_EXC) std::abort();
+  return emulated::map_floats(a, a, a, [](float x, float, float) { return std::nearbyint(x); });
+}
+inline __m512i _mm512_cvtps_epi32(__m512 a) {
+  emulated::Lanes<int32_t, __m512i> r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = static_cast<int32_t>(std::nearbyint(a.lane[i]));
+  return r.vector();
+}
+inline float _mm512_reduce_add_ps(__m512 a) {
+  float sum = 0;
+  for (const float lane : a.lane) sum += lane;
+  return sum;
 }
 inline __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {
   return emulated::map_floats(a, b, c, [](float x, float y, float z) { return std::fma(x, y, z); });

@@ -158,7 +158,7 @@ def submit_kernel(
 def await_kernel(live, arenas, sequences, report, base, slot, layer, limit, n_shards):
     """One program of one warp: waits for every shard in turn, and says in `report` what went wrong.
 
-    limit: of each wait, in nanoseconds; in looks in the interpreter.
+    limit: of each shard, from when it is its turn, in nanoseconds; in looks in the interpreter.
     """
     base = tl.full([], 0, tl.int64) + base  # a slot's tensors may lie beyond 2 GiB
     if tl.load(report) == 0:
@@ -167,6 +167,7 @@ def await_kernel(live, arenas, sequences, report, base, slot, layer, limit, n_sh
         failure = tl.full([], 0, tl.int32)
         for shard in range(n_shards):
             if failure == 0:
+                turn = nanoseconds()
                 done = _word(arenas, shard, base + _DONE)
                 gone = _word(arenas, shard, _ABANDONED)
                 value = load_acquire(done)
@@ -177,10 +178,11 @@ def await_kernel(live, arenas, sequences, report, base, slot, layer, limit, n_sh
                         looks += 1
                     if INTERPRETED:
                         began -= looks
+                        turn -= looks
                     if value != expected:
                         if load_acquire(gone) != 0:
                             failure = tl.full([], _GONE, tl.int32)
-                        elif nanoseconds() - began > limit:
+                        elif nanoseconds() - turn > limit:
                             failure = tl.full([], _TIMEOUT, tl.int32)
                 status = tl.full([], 0, tl.int32)
                 if failure == 0:

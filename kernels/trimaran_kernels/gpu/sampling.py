@@ -116,8 +116,10 @@ def _draw_in_order(logits, vocab, best, temperature, goal, BLOCK: tl.constexpr):
         at = tl.where(here, start, at)
         rest = tl.where(here, goal - before, rest)
         before = after
-    sums = tl.cumsum(_mass(_weights(logits, at, vocab, best, temperature, BLOCK)), 0)
-    return at + tl.sum(tl.where(sums <= rest, 1, 0), 0)
+    masses = _mass(_weights(logits, at, vocab, best, temperature, BLOCK))
+    place = tl.sum(tl.where(tl.cumsum(masses, 0) <= rest, 1, 0), 0)
+    # Rounded otherwise than above, the sums might end too early: then it is the last token with any mass.
+    return at + tl.minimum(place, tl.max(tl.where(masses > 0, tl.arange(0, BLOCK), 0), 0))
 
 
 @triton.jit
@@ -205,10 +207,13 @@ def _mass_of_first(keys, n, mass, top_k, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _mass_to_reach(keys, n, mass, top_p, BLOCK: tl.constexpr):
-    """The mass of as many of the first tokens as it takes to reach the share `top_p` of a mass."""
+def _mass_to_reach(keys, n, mass, found, top_p, BLOCK: tl.constexpr):
+    """The mass of as many of the first tokens as it takes to reach the share `top_p` of a mass.
+
+    found: the mass of all n, no more can be reached.
+    """
     if top_p < 1.0:
-        goal = tl.maximum(tl.minimum(tl.ceil(mass.to(tl.float64) * top_p).to(tl.int64), mass), 1)
+        goal = tl.maximum(tl.minimum(tl.ceil(mass.to(tl.float64) * top_p).to(tl.int64), found), 1)
         border = _border(keys, n, goal - 1, False, BLOCK)
         above = _above(keys, n, border, False, BLOCK)
         one = _mass(border.to(tl.float32, bitcast=True))
@@ -258,9 +263,10 @@ def draw_kernel(
                     low_holds = (low_mass.to(tl.float64) >= goal) | (min_p >= _LOW)
                 floor = tl.where(high_holds, _HIGH, tl.where(low_holds, _LOW, 0.0))
                 n = _gather(logits, vocab, best, temperature, floor, keys, ids, BLOCK)
+                found = _above(keys, n, 0, False, BLOCK)
                 if top_k > 0:
-                    mass = _mass_of_first(keys, n, mass, top_k, BLOCK)
-                mass = _mass_to_reach(keys, n, mass, top_p, BLOCK)
+                    mass = _mass_of_first(keys, n, found, top_k, BLOCK)
+                mass = tl.minimum(_mass_to_reach(keys, n, mass, found, top_p, BLOCK), found)
                 mass = _mass_from(keys, n, mass, min_p, BLOCK)
                 goal = _share_of(mass, share)
                 border = _border(keys, n, goal, False, BLOCK)

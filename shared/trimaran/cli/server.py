@@ -77,7 +77,7 @@ class Server:
 
     def start(self) -> None:
         """Starts the three services; they load side by side."""
-        self._crash_file.write(self._crashes)
+        self._tell_crashes()
         for name in self._commands:
             self._start(name)
 
@@ -193,9 +193,16 @@ class Server:
         self._crashes[name] = ServiceCrashes(
             count=count, last=end, in_loop=policy.in_loop, starts_at=now + delay
         )
-        self._crash_file.write(self._crashes)
+        self._tell_crashes()
         others = ", the others go on" if policy.in_loop else ""
         self._on_log(_note(name, f"{end} (crash {count}){others}; starting it again in {delay:g} s"))
+
+    def _tell_crashes(self) -> None:
+        """For the gateway; what it cannot be told is no reason to stop supervising."""
+        try:
+            self._crash_file.write(self._crashes)
+        except OSError as error:
+            self._on_log(_note("server", f"cannot write down crashes: {error}"))
 
     def _has_stand_in(self, name: str) -> bool:
         """Whether another service of its group runs, or will in a moment."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trimaran.config import AttnConfig, Config
 from trimaran.errors import PlanError
@@ -11,14 +11,14 @@ from trimaran.gguf import TensorInfo
 from trimaran.kv_format import choose_format, entry_bytes
 from trimaran.machine import Machine
 from trimaran.plan.cache import cache_bytes, choose_context
-from trimaran.plan.devices import Card, find_cards
+from trimaran.plan.devices import Card, find_cards, gpu_numbers
 from trimaran.plan.experts import room_for_experts
 from trimaran.plan.placement import parse_layers, place_layers
 from trimaran.plan.report import Bandwidth, Budget, GpuShare, Item, Place, Plan, Speed
 from trimaran.plan.sizes import GPU_RESERVE, RAM_RESERVE
 from trimaran.plan.weights import Form, Weights, weigh
 from trimaran.plan.workspace import cpu_workspace, gpu_workspace
-from trimaran.replicas import services_in_ram
+from trimaran.replicas import on_the_cpu, services_in_ram
 from trimaran.spec import ModelSpec
 
 
@@ -40,7 +40,8 @@ def make_plan(
         tensors: its tensor directory, by name.
         machine: what is there; `memory.limit` and `gpus` count.
         config: `precision`, `attn.device`, `layers`, `gpu_memory`, `context_length`, `kv_memory`, `kv_dtype`,
-            `max_step_tokens`, `max_running`, `replicas`, `experts.store`.
+            `max_step_tokens`, `max_running`, `replicas`, `experts.store`. With replicas GPU memory is planned
+            for the one of `attn.device`, RAM for all of them.
         bandwidth: for the prediction of speed.
         held: bytes in memory of the matrices whose form rules chose, by tensor.
 
@@ -66,7 +67,10 @@ def make_plan(
         if all(share.budget.spare >= 0 for share in plan.gpus):
             break
         plan = planner.on_gpus(cards, speed)
-    return plan
+    beside = on_the_cpu(config)
+    if beside is None:
+        return plan
+    return replace(plan, ram=make_plan(spec, tensors, machine, beside, held=held).ram)
 
 
 def _choices(machine: Machine, attn: AttnConfig) -> tuple[tuple[Card, ...], ...]:
@@ -118,7 +122,9 @@ class _Planner:
         """Everything in RAM."""
         experts = room_for_experts(self.config.attn, spare=0)
         services = services_in_ram(self.config)
-        fixed = self.weights.total("RAM") + self.weights.copied * (services - 1) + RAM_RESERVE
+        fixed = (
+            self.weights.total("RAM") + self.weights.copied * (services - 1) + self._staged(0) + RAM_RESERVE
+        )
 
         def needed(tokens: int) -> int:
             return fixed + services * (experts + sum(self._in_ram(tokens)))
@@ -136,10 +142,17 @@ class _Planner:
         context = choose_context(self.config.attn, self.wanted, fits)
         shares = self._shares(cards, context)
         sums = sum(share.kv_bytes for share in shares), sum(share.workspace for share in shares)
-        staged = self.weights.staged * len(cards) if self.config.attn.stream_prefill == "auto" else 0
-        ram = Budget(self.weights.total("RAM") + RAM_RESERVE + staged, self.ram)
+        ram = Budget(self.weights.total("RAM") + RAM_RESERVE + self._staged(len(cards)), self.ram)
         experts = sum(share.experts for share in shares)
         return self._plan(context, sums, ram, speed, shares, experts=experts)
+
+    def _staged(self, cards: int) -> int:
+        """Host memory through which experts stream to all GPUs: those of all replicas, or so many cards."""
+        if self.config.attn.stream_prefill != "auto":
+            return 0
+        devices = self.config.attn.replicas
+        gpus = sum(len(gpu_numbers(device)) for device in devices if device != "cpu")
+        return self.weights.staged * (gpus if devices else cards)
 
     def _in_ram(self, tokens: int) -> tuple[int, int]:
         """Cache and workspace."""

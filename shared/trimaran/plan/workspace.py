@@ -26,11 +26,15 @@ contexts hand over, and the tokens of the smallest part."""
 
 
 def gpu_workspace(spec: ModelSpec, config: AttnConfig, *, has_head: bool, alone: bool) -> int:
-    """Bytes on one GPU; the one with the head has the logits too, one alone replays recorded steps."""
+    """Bytes on one GPU; the one with the head has the logits too, and each replays its part of steps.
+
+    With several GPUs, steps that defer experts are not recorded: a call would cross from one to the next.
+    """
     logits = _logits(spec, config) if has_head else 0
     activations = _activations(spec, config.max_step_tokens, element=2) + expert_workspace(spec, config)
     step = activations + _gpu_scratch(spec, config) + logits
-    return step + (_graphs(spec, config) if alone and config.cuda_graphs == "auto" else 0)
+    replays = config.cuda_graphs == "auto" and (alone or not config.defer_experts)
+    return step + (_graphs(spec, config) + logits if replays else 0)
 
 
 def cpu_workspace(spec: ModelSpec, config: AttnConfig, context: int) -> int:
@@ -40,12 +44,10 @@ def cpu_workspace(spec: ModelSpec, config: AttnConfig, context: int) -> int:
 
 
 def _graphs(spec: ModelSpec, config: AttnConfig) -> int:
-    """Recorded decode steps: memory of the largest one, which is theirs alone, and their nodes."""
+    """Recorded decode steps: memory of the largest one's layers, which is theirs alone, and their nodes."""
     latent, rows = spec.kv_lora_rank, config.max_running * spec.n_heads
     attention = rows * 4 * (2 * latent + spec.qk_rope_head_dim) + 4 * latent * (rows + 64 * _GPU_SPLITS)
-    return (
-        _activations(spec, config.max_running, element=2) + attention + _logits(spec, config) + _GRAPH_NODES
-    )
+    return _activations(spec, config.max_running, element=2) + attention + _GRAPH_NODES
 
 
 def _activations(spec: ModelSpec, tokens: int, *, element: int) -> int:

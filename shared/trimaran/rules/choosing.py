@@ -88,6 +88,9 @@ def choices_of(taken: Taken, notices: Notices, *, on_gpu: bool) -> dict[str, Cho
     choices = {}
     for module, rule in taken.items():
         implementation = rule.implementation
+        if module.kind == "maps" and implementation is not None:
+            notices.add(rule, "kv_b_proj is part of the attention, which expands it: a kernel has no effect")
+            implementation = None
         if implementation in (ON_CPU if on_gpu else ON_GPU):
             place = "a GPU" if on_gpu else "the CPU"
             if not rule.lenient:

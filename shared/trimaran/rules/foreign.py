@@ -14,7 +14,7 @@ from trimaran.rules.ktransformers import (
     WITHOUT_EFFECT,
 )
 from trimaran.rules.rule import Rule, Where
-from trimaran.rules.values import read_device, read_name, refuse_unknown
+from trimaran.rules.values import read_device, read_name, refuse_unknown, shown
 
 DEFAULT = "default"
 _DEVICES = ("generate_device", "prefill_device", "out_device")
@@ -37,7 +37,7 @@ def read_replacement(replace: Mapping[str, Any], rule: Rule) -> Rule:
     title = read_name(replace.get("class", DEFAULT), (DEFAULT, *REPLACE_CLASSES), where, "replace.class")
     kwargs = replace.get("kwargs") or {}
     if not isinstance(kwargs, dict) or not all(isinstance(key, str) for key in kwargs):
-        raise where.error(f"replace.kwargs is {kwargs!r:.80}", "it is a mapping of arguments to values")
+        raise where.error(f"replace.kwargs is {shown(kwargs)}", "it is a mapping of arguments to values")
     refuse_unknown(kwargs, _KWARGS, where, "replace.kwargs.")
     serves = REPLACE_CLASSES.get(title)
     rule = changed(rule, serves=serves, title=title.rpartition(".")[2], notices=_idle(kwargs))
@@ -136,17 +136,17 @@ def _attention(kwargs: Kwargs, rule: Rule) -> Rule:
     if absorb is None:
         return rule
     if not isinstance(absorb, bool):
-        raise rule.where.error(f"replace.kwargs.absorb_for_prefill is {absorb!r:.80}", "it is true or false")
+        raise rule.where.error(f"replace.kwargs.absorb_for_prefill is {shown(absorb)}", "it is true or false")
     return changed(rule, implementation="absorbed" if absorb else "auto")
 
 
 def _transfers(value: object, where: Where) -> tuple[tuple[int, str], ...]:
     field = "replace.kwargs.transfer_map"
     if not isinstance(value, dict):
-        raise where.error(f"{field} is {value!r:.80}", "it is a mapping of layers to devices")
+        raise where.error(f"{field} is {shown(value)}", "it is a mapping of layers to devices")
     for layer in value:
         if not isinstance(layer, int) or isinstance(layer, bool) or not 0 <= layer < _MAX_LAYER:
-            raise where.error(f"{field} names the layer {layer!r:.80}", "layers are whole numbers from 0 on")
+            raise where.error(f"{field} names the layer {shown(layer)}", "layers are whole numbers from 0 on")
     return tuple((layer, read_device(device, where, f"{field}.{layer}")) for layer, device in value.items())
 
 

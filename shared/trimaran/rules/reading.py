@@ -18,7 +18,7 @@ from trimaran.rules.foreign import read_replacement
 from trimaran.rules.ktransformers import MATCH_CLASSES
 from trimaran.rules.modules import IMPLEMENTATIONS, MATRICES
 from trimaran.rules.rule import Rule, Where
-from trimaran.rules.values import DTYPES, read_device, read_name, refuse_unknown
+from trimaran.rules.values import DTYPES, read_device, read_name, refuse_unknown, shown
 from trimaran.yaml_file import compose, construct
 
 MAX_RULES = 1000
@@ -36,7 +36,7 @@ def read_rules(path: Path) -> tuple[Rule, ...]:
     """
     root = compose(path, what="rules file", remedy="check attn.rules")
     if root is not None:
-        _check_keys(root, path, _DEPTH)
+        _check_keys(root, path, _DEPTH, {})
     try:
         items = None if root is None else construct(root)
     except yaml.YAMLError as error:
@@ -50,21 +50,27 @@ def read_rules(path: Path) -> tuple[Rule, ...]:
     return tuple(_rule(item, Where(path.name, number)) for number, item in enumerate(items, 1))
 
 
-def _check_keys(node: yaml.Node, path: Path, depth: int) -> None:
-    """YAML's loader would keep the last of two equal keys, and follow references without end."""
+def _check_keys(node: yaml.Node, path: Path, depth: int, checked: dict[int, int]) -> None:
+    """YAML's loader would keep the last of two equal keys, and follow references in circles.
+
+    `checked`: nodes, which references share, and the depth that was left for each.
+    """
     if depth == 0:
         raise ConfigError(f"{path}:{node.start_mark.line + 1}: nested deeper than any rule is")
+    if checked.get(id(node), 0) >= depth:
+        return
+    checked[id(node)] = depth
+    below = node.value if isinstance(node, yaml.SequenceNode) else []
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise ConfigError(f"{path}:{key.start_mark.line + 1}: {key.value} is given twice")
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-            _check_keys(value, path, depth - 1)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _check_keys(value, path, depth - 1)
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else ""
+            if name in seen:
+                raise ConfigError(f"{path}:{key.start_mark.line + 1}: {name:.80} is given twice")
+            seen.add(name)
+        below = [value for _, value in node.value]
+    for value in below:
+        _check_keys(value, path, depth - 1, checked)
 
 
 def _rule(item: object, where: Where) -> Rule:
@@ -75,7 +81,7 @@ def _rule(item: object, where: Where) -> Rule:
             raise where.error(f"{name} is missing", "a rule has match and replace")
     recursive = fields.get("recursive", True)
     if not isinstance(recursive, bool):
-        raise where.error(f"recursive is {recursive!r:.80}", "it is true or false")
+        raise where.error(f"recursive is {shown(recursive)}", "it is true or false")
     match = _mapping(fields["match"], where, "match")
     replace = _mapping(fields["replace"], where, "replace")
     kinds = _kinds(match, where)
@@ -87,7 +93,7 @@ def _rule(item: object, where: Where) -> Rule:
 
 def _mapping(value: object, where: Where, field: str) -> Mapping[str, Any]:
     if not isinstance(value, dict) or not value or not all(isinstance(key, str) for key in value):
-        raise where.error(f"{field} is {value!r:.80}", "it is a mapping of fields to values")
+        raise where.error(f"{field} is {shown(value)}", "it is a mapping of fields to values")
     return value
 
 
@@ -116,7 +122,7 @@ def _pattern(match: Mapping[str, Any], where: Where) -> str | None:
         return None
     pattern = match["name"]
     if not isinstance(pattern, str) or not pattern:
-        raise where.error(f"match.name is {pattern!r:.80}", "it is a regular expression")
+        raise where.error(f"match.name is {shown(pattern)}", "it is a regular expression")
     if len(pattern) > MAX_PATTERN:
         raise where.error(
             f"match.name has {len(pattern)} characters, {MAX_PATTERN} are the most", "split the rule"
@@ -127,7 +133,7 @@ def _pattern(match: Mapping[str, Any], where: Where) -> str | None:
             re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise where.error(
-            f"match.name {pattern!r:.80} is no regular expression: {error}", "in YAML, quote it with '…'"
+            f"match.name {shown(pattern)} is no regular expression: {error}", "in YAML, quote it with '…'"
         ) from error
     return pattern
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from trimaran_attn.graph.steps import StepGraphs
 from trimaran_attn.kv_cache import PAGE_SIZE, LatentCache
 from trimaran_attn.model.deepseek2 import Deepseek2, build_model
 from trimaran_attn.model.modules import register_modules
+from trimaran_attn.placement import Placement
 from trimaran_attn.registry import Registry
 from trimaran_attn.weights import Weights
 from trimaran_kernels import ThreadPool, usable_cpus
@@ -35,9 +37,10 @@ class Bench:
     model: Deepseek2
     recorder: CallingRecorder
     tracer: Tracer
+    placement: Placement
 
     def cache(self, kind: KvFormat = "f32") -> LatentCache:
-        cache = LatentCache(self.spec, N_PAGES + 1, CPU, kind)
+        cache = LatentCache(self.spec, N_PAGES + 1, self.placement, kind)
         for layer in range(self.spec.n_layers):
             cache.layer_bytes(layer).fill_(0xFF)  # NaN, as memory may hold that nobody wrote to
         return cache
@@ -50,7 +53,7 @@ class Bench:
             AttachedSteps(),
             self.recorder,
             widest=widest,
-            device=CPU,
+            devices=tuple(stage.device for stage in self.placement.stages),
             tracer=self.tracer,
             drawer=drawer,
         )
@@ -64,17 +67,20 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> GGUFFile:
 
 @pytest.fixture
 def make_bench(file: GGUFFile) -> Callable[..., Bench]:
-    def make(linears: str = "dense") -> Bench:
+    def make(
+        linears: str = "dense", experts: Any = build_dense_experts, where: Placement | None = None
+    ) -> Bench:
         spec = read_spec(file)
-        registry = Registry(spec, Weights(file), CPU, torch.float32)
+        placement = where or Placement.on(CPU, spec.n_layers)
+        registry = Registry(spec, Weights(file), placement, torch.float32)
         register_modules(
             registry,
-            experts=build_dense_experts,
+            experts=experts,
             pool=ThreadPool(usable_cpus(1)),
             linears=linears,
             mla="absorbed",
             native=False,
         )
-        return Bench(spec, build_model(spec, registry, CPU), CallingRecorder(), Tracer())
+        return Bench(spec, build_model(spec, registry, placement), CallingRecorder(), Tracer(), placement)
 
     return make

@@ -22,13 +22,14 @@ def make_request(pages: list[int]) -> Request:
 def tables(inputs: DecodeInputs, *requests: Request) -> list[list[int]]:
     chunks = [Chunk(request, request.n_computed, 1) for request in requests]
     inputs.fill(chunks, torch.zeros(len(chunks), HIDDEN), {})
-    assert inputs.batch.decode is not None
-    return inputs.batch.decode.tables.tolist()
+    decode = inputs.stages[0].batch.decode
+    assert decode is not None
+    return decode.tables.tolist()
 
 
 def test_tables_follow_pages_that_are_added_replaced_and_taken_away() -> None:
     shape = InputShape(2, 4 * PAGE_SIZE, HIDDEN, torch.float32, NULL_PAGE)
-    inputs = DecodeInputs(shape, torch.device("cpu"))
+    inputs = DecodeInputs(shape, [torch.device("cpu")])
     request, other = make_request([3]), make_request([8, 9])
     assert tables(inputs, request)[0][:1] == [3]
     request.pages += [5, 6]

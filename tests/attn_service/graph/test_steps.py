@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from capture_guard import CaptureGuard, NotCapturableError
+from replaying import DenseExperts, build_dense_experts
 from torch import Tensor
 from trimaran.wire import SamplingParams
+from trimaran_attn.experts import SKIPPED
 from trimaran_attn.kv_cache import PAGE_SIZE, LatentCache
 from trimaran_attn.request import Request, State
 from trimaran_attn.runner import Runner, make_batch
@@ -159,9 +161,54 @@ def test_a_refused_recording_leaves_steps_as_they_are(make_bench, rng):
     prefill(bench, cache, requests)
     graphs, plan = bench.graphs(cache), decode_plan(requests)
     runner = Runner(bench.model, cache, CPU, graphs=graphs)
-    results = [runner.run(plan).logits for _ in range(3)]
+    results = [runner.run(plan).logits for _ in range(7)]  # each size that holds them is tried once
     assert not graphs.fits(plan)
-    torch.testing.assert_close(results[2], results[0], rtol=1e-4, atol=1e-4)
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-4, atol=1e-4)
+
+
+def test_sizes_that_cannot_be_recorded_take_the_next_larger_one(make_bench, rng, caplog):
+    """Of 6, 4, 2 and 1 rows; the largest falls back to launching, and each is one line in the log."""
+    bench = make_bench()
+    bench.recorder.refusal, bench.recorder.refused = RuntimeError("out of memory"), {0, 2}
+    cache = bench.cache()
+    graphs = bench.graphs(cache)
+    with caplog.at_level("WARNING"):
+        graphs.warm_up()
+    assert (bench.recorder.recorded, len(caplog.records)) == (2, 2)
+    requests = requests_of([5, 6, 7, 8, 9], rng)
+    prefill(bench, cache, requests)
+    assert not graphs.fits(decode_plan(requests))
+    plan = decode_plan(requests[:2])
+    assert graphs.fits(plan)
+    before = bench.recorder.replayed
+    got = graphs.run(plan).logits.clone()
+    assert (bench.recorder.recorded, bench.recorder.replayed) == (2, before + 1)
+    torch.testing.assert_close(
+        got, bench.model.forward(make_batch(plan, CPU), cache).logits, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_rows_of_padding_ask_no_expert(make_bench, rng):
+    asked = []
+
+    class Noting(DenseExperts):
+        def submit(self, layer, x, ids, weights):
+            asked.append(ids)
+            return super().submit(layer, x, ids, weights)
+
+    def build(site):
+        experts = build_dense_experts(site)
+        experts.__class__ = Noting
+        return experts
+
+    bench = make_bench(experts=build)
+    bench.graphs(bench.cache()).run(decode_plan(requests_of([3, 4, 5], rng)))
+    assert len(asked) == bench.spec.n_layers - bench.spec.n_dense_layers
+    for ids in asked:
+        assert (ids[:3] >= 0).all()
+        assert (ids[3:] == SKIPPED).all()
+        assert len(ids) == 4
 
 
 def test_all_sizes_are_recorded_before_the_first_request(make_bench, rng):

@@ -70,6 +70,49 @@ def test_errors_that_rounding_does_not_explain_fail(load):
         assert isinstance(said[-1], failed) == fails
 
 
+def test_a_part_that_breaks_is_told_in_a_line_and_the_next_goes_on(load, capsys):
+    said = []
+    bench = load("_gpu_bench").Bench(CPU, said.append)
+    with bench.part("first"):
+        raise ValueError("at 12:4:\n    x = tl.dot(a, b)\n\n  the cause\n")
+    with bench.part("second"):
+        bench.check("case", 0.0, 0.0)
+    assert isinstance(said[0], load("_gpu_messages").Failed)
+    assert said[0].what.startswith("first: ValueError: the cause (test_gpu_check.py:")
+    assert said[1].case == "check case"
+    assert "tl.dot" in capsys.readouterr().err
+
+
+def test_a_fault_of_the_gpu_itself_breaks_the_section(load, monkeypatch):
+    def fault(device):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    said = []
+    bench = load("_gpu_bench").Bench(torch.device("cuda:0"), said.append)
+    monkeypatch.setattr(torch.cuda, "synchronize", fault)
+    with pytest.raises(RuntimeError, match="illegal memory access"), bench.part("first"):
+        raise ValueError
+    assert not said
+
+
+def test_a_kernel_that_breaks_leaves_the_others_their_checks(load, monkeypatch):
+    checks, said = load("_gpu_checks"), []
+    real = checks.quant_linear
+
+    def broken(x, matrix):
+        if matrix.type is GGMLType.Q6_K:
+            raise RuntimeError("out of resources")
+        return real(x, matrix)
+
+    monkeypatch.setattr(checks, "quant_linear", broken)
+    monkeypatch.setattr(checks, "LAYOUTS", (GGMLType.Q6_K, GGMLType.Q8_0))
+    checks.check_linears(load("_gpu_bench").Bench(CPU, said.append))
+    failed = [message.what for message in said if isinstance(message, load("_gpu_messages").Failed)]
+    assert [what.partition(":")[0] for what in failed] == ["linear Q6_K 1", "linear Q6_K 3"]
+    cases = {message.case for message in said if isinstance(message, load("_gpu_messages").Figure)}
+    assert {"check expand Q6_K", "check linear Q8_0 1", "check linear Q8_0 3"} <= cases
+
+
 def follow(load, monkeypatch, tmp_path, script: str) -> list:
     """What the watcher makes of a worker that runs `script`, in which `say` writes a message."""
     messages, watch, sections = (load(f"_gpu_{name}") for name in ("messages", "watch", "sections"))

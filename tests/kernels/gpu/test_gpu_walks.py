@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,3 +106,32 @@ def test_recorded_steps_equal_launched_ones(load, walk, monkeypatch):
     assert not failures(load, said)
     assert recorder.recorded == 3
     assert sum("replayed" in case for case in cases(load, said)) == 6
+
+
+def test_whole_models_are_compared(load, walk):
+    bench, said = walk
+    load("_gpu_model").check_models(bench)
+    assert not failures(load, said)
+    assert [case.removeprefix("check model ") for case in cases(load, said)] == [
+        f"{form} {kind}" for form in ("naive", "absorbed") for kind in ("bf16", "fp8")
+    ]
+
+
+def test_small_kernels_and_resident_experts_are_timed(load, walk, monkeypatch):
+    bench, said = walk
+    bench_module, small, experts = (load(f"_gpu_{name}") for name in ("bench", "small", "experts"))
+    monkeypatch.setattr(bench_module, "seconds_of", lambda call: call() is None or 1e-3)
+    bench.ceilings = bench_module.Ceilings(copy=1e6, product=1e9)
+    monkeypatch.setattr(small, "HIDDEN", 256)
+    small.measure_small(bench)
+    for name, value in {"HIDDEN": 64, "WIDE": 32, "EXPERTS": 8, "TOP_K": 2}.items():
+        monkeypatch.setattr(experts, name, value)
+    stack = experts._random_stack(experts._SMALL, 2, 64, 32, CPU)
+    experts._time(bench, "grouped", itertools.cycle([stack]), 1, torch.tensor([[1, 0]], dtype=torch.int32))
+    assert not failures(load, said)
+    assert cases(load, said) == [
+        "add and norm, 1 token",
+        "rotate queries, 1 token",
+        "gate, 1 token",
+        "grouped",
+    ]

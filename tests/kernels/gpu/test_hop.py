@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import interpreted
 import numpy as np
@@ -17,6 +18,7 @@ from trimaran.arena import Arena, ArenaDims, ElementType
 from trimaran.gguf import GGMLType
 from trimaran.wire import Status
 from trimaran_kernels import ExpertEngine, ThreadPool, usable_cpus
+from trimaran_kernels.gpu import hop
 from trimaran_kernels.gpu.hop import HopFailure, HopState, SlotPlace, bf16_bits, submit, wait
 from trimaran_kernels.gpu.hop_reference import collected_reference, sent_reference
 from trimaran_kernels.hop import ArenaWorker, CallGate, HopArena
@@ -178,6 +180,38 @@ def test_a_shard_that_does_not_answer_is_a_timeout(rig: Rig) -> None:
     rig.state.report[:4] = 0
     rig.serve()  # and answers the old request first
     torch.testing.assert_close(rig.call(*tokens, 2), rig.expected(*tokens, 2), rtol=0, atol=0)
+
+
+def test_the_shard_that_does_not_answer_is_named(rig: Rig) -> None:
+    """Each has the whole time, however long the ones before it took."""
+    rig.serve()
+    rig.workers.pop().stop()
+    tokens = batch(2)
+    assert not rig.call(*tokens, 2, timeout_s=0.05).any()
+    assert rig.error == [HopFailure.TIMEOUT, LAYER, 1, 0]
+
+
+def test_a_shard_has_its_time_from_its_turn_on(rig: Rig) -> None:
+    """The first one answers late, the second one a little later: together they take longer than the limit."""
+    tokens = batch(2)
+    rig.submit(*tokens, 2)
+    base = rig.places[0].base
+    words = [arena.memory.view(np.int32) for arena in rig.arenas]
+    loads = [0]
+
+    def late(pointer: Any) -> Any:
+        loads[0] += 1
+        for shard, looks in enumerate((30, 60)):
+            if loads[0] == looks:
+                words[shard][(base + 64) // 4] = rig.state.sequences[0].item()
+        return plain(pointer)
+
+    plain = hop.load_acquire
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hop, "load_acquire", late)
+        rig.wait(tokens[0], 2, timeout_s=0.045)
+    assert loads[0] > 60
+    assert rig.error == [0, 0, 0, 0]
 
 
 def test_an_abandoned_arena_ends_the_wait(rig: Rig) -> None:

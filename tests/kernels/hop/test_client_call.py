@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import hop_arena
 import numpy as np
 import pytest
 from hop_arena import EXPERTS, HIDDEN, LAYER, TOP_K, answer, fill
@@ -184,6 +188,41 @@ def test_a_call_that_goes_gives_its_slot_back_once_answered(shard: MakeLine) -> 
     late.abandon()
     late.abandon()
     assert late.collect(0, y) == Status.INTERNAL
+
+
+CLIENT = """
+import sys
+import numpy as np
+from hop_arena import HIDDEN, LAYER, TOP_K
+from trimaran_kernels.hop import HopArena, HopCall, HopLine
+line = HopLine(HopArena(sys.argv[1]))
+x, ids = np.zeros((6, HIDDEN), np.float32), np.zeros((6, TOP_K), np.int32)
+weights = np.ones((6, TOP_K), np.float32)
+print("calls", flush=True)
+while (call := HopCall.start([line], LAYER, x, ids, weights)) is not None:
+    assert call.collect(10, x) == 0
+"""
+
+
+def test_an_arena_outlives_killed_clients(shard: MakeLine, engine: ExpertEngine) -> None:
+    one = shard()
+    helpers = str(Path(hop_arena.__file__).parent)
+    for turn in range(3):
+        command = [sys.executable, "-c", CLIENT, str(one.arena.path)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([helpers, *sys.path])}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as victim:
+            assert victim.stdout is not None
+            assert victim.stdout.readline() == "calls\n"
+            time.sleep(0.01 * turn)  # wherever it is then
+            victim.kill()
+        line = HopLine(one.memory)
+        for seed in range(5):
+            batch = tokens(6, seed)
+            y = np.empty_like(batch[0])
+            call = HopCall.start([line], LAYER, *batch)
+            assert call is not None
+            assert call.collect(5, y) == Status.OK
+            np.testing.assert_array_equal(y, computed(engine, batch))
 
 
 def test_bad_ids_are_a_status(shard: MakeLine) -> None:

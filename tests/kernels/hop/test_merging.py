@@ -165,6 +165,33 @@ def test_only_what_fits_together_is_merged(engine: ExpertEngine) -> None:
         np.testing.assert_array_equal(y, alone(engine, layer, call))
 
 
+def test_a_long_call_does_not_ride_with_a_short_one(engine: ExpertEngine) -> None:
+    one, _ = LAYERS
+    calls = [
+        (one, make_call(1, 0)),  # the first turn
+        (one, make_call(17, 1)),  # the second: too much company for one token
+        (one, make_call(12, 2)),  # with the first
+        (one, make_call(2, 3)),  # with the first
+        (one, make_call(2, 4)),  # with the first, the 17th token
+        (one, make_call(3, 5)),  # with the second
+    ]
+    crowd, counters = crowded(engine, calls)
+    assert counters["engine_calls"] == 2
+    assert counters["merged_calls"] == 6
+    for number, (layer, call) in enumerate(calls):
+        status, y = crowd.answers[number]
+        assert status == Status.OK
+        np.testing.assert_array_equal(y, alone(engine, layer, call))
+
+
+def test_callers_that_are_no_workers_wait_for_nobody(engine: ExpertEngine) -> None:
+    gate = CallGate(engine)
+    for turn in range(20):
+        call = make_call(16, turn)
+        assert gate.run(LAYERS[turn % 2], *call, np.empty_like(call[0])) == Status.OK
+    assert gate.counters()["gather_waits"] == gate.counters()["gather_ns"] == 0
+
+
 def test_many_clients_at_once_get_their_own_answers(engine: ExpertEngine) -> None:
     gate = CallGate(engine)
     wrong: list[int] = []

@@ -194,6 +194,23 @@ os._exit(3)
     assert seen.read() == {}
 
 
+def test_a_full_disk_does_not_end_supervision(
+    harness: Harness, make_service: MakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with harness.server(make_service("attn", "os._exit(3)")) as server:
+        monkeypatch.setattr(CrashFile, "write", fail)
+        hurry(server)
+        server.start()
+        with pytest.raises(PeerError, match="crashes again and again"):
+            server.supervise(harness.inbox)
+    told = [line for line in harness.lines if "cannot write down crashes" in line.message]
+    assert told[0].service == "server"
+    assert "No space left" in told[0].message
+
+
 def test_crash_loops_of_all_of_several_end_the_server(harness: Harness, make_service: MakeService) -> None:
     with harness.server(*stand_ins(make_service, "os._exit(3)", "os._exit(3)")) as server:
         hurry(server)

@@ -253,6 +253,15 @@ def test_attention_of_ktransformers_form(apply: Apply) -> None:
     assert "rule 2: chunck_size has no effect: attn.max_step_tokens" in notice
 
 
+def test_latent_maps_have_no_kernel_to_choose(apply: Apply, v3_file: Path) -> None:
+    linear = f"{OPERATORS}.linear.KTransformersLinear"
+    chosen = apply([given("kv_b_proj$", "torch.nn.Linear", linear, generate_op="KLinearTorch")])
+    assert {choice.implementation for choice in chosen.choices.values()} == {None}
+    assert "kv_b_proj is part of the attention" in chosen.notices[0]
+    with GGUFFile.open(v3_file) as file:
+        assert chosen.held(file.tensors) == {}
+
+
 def test_a_pattern_that_backtracks_for_ever_is_refused_by_name(spec: ModelSpec) -> None:
     paths = [module.path for module in modules_of(spec)]
     rules = [

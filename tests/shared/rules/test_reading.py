@@ -13,6 +13,7 @@ from trimaran.rules import Chosen, read_rules
 
 ALL = {"name": "."}
 LINEAR = "ktransformers.operators.linear.KTransformersLinear"
+LAUGHS = "".join(f"- &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 50)}]\n" for i in range(6))
 EXPERTS = "ktransformers.operators.experts.KTransformersExperts"
 
 
@@ -30,10 +31,18 @@ def kwargs(name: str, **values: Any) -> dict[str, Any]:
         ("", r"rules\.yaml: a rules file is a list of rules \(begin each"),
         ("match: {name: x}", r"rules\.yaml: a rules file is a list"),
         ("- {match: {name: a}, match: {name: b}, replace: {class: default}}", r":1: match is given twice"),
+        ("- {? [a] : b, match: 1}", r"a value cannot be read"),
+        ("- {match: 2020-13-45}", r"a value cannot be read"),
+        (f"- {{match: {'9' * 5000}}}", r"a value cannot be read"),
+        (LAUGHS, r"rule 1: the rule is \['x', "),
         ("- [", r"rules\.yaml:\d: not valid YAML"),
-        ("- &a [*a]", r"nested deeper"),
+        ("- &a [*a]", r"rule 1: the rule is \[\["),
         ("- !!python/object/apply:os.system ['true']", r"a value cannot be read"),
         ("- " + "[" * 40 + "]" * 40, r"nested deeper"),
+        (
+            f"- {{match: {{kind: 0x{'f' * 5000}}}, replace: {{device: cpu}}}}",
+            "kind is a very large int",
+        ),
         ([{"match": ALL}], r"rule 1: replace is missing \(a rule has match and replace\)"),
         ([{"replace": {"device": "cpu"}}], r"rule 1: match is missing"),
         ([7], r"rule 1: the rule is 7 \(it is a mapping"),

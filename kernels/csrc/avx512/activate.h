@@ -1,0 +1,11 @@
+// The experts' activation function, 16 numbers at a time.
+#pragma once
+
+#include <cstdint>
+
+namespace trimaran::avx512 {
+
+// As ActivateFn.
+void activate(const float* gate, const float* up, int64_t n, float* out);
+
+}  // namespace trimaran::avx512
