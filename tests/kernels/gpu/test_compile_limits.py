@@ -29,7 +29,8 @@ def test_nothing_wrong():
     [
         ({"shared": 100 << 10}, "shared memory"),
         ({"grid": (28, 65536)}, "grid"),
-        ({"spilled": 24}, "spilled"),
+        ({"spilled": 40}, "spilled"),
+        ({"kernel": "grouped_up_kernel", "spilled": 500}, "spilled"),
         ({"mma": 0}, "tensor cores"),
         ({"wide": 0}, "16 bytes"),
         ({"kernel": "fixed_gemv_kernel", "loop": 2000}, "instructions"),
