@@ -19,7 +19,7 @@ SPILLED = 32
 """Bytes a thread may keep in local memory: a few pointers outside a loop."""
 
 SPILLING = {"gemm_kernel": 200, "grouped_up_kernel": 400, "grouped_down_kernel": 400}
-"""Kernels that may keep more: on sm_89 those of many tokens do. No kernel of a single stream is among them."""
+"""Kernels that may keep more: on sm_89 those of many tokens do. None of a single stream is among them."""
 
 MULTIPLYING = {
     "few_kernel",
