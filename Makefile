@@ -26,7 +26,7 @@ CPP_FILES := $(shell find kernels -name '*.cpp' -o -name '*.h')
 BENCHES := hop merging experts packing mla deferral serve serve-demo serve-load
 
 .PHONY: FORCE help serve chat test test-fast sanitize sanitize-threads lint format docs bench demo-model synth-v2lite native clean
-.PHONY: trace-picture gpu-check gpu-wheels $(addprefix bench-,$(BENCHES))
+.PHONY: trace-picture gpu-check gpu-compile gpu-wheels $(addprefix bench-,$(BENCHES))
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r name text; do \
@@ -90,6 +90,10 @@ $(addprefix bench-,$(BENCHES)): bench-%: $(STAMP)/native $(STAMP)/dev
 
 gpu-check: ## build, check and measure everything that needs a GPU (ARGS=--interpret checks without one)
 	@bash tools/gpu_check.sh $(ARGS)
+
+gpu-compile: $(STAMP)/dev ## compile every GPU kernel for three kinds of GPU, none of which need be here, and check limits
+	@for capability in 80 89 90; do \
+		$(BIN)/python tests/helpers/compile_ahead.py --check --capability $$capability $(ARGS) || exit 1; done
 
 gpu-wheels: ## pack what a GPU machine without package registries lacks (ARGS=3.12 names its Python)
 	@bash tools/gpu_wheels.sh $(ARGS)

@@ -48,6 +48,8 @@ def linear_launches() -> dict[str, Callable[[], object]]:
         cases[f"linear Q4_K {n}"] = _linear(n, matrix)
     for n in (1, 8, 16, 200):
         cases[f"swiglu Q4_K {n}"] = _linear(n, matrix, matrix)
+    for n in (1, 5):
+        cases[f"linear Q4_K float32 {n}"] = _linear(n, matrix, dtype=torch.float32)
     return cases
 
 
@@ -103,8 +105,10 @@ def _matrix(type_: GGMLType, rows: int) -> QuantMatrix:
     return QuantMatrix.from_blocks(type_, raw, (rows, HIDDEN))
 
 
-def _linear(n: int, matrix: QuantMatrix, up: QuantMatrix | None = None) -> Callable[[], object]:
-    x = torch.empty(n, HIDDEN, dtype=torch.bfloat16)
+def _linear(
+    n: int, matrix: QuantMatrix, up: QuantMatrix | None = None, dtype: torch.dtype = torch.bfloat16
+) -> Callable[[], object]:
+    x = torch.empty(n, HIDDEN, dtype=dtype)
     return lambda: quant_linear(x, matrix) if up is None else quant_swiglu(x, matrix, up)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from trimaran_kernels.gpu.decode import low_columns
 from trimaran_kernels.gpu.matrix import QuantMatrix
-from trimaran_kernels.gpu.unpack import bias_of, unpack_ptx, unpack_units
+from trimaran_kernels.gpu.unpack import choose_unpacking, unpack_bits, unpack_codes
 
 MOST_TOKENS = 16
 
@@ -54,8 +54,7 @@ def few_kernel(
     TOKENS: tl.constexpr,
     DUAL: tl.constexpr,
     SPLIT: tl.constexpr,
-    BIAS: tl.constexpr,
-    PTX: tl.constexpr,
+    U: tl.constexpr,
 ):
     """out[t, n] = Σ gate[n, k]·x[t, k]; with DUAL silu of that times Σ up[n, k]·x[t, k].
 
@@ -76,9 +75,9 @@ def few_kernel(
         there = (unit < last)[:, None, None] & (token < n_tokens)[None, None, :]
         low = tl.load(tokens + at, mask=there, other=0.0)
         high = tl.load(tokens + at + L.half, mask=there, other=0.0)
-        total = _add_products(total, gate, rows, units, n_units, low, high, L, BIAS, PTX)
+        total = _add_products(total, gate, rows, units, n_units, low, high, L, U)
         if DUAL:
-            second = _add_products(second, up, rows, units, n_units, low, high, L, BIAS, PTX)
+            second = _add_products(second, up, rows, units, n_units, low, high, L, U)
     y = tl.sum(total, 0)
     split = tl.program_id(1).to(tl.int64)
     target = token.to(tl.int64)[None, :] * n_rows + row[:, None]
@@ -96,38 +95,42 @@ def few_kernel(
 
 
 @triton.jit
-def _add_products(
-    total, planes, rows, units, n_units, x_low, x_high, L: tl.constexpr, BIAS: tl.constexpr, PTX: tl.constexpr
-):
+def _add_products(total, planes, rows, units, n_units, x_low, x_high, L: tl.constexpr, U: tl.constexpr):
     """total [U, R, T] + each unit's weights times x_low and x_high [U, L.unit, T]."""
-    low, high = unpack_units(planes, rows, units, n_units, x_low, L, BIAS, PTX)
+    low, high = unpack_codes(planes, rows, units, n_units, x_low, L, U)
+    y = tl.dot(low, x_low, input_precision="ieee")
     columns = low_columns(units, L)[:, None]
     n_columns = n_units * (2 * L.unit)
     block = rows[None, :] * (n_columns // L.block) + columns // L.block
+    group = rows[None, :] * (n_columns // L.group) + columns // L.group
     scale = tl.load(planes.supers + block).to(tl.float32)
     if L.half < L.group:  # low and high columns have one scale
-        y = tl.dot(low, x_low, input_precision="ieee")
         y = tl.dot(high, x_high, y, input_precision="ieee")
         if L.sub_scales:
-            group = rows[None, :] * (n_columns // L.group) + columns // L.group
             scale *= tl.load(planes.scales + group).to(tl.float32)
         return tl.fma(y, tl.broadcast_to(scale[:, :, None], y.shape), total)
-    group = rows[None, :] * (n_columns // L.group) + columns // L.group
-    least = scale
-    if L.mins:
-        least = tl.load(planes.super_mins + block).to(tl.float32)
-    total = _add_groups(total, planes, group, scale, least, low, x_low, L, BIAS)
-    return _add_groups(total, planes, group + L.half // L.group, scale, least, high, x_high, L, BIAS)
+    else:
+        y_high = tl.dot(high, x_high, input_precision="ieee")
+        if L.bits > 4:
+            low, high = unpack_bits(planes, rows, units, n_units, x_low, L, U)
+            y = tl.dot(low, x_low, y, input_precision="ieee")
+            y_high = tl.dot(high, x_high, y_high, input_precision="ieee")
+        least = scale
+        if L.mins:
+            least = tl.load(planes.super_mins + block).to(tl.float32)
+        total = _add_groups(total, planes, group, scale, least, y, x_low, L, U)
+        return _add_groups(total, planes, group + L.half // L.group, scale, least, y_high, x_high, L, U)
 
 
 @triton.jit
-def _add_groups(total, planes, group, scale, least, codes, x, L: tl.constexpr, BIAS: tl.constexpr):
-    """Units under sub-scales of their own, `group` [U, R] of the plane."""
-    y = tl.dot(codes, x, input_precision="ieee")
+def _add_groups(total, planes, group, scale, least, y, x, L: tl.constexpr, U: tl.constexpr):
+    """Sums y [U, R, T] of codes times x, under sub-scales `group` [U, R] of the plane."""
     scale *= tl.load(planes.scales + group).to(tl.float32)
     if L.mins:
-        least = least * tl.load(planes.mins + group).to(tl.float32) + BIAS * scale
-        sums = tl.broadcast_to(tl.sum(x.to(tl.float32), 1)[:, None, :], y.shape)
+        least = least * tl.load(planes.mins + group).to(tl.float32) + U.bias * scale
+        # Sums of tokens, one more product: each thread gets those it needs, without a word to others.
+        ones = tl.full([y.shape[0], y.shape[1], x.shape[1]], 1.0, x.dtype)
+        sums = tl.dot(ones, x, input_precision="ieee")
         total = tl.fma(tl.broadcast_to(-least[:, :, None], y.shape), sums, total)
     return tl.fma(y, tl.broadcast_to(scale[:, :, None], y.shape), total)
 
@@ -181,8 +184,7 @@ def few_tokens(x: Tensor, matrix: QuantMatrix, up: QuantMatrix | None = None) ->
         TOKENS=plan.tokens,
         DUAL=dual,
         SPLIT=split,
-        BIAS=bias_of(layout, x.dtype),
-        PTX=unpack_ptx(layout, x.dtype),
+        U=choose_unpacking(layout, x.dtype),
         num_warps=UNITS.value,
         num_stages=3,
     )

@@ -46,36 +46,70 @@ def gemm_kernel(
     DUAL: tl.constexpr,
 ):
     """out[split, t, n] = Σ gate[n, k]·x[t, k] over the split's part of k; DUAL as in `gemv_kernel`."""
-    unit: tl.constexpr = L.unit
-    codes: tl.constexpr = UNITS * L.unit
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     tokens = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
     split = tl.program_id(2)
     exists = rows < n_rows
     rows = rows.to(tl.int64)
-    token_there = (tokens < n_tokens)[:, None]
-    x_rows = x + tokens.to(tl.int64)[:, None] * width
-    i = tl.arange(0, unit)
-    total = tl.zeros([ROWS, TOKENS], tl.float32)
-    second = tl.zeros([ROWS, TOKENS], tl.float32)
+    there = tokens < n_tokens
     first = split * units_per_split
-    last = min(first + units_per_split, width // (2 * unit))
-    for start in range(first, last, UNITS):
-        units = start + tl.arange(0, UNITS)
-        live = exists[:, None] & (units < last)[None, :]
-        at = tl.reshape(low_columns(units, L)[:, None] + i[None, :], [codes])
-        there = token_there & (at + L.half < width)[None, :]
-        x_low = tl.trans(tl.load(x_rows + at[None, :], mask=there, other=0.0))
-        x_high = tl.trans(tl.load(x_rows + at[None, :] + L.half, mask=there, other=0.0))
-        low, high = decode_units(gate, rows, units, live, width, L)
-        total = _multiply(low, high, x_low, x_high, total, ROWS, codes)
-        if DUAL:
-            low, high = decode_units(up, rows, units, live, width, L)
-            second = _multiply(low, high, x_low, x_high, second, ROWS, codes)
+    last = min(first + units_per_split, width // (2 * L.unit))
+    inputs = tokens.to(tl.int64)
+    total, second = tile_sums(
+        x, inputs, there, gate, up, rows, exists, first, last, width, L, ROWS, TOKENS, UNITS, DUAL
+    )
     if DUAL:
         total = total / (1.0 + tl.exp(-total)) * second
     target = out + (split.to(tl.int64) * n_tokens + tokens[None, :]) * n_rows + rows[:, None]
-    tl.store(target, total.to(out.dtype.element_ty), mask=exists[:, None] & (tokens < n_tokens)[None, :])
+    tl.store(target, total.to(out.dtype.element_ty), mask=exists[:, None] & there[None, :])
+
+
+@triton.jit
+def tile_sums(
+    x,
+    inputs,
+    there,
+    first_planes,
+    second_planes,
+    rows,
+    exists,
+    begin,
+    end,
+    width,
+    L: tl.constexpr,
+    ROWS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    UNITS: tl.constexpr,
+    DUAL: tl.constexpr,
+):
+    """Products of rows of one or two matrices with tokens, over units [begin, end) of the rows.
+
+    Args:
+        x: tokens of `width` values; inputs: [TOKENS] int64, which; there: whether they exist.
+        first_planes, second_planes: `Planes`; rows: [ROWS] int64, which of theirs; exists: whether they do.
+
+    Returns:
+        Two tiles [ROWS, TOKENS] float32; the second is zeros without DUAL.
+    """
+    unit: tl.constexpr = L.unit
+    codes: tl.constexpr = UNITS * L.unit
+    x_rows = x + inputs[:, None] * width
+    i = tl.arange(0, unit)
+    total = tl.zeros([ROWS, TOKENS], tl.float32)
+    second = tl.zeros([ROWS, TOKENS], tl.float32)
+    for start in range(begin, end, UNITS):
+        units = start + tl.arange(0, UNITS)
+        live = exists[:, None] & (units < end)[None, :]
+        at = tl.reshape(low_columns(units, L)[:, None] + i[None, :], [codes])
+        mask = there[:, None] & (at + L.half < width)[None, :]
+        x_low = tl.trans(tl.load(x_rows + at[None, :], mask=mask, other=0.0))
+        x_high = tl.trans(tl.load(x_rows + at[None, :] + L.half, mask=mask, other=0.0))
+        low, high = decode_units(first_planes, rows, units, live, width, L)
+        total = _multiply(low, high, x_low, x_high, total, ROWS, codes)
+        if DUAL:
+            low, high = decode_units(second_planes, rows, units, live, width, L)
+            second = _multiply(low, high, x_low, x_high, second, ROWS, codes)
+    return total, second
 
 
 @triton.jit

@@ -28,13 +28,33 @@ def gemv_kernel(
     DUAL: tl.constexpr,
 ):
     """out[n] = Σ gate[n, k]·x[k] for ROWS rows; with DUAL silu of that times Σ up[n, k]·x[k]."""
-    unit: tl.constexpr = L.unit
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     exists = rows < n_rows
     rows = rows.to(tl.int64)
+    y, second = row_sums(x, gate, up, rows, exists, width, L, ROWS, UNITS, DUAL)
+    if DUAL:
+        y = y / (1.0 + tl.exp(-y)) * second
+    tl.store(out + rows, y.to(out.dtype.element_ty), mask=exists)
+
+
+@triton.jit
+def row_sums(
+    x,
+    first,
+    second,
+    rows,
+    exists,
+    width,
+    L: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+    DUAL: tl.constexpr,
+):
+    """Σ first[r, k]·x[k] for ROWS rows, and with DUAL the same of `second`, else a copy."""
+    unit: tl.constexpr = L.unit
     i = tl.arange(0, unit)
     total = tl.zeros([ROWS, UNITS, unit], tl.float32)
-    second = total
+    other = total
     n_units = width // (2 * unit)
     for start in range(0, n_units, UNITS):
         units = start + tl.arange(0, UNITS)
@@ -43,15 +63,12 @@ def gemv_kernel(
         there = (units < n_units)[:, None]
         x_low = tl.load(x + at, mask=there, other=0.0).to(tl.float32)[None, :, :]
         x_high = tl.load(x + at + L.half, mask=there, other=0.0).to(tl.float32)[None, :, :]
-        low, high = decode_units(gate, rows, units, live, width, L)
+        low, high = decode_units(first, rows, units, live, width, L)
         total += low * x_low + high * x_high
         if DUAL:
-            low, high = decode_units(up, rows, units, live, width, L)
-            second += low * x_low + high * x_high
-    y = tl.sum(tl.sum(total, 2), 1)
-    if DUAL:
-        y = y / (1.0 + tl.exp(-y)) * tl.sum(tl.sum(second, 2), 1)
-    tl.store(out + rows, y.to(out.dtype.element_ty), mask=exists)
+            low, high = decode_units(second, rows, units, live, width, L)
+            other += low * x_low + high * x_high
+    return tl.sum(tl.sum(total, 2), 1), tl.sum(tl.sum(other, 2), 1)
 
 
 def gemv(x: Tensor, matrix: QuantMatrix, up: QuantMatrix | None = None) -> Tensor:

@@ -12,8 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import silu
 
-from trimaran_kernels.gpu.decode import decode_units, low_columns
-from trimaran_kernels.gpu.gemm import _multiply, choose_tile
+from trimaran_kernels.gpu.gemm import choose_tile, tile_sums
 from trimaran_kernels.gpu.grouped_gemv import slot_of
 from trimaran_kernels.gpu.grouped_routing import Routing, route
 from trimaran_kernels.gpu.grouped_stack import ExpertStack
@@ -23,45 +22,6 @@ PART_BYTES = 64 << 20
 """Of one slice of all places' outputs; at least one block of rows is computed at a time."""
 
 _SUM_COLUMNS = 512
-
-
-@triton.jit
-def _tile_sums(
-    x,
-    inputs,
-    there,
-    first,
-    second,
-    rows,
-    exists,
-    width,
-    L: tl.constexpr,
-    ROWS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    UNITS: tl.constexpr,
-    DUAL: tl.constexpr,
-):
-    """[ROWS, TOKENS]: Σ first[r, k]·x[inputs[t], k], and with DUAL the same of `second`, else zeros."""
-    unit: tl.constexpr = L.unit
-    codes: tl.constexpr = UNITS * L.unit
-    x_rows = x + inputs[:, None] * width
-    i = tl.arange(0, unit)
-    total = tl.zeros([ROWS, TOKENS], tl.float32)
-    other = tl.zeros([ROWS, TOKENS], tl.float32)
-    n_units = width // (2 * unit)
-    for start in range(0, n_units, UNITS):
-        units = start + tl.arange(0, UNITS)
-        live = exists[:, None] & (units < n_units)[None, :]
-        at = tl.reshape(low_columns(units, L)[:, None] + i[None, :], [codes])
-        mask = there[:, None] & (at + L.half < width)[None, :]
-        x_low = tl.trans(tl.load(x_rows + at[None, :], mask=mask, other=0.0))
-        x_high = tl.trans(tl.load(x_rows + at[None, :] + L.half, mask=mask, other=0.0))
-        low, high = decode_units(first, rows, units, live, width, L)
-        total = _multiply(low, high, x_low, x_high, total, ROWS, codes)
-        if DUAL:
-            low, high = decode_units(second, rows, units, live, width, L)
-            other = _multiply(low, high, x_low, x_high, other, ROWS, codes)
-    return total, other
 
 
 @triton.jit
@@ -90,8 +50,9 @@ def grouped_up_kernel(
         local = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         exists = local < n_rows
         rows = slot.to(tl.int64) * n_rows + local
-        total, second = _tile_sums(
-            x, place // top_k, there, gate, up, rows, exists, width, L, ROWS, TOKENS, UNITS, DUAL
+        end = width // (2 * L.unit)
+        total, second = tile_sums(
+            x, place // top_k, there, gate, up, rows, exists, 0, end, width, L, ROWS, TOKENS, UNITS, DUAL
         )
         if DUAL:
             total = total / (1.0 + tl.exp(-total)) * second
@@ -125,20 +86,10 @@ def grouped_down_kernel(
         local = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         exists = local < n_rows
         rows = slot.to(tl.int64) * all_rows + first_row + local
-        total, _ = _tile_sums(
-            hidden,
-            position.to(tl.int64),
-            there,
-            down,
-            down,
-            rows,
-            exists,
-            width,
-            L,
-            ROWS,
-            TOKENS,
-            UNITS,
-            False,
+        inputs = position.to(tl.int64)
+        end = width // (2 * L.unit)
+        total, _ = tile_sums(
+            hidden, inputs, there, down, down, rows, exists, 0, end, width, L, ROWS, TOKENS, UNITS, False
         )
         total *= tl.load(weights + place, mask=there, other=0.0)[None, :]
         tl.store(
@@ -151,8 +102,8 @@ def grouped_sum_kernel(
     part, ids, slots, out, first_row, n_rows, all_rows, top_k, COLUMNS: tl.constexpr, ADD: tl.constexpr
 ):
     """out[t, first_row + n] (+)= Σ_j part[t·top_k + j, n] over the places with a slot, in the order of j."""
-    token = tl.program_id(1)
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    token = tl.program_id(0)  # the one dimension of a grid that may exceed 65,535
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     exists = column < n_rows
     total = tl.zeros([COLUMNS], tl.float32)
     for j in range(top_k):
@@ -177,7 +128,7 @@ def grouped_gemm(
         n_rows = min(step, stack.hidden - first)
         part = torch.empty(ids.numel(), n_rows, dtype=torch.float32, device=x.device)
         _down(hidden, routing, weights, stack, part, first, tile.tokens)
-        grouped_sum_kernel[(triton.cdiv(n_rows, _SUM_COLUMNS), len(x))](
+        grouped_sum_kernel[(len(x), triton.cdiv(n_rows, _SUM_COLUMNS))](
             part,
             ids,
             slots,

@@ -12,8 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import silu
 
-from trimaran_kernels.gpu.decode import decode_units, low_columns
-from trimaran_kernels.gpu.gemv import BYTES_PER_STEP, rows_per_program
+from trimaran_kernels.gpu.gemv import BYTES_PER_STEP, row_sums, rows_per_program
 from trimaran_kernels.gpu.grouped_stack import ExpertStack
 from trimaran_kernels.gpu.matrix import QuantMatrix
 
@@ -23,40 +22,6 @@ def slot_of(place, ids, slots):
     """The slot that computes a place, or -1."""
     expert = tl.load(ids + place)
     return tl.load(slots + expert, mask=expert >= 0, other=-1)
-
-
-@triton.jit
-def _row_sums(
-    x,
-    first,
-    second,
-    rows,
-    exists,
-    width,
-    L: tl.constexpr,
-    ROWS: tl.constexpr,
-    UNITS: tl.constexpr,
-    DUAL: tl.constexpr,
-):
-    """Σ first[r, k]·x[k] for ROWS rows, and with DUAL the same of `second`, else a copy."""
-    unit: tl.constexpr = L.unit
-    i = tl.arange(0, unit)
-    total = tl.zeros([ROWS, UNITS, unit], tl.float32)
-    other = total
-    n_units = width // (2 * unit)
-    for start in range(0, n_units, UNITS):
-        units = start + tl.arange(0, UNITS)
-        live = exists[:, None] & (units < n_units)[None, :]
-        at = low_columns(units, L)[:, None] + i[None, :]
-        there = (units < n_units)[:, None]
-        x_low = tl.load(x + at, mask=there, other=0.0).to(tl.float32)[None, :, :]
-        x_high = tl.load(x + at + L.half, mask=there, other=0.0).to(tl.float32)[None, :, :]
-        low, high = decode_units(first, rows, units, live, width, L)
-        total += low * x_low + high * x_high
-        if DUAL:
-            low, high = decode_units(second, rows, units, live, width, L)
-            other += low * x_low + high * x_high
-    return tl.sum(tl.sum(total, 2), 1), tl.sum(tl.sum(other, 2), 1)
 
 
 @triton.jit
@@ -83,7 +48,7 @@ def expert_up_kernel(
         exists = local < n_rows
         rows = slot.to(tl.int64) * n_rows + local
         vector = x + (place // top_k).to(tl.int64) * width
-        y, second = _row_sums(vector, gate, up, rows, exists, width, L, ROWS, UNITS, DUAL)
+        y, second = row_sums(vector, gate, up, rows, exists, width, L, ROWS, UNITS, DUAL)
         if DUAL:
             y = y / (1.0 + tl.exp(-y)) * second
         tl.store(out + place.to(tl.int64) * n_rows + local, y.to(out.dtype.element_ty), mask=exists)
@@ -116,7 +81,7 @@ def expert_down_kernel(
         if slot >= 0:
             rows = slot.to(tl.int64) * n_rows + local
             vector = hidden + place.to(tl.int64) * width
-            y, _ = _row_sums(vector, down, down, rows, exists, width, L, ROWS, UNITS, False)
+            y, _ = row_sums(vector, down, down, rows, exists, width, L, ROWS, UNITS, False)
             total += tl.load(weights + place) * y
     target = out + token.to(tl.int64) * n_rows + local
     if ADD:

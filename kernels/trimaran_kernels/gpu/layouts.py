@@ -25,7 +25,8 @@ class Planes(NamedTuple):
         mins: [N, K/group] uint8, sub-scales of what is subtracted.
         supers: [N, K/block] float16.
         super_mins: [N, K/block] float16, on `mins`.
-        levels: [16] float32, the values of 4-bit codes of a type with a table.
+        levels: [16] float32, the values of 4-bit codes of a type with a table; of 5 and 6-bit types [4]
+            int32, how far to shift the bytes that four units share to the right, for each unit's high bits.
     """
 
     codes: Tensor

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from trimaran.gguf import GGMLType
 
-from trimaran_kernels.gpu.layouts import IQ4_LEVELS, Planes
+from trimaran_kernels.gpu.layouts import IQ4_LEVELS, LAYOUTS, Layout, Planes
 
 
 def pack(type_: GGMLType, raw: Tensor, shape: tuple[int, int]) -> Planes:
@@ -26,9 +26,14 @@ def pack(type_: GGMLType, raw: Tensor, shape: tuple[int, int]) -> Planes:
     blocks = raw.view(rows, columns // type_.block_size, type_.type_size)
     parts = _SPLITTERS[type_](blocks)
     planes = {name: plane.reshape(rows, -1).contiguous() for name, plane in parts.items()}
-    levels = torch.tensor(IQ4_LEVELS, dtype=torch.float32, device=raw.device)
     absent = dict.fromkeys(Planes._fields, planes["codes"])
-    return Planes(**{**absent, **planes, "levels": levels})
+    return Planes(**{**absent, **planes, "levels": _table(LAYOUTS[type_]).to(raw.device)})
+
+
+def _table(layout: Layout) -> Tensor:
+    if layout.bits in (5, 6):
+        return torch.arange(4, dtype=torch.int32) * layout.unit // 32 * 2
+    return torch.tensor(IQ4_LEVELS, dtype=torch.float32)
 
 
 def _halves(raw: Tensor) -> Tensor:

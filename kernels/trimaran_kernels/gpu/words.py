@@ -183,30 +183,24 @@ def _table_words() -> tuple[str, ...]:
 
 # A byte permutation looks up four of eight bytes by selectors of four bits, so nibbles are selectors already:
 # once in the lower eight levels, once in the upper, and then the fourth bit chooses between the two.
-_LOOK_UP_STEPS = """{{{{
-    .reg .b32 p, q, r, a, b;
-    and.b32 p, {{word}}, 0x77777777;
-    shr.u32 q, {{word}}, 1;
-    lop3.b32 q, q, 0x44444444, 0x32103210, 0xEA;
-    prmt.b32 a, {0}, {1}, p;
-    prmt.b32 b, {2}, {3}, p;
-    prmt.b32 r, a, b, q;
-    shr.u32 p, p, 16;
-    shr.u32 q, q, 16;
-    prmt.b32 a, {0}, {1}, p;
-    prmt.b32 b, {2}, {3}, p;
-    prmt.b32 q, a, b, q;
-    prmt.b32 {{low}}, r, q, 0x6420;
-    prmt.b32 {{high}}, r, q, 0x7531;
-    }}}}"""
-
-
-def look_up_ptx(word: str, low: str, high: str) -> str:
-    """PTX between the named registers: a word of eight codes to two of levels, as signed bytes."""
-    return _LOOK_UP_STEPS.format(*_table_words()).format(word=word, low=low, high=high)
-
-
-_LOOK_UP: tl.constexpr = tl.constexpr(look_up_ptx("$2", "$0", "$1"))
+_LOOK_UP: tl.constexpr = tl.constexpr(
+    """{{
+    .reg .b32 s, t, a, b, p, q;
+    and.b32 s, $2, 0x77777777;
+    shr.u32 t, $2, 1;
+    lop3.b32 t, t, 0x44444444, 0x32103210, 0xEA;
+    prmt.b32 a, {0}, {1}, s;
+    prmt.b32 b, {2}, {3}, s;
+    prmt.b32 p, a, b, t;
+    shr.u32 s, s, 16;
+    shr.u32 t, t, 16;
+    prmt.b32 a, {0}, {1}, s;
+    prmt.b32 b, {2}, {3}, s;
+    prmt.b32 q, a, b, t;
+    prmt.b32 $0, p, q, 0x6420;
+    prmt.b32 $1, p, q, 0x7531;
+    }}""".format(*_table_words())
+)
 
 
 @triton.jit

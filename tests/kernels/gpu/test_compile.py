@@ -1,8 +1,7 @@
-"""The kernels through Triton's compiler and ptxas, for GPUs that need not be here."""
+"""The kernels through Triton's compiler and ptxas, for GPUs that are not here (all: `make gpu-compile`)."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,39 +10,23 @@ from pathlib import Path
 import pytest
 
 HELPERS = Path(__file__).parents[2] / "helpers"
-SHARED_MEMORY = {89: 99 << 10, 90: 227 << 10}  # bytes that one program may use
-MULTIPLYING = {"few_kernel", "gemm_kernel", "split_kernel", "part_kernel"}
-HOP = {"submit_kernel", "await_kernel", "collect_kernel"}
-SMALL = {"norm_kernel", "rotate_kernel", "router_kernel", "choose_kernel"}
-LINEAR = {"fixed_gemv_kernel", "sum_splits_kernel", "expand_kernel"}
-KERNELS = MULTIPLYING | HOP | SMALL | LINEAR | {"merge_kernel", "draw_kernel"}
-WEIGHTS_PER_STEP = 8 * 32  # of a thread of the GEMV: rows times columns
-INSTRUCTIONS_PER_WEIGHT = 4.5  # Q5_K; 5.6 is what 70 % of an H200's bandwidth leaves
+CASES = {
+    80: "linear Q4_K (8|50)$|mla decode bf16",
+    89: "linear Q5_K 16|linear Q8_0 8|experts Q4_K Q6_K 1$|mla decode fp8|mla prefill",
+    90: "linear Q5_K (1|16)$|expand Q5_K|mla decode fp8|hop|small|sampling|mla store fp8",
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", SHARED_MEMORY)
+@pytest.mark.parametrize("capability", CASES)
 def test_kernels_compile(capability):
-    """Within the GPU's shared memory, with nothing spilled, the multiplications on tensor cores."""
+    """Within the limits of `compile_limits.py`."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([*sys.path, str(HELPERS)])
-    command = [
-        sys.executable,
-        HELPERS / "compile_ahead.py",
-        "--capability",
-        str(capability),
-        "--only",
-        "linear Q5_K (1|16)$|expand Q5_K|linear Q4_K 50|mla decode fp8|mla prefill|hop|small|sampling",
-    ]
+    command = [sys.executable, HELPERS / "compile_ahead.py", "--check", "--only", CASES[capability]]
+    command += ["--capability", str(capability)]
     result = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, timeout=150
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    kernels = [json.loads(line) for line in result.stdout.splitlines()]
-    assert {kernel["kernel"] for kernel in kernels} == KERNELS
-    for kernel in kernels:
-        assert kernel["shared"] <= SHARED_MEMORY[capability], kernel
-        assert kernel["spilled"] <= 16, kernel
-        if kernel["kernel"] == "fixed_gemv_kernel":
-            assert 0 < kernel["loop"] <= INSTRUCTIONS_PER_WEIGHT * WEIGHTS_PER_STEP, kernel
-        assert kernel["kernel"] not in MULTIPLYING or kernel["mma"] > 0, kernel
+    assert len(result.stdout.splitlines()) >= len(CASES[capability].split("|"))

@@ -11,6 +11,7 @@ from trimaran_kernels.gpu import unpack
 from trimaran_kernels.gpu.few_tokens import Plan, few_tokens, make_plan
 from trimaran_kernels.gpu.layouts import IQ4_LEVELS, LAYOUTS
 from trimaran_kernels.gpu.reference import linear_reference
+from trimaran_kernels.gpu.unpack import Unpacking
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 6e-4}
 
@@ -116,36 +117,35 @@ def test_there_is_work_for_a_whole_gpu():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("type_", [type_ for type_ in LAYOUTS if type_ is not GGMLType.Q8_0])
 def test_the_ptx_of_nibbles(monkeypatch, type_, dtype):
-    layout = LAYOUTS[type_]
-    text = ptx_for_gpus(monkeypatch, type_, dtype)
+    """And of the bits above them, added up."""
+    layout, unpacking = LAYOUTS[type_], unpacking_on_gpus(monkeypatch, type_, dtype)
     generator = torch.Generator().manual_seed(3)
     for _ in range(20):
-        codes = torch.randint(0, 256, (4,), generator=generator).tolist()
-        bits = torch.randint(0, 256, (4,), generator=generator).tolist()
-        shift = int(torch.randint(0, 4, (1,), generator=generator)) * 2
-        if layout.bits == 6:
-            shift &= 2
-        values = {"$4": word(codes), "$5": word(bits), "$6": word([shift] * 4)}
-        registers = run_ptx(text, values)
-        got = floats([registers[f"${i}"] for i in range(4)], dtype)
-        low = [expected_code(type_, c & 15, b >> shift) for c, b in zip(codes, bits, strict=True)]
-        further = 1 if layout.bits == 5 else 4
-        high = [expected_code(type_, c >> 4, b >> shift + further) for c, b in zip(codes, bits, strict=True)]
-        assert got == [code + unpack.bias_of(layout, dtype) for code in low + high]
+        codes, bits = torch.randint(0, 256, (2, 4), generator=generator).tolist()
+        shift = int(torch.randint(0, 4, (1,), generator=generator)) * 2 & (2 if layout.bits == 6 else 6)
+        got = run_floats(unpacking.codes, {"$4": word(codes)}, dtype, 4)
+        if unpacking.bits:
+            parts = run_floats(unpacking.bits, {"$4": word(bits), "$5": word([shift] * 4)}, dtype, 4)
+            got = [a + b for a, b in zip(got, parts, strict=True)]
+        pairs = list(zip(codes, bits, strict=True))
+        low = [expected_code(type_, code & 15, b >> shift) for code, b in pairs]
+        further = shift + (1 if layout.bits == 5 else 4)
+        high = [expected_code(type_, code >> 4, b >> further) for code, b in pairs]
+        assert got == [code + unpacking.bias for code in low + high]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_ptx_of_signed_bytes(monkeypatch, dtype):
-    text = ptx_for_gpus(monkeypatch, GGMLType.Q8_0, dtype)
+    unpacking = unpacking_on_gpus(monkeypatch, GGMLType.Q8_0, dtype)
     for first in range(-128, 128, 4):
         codes = list(range(first, first + 4))
-        registers = run_ptx(text, {"$2": word([code & 255 for code in codes])})
-        assert floats([registers["$0"], registers["$1"]], dtype) == codes
+        values = {"$2": word([code & 255 for code in codes])}
+        assert run_floats(unpacking.codes, values, dtype, 2) == codes
 
 
-def ptx_for_gpus(monkeypatch: pytest.MonkeyPatch, type_: GGMLType, dtype: torch.dtype) -> str:
+def unpacking_on_gpus(monkeypatch: pytest.MonkeyPatch, type_: GGMLType, dtype: torch.dtype) -> Unpacking:
     monkeypatch.setattr(unpack, "interprets", lambda: False)
-    return unpack.unpack_ptx(LAYOUTS[type_], dtype)
+    return unpack.choose_unpacking(LAYOUTS[type_], dtype)
 
 
 def expected_code(type_: GGMLType, nibble: int, bits: int) -> int:
@@ -155,10 +155,12 @@ def expected_code(type_: GGMLType, nibble: int, bits: int) -> int:
     return nibble + ((bits & (1 << layout.bits - 4) - 1) << 4) - layout.offset
 
 
+def run_floats(text: str, values: dict[str, int], dtype: torch.dtype, n_words: int) -> list[float]:
+    """What PTX leaves in $0 to $(n_words - 1)."""
+    registers = run_ptx(text, values)
+    raw = b"".join(registers[f"${i}"].to_bytes(4, "little") for i in range(n_words))
+    return torch.frombuffer(bytearray(raw), dtype=dtype).tolist()
+
+
 def word(numbers: list[int]) -> int:
     return int.from_bytes(bytes(numbers), "little")
-
-
-def floats(words: list[int], dtype: torch.dtype) -> list[float]:
-    raw = b"".join(value.to_bytes(4, "little") for value in words)
-    return torch.frombuffer(bytearray(raw), dtype=dtype).tolist()
