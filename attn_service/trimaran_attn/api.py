@@ -19,7 +19,7 @@ import torch
 import trimaran_kernels
 from trimaran.config import Config
 from trimaran.config_loader import load_config
-from trimaran.errors import ConfigError, RequestError, TrimaranError
+from trimaran.errors import ConfigError, PeerError, RequestError, TrimaranError
 from trimaran.run_dir import default_run_dir, open_run_dir
 from trimaran.spec import ModelSpec
 from trimaran.wire import Generate, RequestFailed, SamplingParams, TokenBatch
@@ -59,6 +59,8 @@ class LoadedModel:
         self._stack = stack
         self._lock = Lock()
         self._events: dict[str, deque[TokenBatch | RequestFailed]] = {}
+        # An iterator may be dropped by the garbage collector, within a step: it cannot wait for the lock.
+        self._dropped: deque[str] = deque()
 
     @property
     def context_length(self) -> int:
@@ -79,6 +81,7 @@ class LoadedModel:
             request_id=name, prompt_ids=list(prompt_ids), sampling=sampling, stop_ids=tuple(stop_ids)
         )
         with self._lock:
+            self._forget_dropped()
             refused = self._open().submit(message)
             if refused is None:
                 self._events[name] = deque()
@@ -87,10 +90,12 @@ class LoadedModel:
         try:
             yield from self._tokens(name)
         finally:
-            with self._lock:
-                self._events.pop(name, None)
-                if self._engine is not None:
-                    self._engine.abort(name)
+            self._dropped.append(name)
+            if self._lock.acquire(blocking=False):
+                try:
+                    self._forget_dropped()
+                finally:
+                    self._lock.release()
 
     def close(self) -> None:
         """Free weights, cache, threads and files. May be called twice; running iterators then fail."""
@@ -108,6 +113,14 @@ class LoadedModel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _forget_dropped(self) -> None:
+        """End the requests whose iterators are gone; under the lock."""
+        while self._dropped:
+            name = self._dropped.popleft()
+            self._events.pop(name, None)
+            if self._engine is not None:
+                self._engine.abort(name)
 
     def _open(self) -> Engine:
         if self._engine is None:
@@ -127,6 +140,7 @@ class LoadedModel:
         """A request's next event; steps until there is one. Whoever waits steps for all."""
         while True:
             with self._lock:
+                self._forget_dropped()
                 engine = self._open()
                 if self._events[name]:
                     return self._events[name].popleft()
@@ -155,7 +169,7 @@ class LoadedModel:
 def optimize_and_load_gguf(
     model: object = None,
     optimize_config_path: str | PathLike[str] | None = None,
-    gguf_path: str | PathLike[str] = "demo",
+    gguf_path: str | PathLike[str] | None = None,
     config: object = None,
     *,
     experts: ExpertsPlace = "here",
@@ -166,7 +180,7 @@ def optimize_and_load_gguf(
         model: transformers' (meta) model or configuration, or a `ModelSpec`: it is compared with the file,
             which alone gives weights and dimensions. None compares nothing.
         optimize_config_path: rules file (docs/rules.md), or None.
-        gguf_path: the file, the first of split ones, a folder, or `demo`.
+        gguf_path: the file, the first of split ones, a folder, or `demo`; None: what `config` says.
         config: a `Config`, a mapping of options by path such as {"attn.device": "cpu"}, or transformers'
             configuration, which is compared with the file like `model`.
         experts: where routed experts are computed: `here`, in this process, or by the expert `service` that
@@ -181,7 +195,8 @@ def optimize_and_load_gguf(
     if experts not in ("here", "service"):
         raise ConfigError(f"experts is {experts!r}", remedy="'here' or 'service'")
     options, compared = _options(config)
-    options = msgspec.structs.replace(options, model=fspath(gguf_path))
+    if gguf_path is not None:
+        options = msgspec.structs.replace(options, model=fspath(gguf_path))
     if optimize_config_path is not None:
         attn = msgspec.structs.replace(options.attn, rules=fspath(optimize_config_path))
         options = msgspec.structs.replace(options, attn=attn)
@@ -281,4 +296,6 @@ def prefill_and_generate(
 
 
 def _error(failed: RequestFailed) -> TrimaranError:
+    if failed.code == "unavailable":
+        return PeerError(failed.message)
     return RequestError(failed.message, code=failed.code, param=failed.param)

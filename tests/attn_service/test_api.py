@@ -118,6 +118,13 @@ def test_streams(model: LoadedModel, expected: list[int]) -> None:
     second.close()  # leaves the other one alone, and nothing behind
     assert list(first) == expected[1:]
     assert model._events == {}
+    third = model.stream(PROMPT, sampling)
+    next(third)
+    with model._lock:  # as a collector of garbage may, in the midst of a step
+        third.close()
+    assert len(model._events) == 1
+    assert list(model.stream(PROMPT, sampling)) == expected
+    assert model._events == {}
 
 
 def test_threads_share_steps(model: LoadedModel, expected: list[int]) -> None:

@@ -85,8 +85,10 @@ class EngineLedger:
 
     def _take_tokens(self, layer: int, counts: list[int]) -> None:
         """A sum over the engine and its shards: which of them restarted is unknown, so a fall counts 0."""
-        last = self._last_tokens.get(layer, [0] * len(counts))
-        known = self.tokens.get(layer, [0] * len(counts))
+        none = [0] * len(counts)
+        last, known = self._last_tokens.get(layer, none), self.tokens.get(layer, none)
+        if len(known) != len(counts) or len(last) != len(counts):  # another model
+            last = known = none
         grown = (max(0, now - before) for now, before in zip(counts, last, strict=True))
         self.tokens[layer] = [total + more for total, more in zip(known, grown, strict=True)]
         self._last_tokens[layer] = counts

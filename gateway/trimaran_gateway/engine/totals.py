@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import msgspec
 from trimaran.wire import EngineStats, EngineStatus
@@ -109,7 +110,7 @@ def total_stats(books: Mapping[str, Books]) -> EngineStats | None:
             _add_shard(shards[shard], values, None if is_single else label)
         for layer, counts in each.ledger.tokens.items():
             known = tokens.get(layer, counts)
-            tokens[layer] = [max(pair) for pair in zip(known, counts, strict=True)]
+            tokens[layer] = [max(pair) for pair in zip_longest(known, counts, fillvalue=0)]
     return EngineStats(
         counters=_sums({label: each.counters for label, each in books.items()}),
         gauges=_gauges(books),

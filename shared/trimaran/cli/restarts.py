@@ -30,10 +30,9 @@ class RestartPolicy:
     _patience_s: float = 0.0
     _started: float = 0.0
 
-    @property
-    def in_loop(self) -> bool:
-        """Whether it crashed again and again and has not lived for long since."""
-        return self._patience_s > 0
+    def in_loop(self, now: float) -> bool:
+        """Whether it crashed again and again and has not lived for `window_s` since."""
+        return self._patience_s > 0 and now - self._started <= self.window_s
 
     def after_crash(self, now: float, *, has_stand_in: bool = False) -> float | None:
         """Seconds to wait before the next start, or None to give up.
@@ -42,13 +41,13 @@ class RestartPolicy:
             now: on a monotonic clock.
             has_stand_in: whether another service does its work meanwhile.
         """
-        if now - self._started > self.window_s:
+        if not self.in_loop(now):
             self._patience_s = 0.0
         self._crashes.append(now)
         while now - self._crashes[0] > self.window_s:
             self._crashes.popleft()
         count = len(self._crashes)
-        if not self.in_loop and count < self.max_crashes:
+        if not self._patience_s and count < self.max_crashes:
             delay = min(self.first_delay_s * float(2 ** (count - 1)), self.longest_delay_s)
         elif has_stand_in:
             self._patience_s = min(2 * max(self._patience_s, self.longest_delay_s), self.patient_delay_s)

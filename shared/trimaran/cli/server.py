@@ -115,6 +115,7 @@ class Server:
             if inbox.wait_for_stop(due - time.monotonic()):
                 return
             self._note_crashes()
+            self._note_recoveries()
             self._start_due()
 
     def stop(self, inbox: SignalInbox) -> None:
@@ -191,11 +192,24 @@ class Server:
         self._due[name] = now + delay
         count = self._crashes[name].count + 1
         self._crashes[name] = ServiceCrashes(
-            count=count, last=end, in_loop=policy.in_loop, starts_at=now + delay
+            count=count, last=end, in_loop=policy.in_loop(now), starts_at=now + delay
         )
         self._tell_crashes()
-        others = ", the others go on" if policy.in_loop else ""
+        others = ", the others go on" if policy.in_loop(now) else ""
         self._on_log(_note(name, f"{end} (crash {count}){others}; starting it again in {delay:g} s"))
+
+    def _note_recoveries(self) -> None:
+        """Services that crashed again and again and have lived for long since."""
+        now = time.monotonic()
+        recovered = [
+            name
+            for name, crashes in self._crashes.items()
+            if crashes.in_loop and not self.policies[name].in_loop(now)
+        ]
+        for name in recovered:
+            self._crashes[name] = msgspec.structs.replace(self._crashes[name], in_loop=False)
+        if recovered:
+            self._tell_crashes()
 
     def _tell_crashes(self) -> None:
         """For the gateway; what it cannot be told is no reason to stop supervising."""
@@ -208,7 +222,8 @@ class Server:
         """Whether another service of its group runs, or will in a moment."""
         group = self._groups[name]
         others = [other for other in self._groups if group and other != name and self._groups[other] == group]
-        return any(not self.policies[other].in_loop for other in others)
+        now = time.monotonic()
+        return any(not self.policies[other].in_loop(now) for other in others)
 
     def _start_due(self) -> None:
         now = time.monotonic()

@@ -46,15 +46,32 @@ def place(taken: Taken, n_layers: int, notices: Notices) -> Placed | None:
     rules: dict[str, Rule] = {}
     for _, rule in named.values():
         rules.setdefault(str(rule.device), rule)
+    missing = [layer for layer in range(n_layers) if layer not in named]
     if len(rules) == 1:
-        (device,) = rules
+        ((device, rule),) = rules.items()
+        if missing and device != "cuda:0":  # where it would be anyway
+            notices.add(
+                rule, f"the whole model is on {device}: nothing gives layer {missing[0]} another device"
+            )
         _check_transfers(taken, dict.fromkeys(range(n_layers), device))
         return Placed(device, "auto", rules)
+    if missing:
+        raise ConfigError(
+            f"{next(iter(rules.values())).where.file}: no rule gives layer {missing[0]} a device, but others"
+            " have one",
+            remedy=f"let a rule match model.layers.{missing[0]}",
+        )
     return _several(taken, n_layers, {layer: rule for layer, (_, rule) in named.items()}, rules)
 
 
 def _located(taken: Taken, notices: Notices) -> Iterator[tuple[Module, Rule]]:
     """Modules whose rule says where their layer is."""
+    kinds: dict[Rule, set[str]] = {}
+    for module, rule in taken.items():
+        kinds.setdefault(rule, set()).add(module.kind)
+    for rule, met in kinds.items():
+        if rule.device is not None and met <= {"model", "layer"} and rule.kinds != frozenset({"layer"}):
+            notices.add(rule, "the device has no effect: no module that has weights took this rule")
     for module, rule in taken.items():
         if rule.device is None or module.kind == "model":
             continue
@@ -73,8 +90,8 @@ def _located(taken: Taken, notices: Notices) -> Iterator[tuple[Module, Rule]]:
                     "leave it out; attn.gpu_experts: auto puts those that are used most on the GPUs",
                 )
             continue
-        if module.kind == "experts" and rule.device == "cpu":
-            continue
+        if module.kind == "experts" and (rule.device == "cpu" or kinds[rule] == {"experts"}):
+            continue  # they are in RAM wherever their layer is, and alone do not place it
         yield module, rule
 
 
@@ -90,17 +107,10 @@ def _check_same(module: Module, rule: Rule, other: Module, earlier: Rule) -> Non
 
 def _several(taken: Taken, n_layers: int, named: dict[int, Rule], rules: dict[str, Rule]) -> Placed:
     """Each layer on the one of several devices that it is given."""
-    any_rule = next(iter(rules.values()))
     if "cpu" in rules:
         raise rules["cpu"].where.error(
             "some layers are given cpu and others a GPU, which cannot be planned",
             "give all layers GPUs, which need not hold the routed experts, or all of them cpu",
-        )
-    missing = [layer for layer in range(n_layers) if layer not in named]
-    if missing:
-        raise ConfigError(
-            f"{any_rule.where.file}: no rule gives layer {missing[0]} a device, but others have one",
-            remedy=f"let a rule match model.layers.{missing[0]}",
         )
     devices = {layer: str(named[layer].device) for layer in range(n_layers)}
     _check_transfers(taken, devices)

@@ -81,3 +81,10 @@ def test_the_load_of_experts_only_grows() -> None:
     for row in ([5, 0, 2], [6, 1, 2], [1, 1, 0], [2, 1, 3]):
         ledger.take(EngineStats(counters={}, gauges={}, expert_tokens={3: row}))
     assert ledger.tokens == {3: [7, 1, 5]}
+
+
+def test_another_model_has_other_experts() -> None:
+    ledger = EngineLedger()
+    for row in ([5, 0], [1, 2, 3], [2, 2, 3]):
+        ledger.take(EngineStats(counters={}, gauges={}, expert_tokens={3: row}))
+    assert ledger.tokens == {3: [2, 2, 3]}

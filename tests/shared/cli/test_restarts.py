@@ -19,13 +19,21 @@ def test_what_others_stand_in_for_is_never_given_up_and_waits_ever_longer() -> N
         delay = policy.after_crash(now, has_stand_in=True)
         assert delay is not None
         delays.append(delay)
-        loops.append(policy.in_loop)
+        loops.append(policy.in_loop(now))
         now += delay + 1
     assert delays == [1, 2, 6, 12, 20, 20, 20]
     assert loops == [False, False, True, True, True, True, True]
     assert policy.after_crash(now + 50, has_stand_in=True) == 20, "it lived for half the window"
     assert policy.after_crash(now + 50 + 20 + 101, has_stand_in=True) == 1, "it lived for the window"
-    assert not policy.in_loop
+    assert not policy.in_loop(now + 171)
+
+
+def test_who_has_lived_for_the_window_is_in_no_loop() -> None:
+    policy = RestartPolicy(first_delay_s=1, longest_delay_s=3, max_crashes=1, window_s=100)
+    assert policy.after_crash(0, has_stand_in=True) == 6
+    assert policy.in_loop(50)
+    assert policy.in_loop(106)
+    assert not policy.in_loop(107)
 
 
 def test_a_loop_ends_when_nobody_stands_in_any_more() -> None:

@@ -304,3 +304,14 @@ def test_the_examples_apply_without_a_word(name: str, spec: ModelSpec) -> None:
     assert chosen.choices
     assert chosen.notices == ()
     assert re.fullmatch("cuda:0|auto", chosen.config.attn.device)
+
+
+def test_a_rule_for_one_module_tells_what_follows_it(apply: Apply) -> None:
+    chosen = apply([short("^lm_head$", "cpu")], n_gpus=2)
+    assert chosen.config.attn.device == "cpu"
+    assert "the whole model is on cpu" in " ".join(chosen.notices)
+    chosen = apply([short(r"mlp\.experts$", "cuda:1")], n_gpus=2)
+    assert chosen.config.attn.device == "auto"
+    chosen = apply([short("^model$", "cuda:1")], n_gpus=2)
+    assert chosen.config.attn.device == "auto"
+    assert "no effect" in " ".join(chosen.notices)
