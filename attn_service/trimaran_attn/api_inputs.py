@@ -106,12 +106,15 @@ def token_ids(inputs: object, tokenizer: TextTokenizer | None) -> list[int]:
         RequestError: it is none of these, or several prompts.
     """
     if isinstance(inputs, Mapping) or hasattr(inputs, "input_ids"):
-        inputs = inputs["input_ids"] if isinstance(inputs, Mapping) else inputs.input_ids
+        inputs = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs.input_ids
     if isinstance(inputs, str):
         if tokenizer is None:
             raise _refused("inputs is text, but there is no tokenizer: give one, or token ids")
         inputs = tokenizer.encode(inputs)
-    values = np.asarray(inputs.cpu() if isinstance(inputs, Tensor) else inputs)
+    try:
+        values = np.asarray(inputs.cpu() if isinstance(inputs, Tensor) else inputs)
+    except ValueError:  # rows of several lengths
+        raise _refused("inputs is several prompts: give the ids of one") from None
     if values.ndim == 2 and len(values) == 1:
         values = values[0]
     if values.ndim != 1 or not values.size or values.dtype.kind not in "iu":

@@ -154,6 +154,8 @@ def test_a_seed_makes_draws_reproducible(model: LoadedModel) -> None:
         ({"inputs": "text"}, "inputs is text, but there is no tokenizer"),
         ({"inputs": [[1], [2]]}, r"inputs has shape \[2, 1\]"),
         ({"inputs": []}, r"inputs has shape \[0\]"),
+        ({"inputs": [[1, 2], [3]]}, "inputs is several prompts"),
+        ({"inputs": {"ids": [1]}}, r"inputs has shape \[\]"),
         ({"inputs": [0.5]}, "of float64: give text, or the ids"),
         ({"inputs": [10**6]}, "prompt_ids is 1000000"),
         ({"inputs": [1] * 500}, "context"),

@@ -151,7 +151,7 @@ class ExpertsClient:
         Args:
             layer: index of a MoE layer in the model.
             x: [n, hidden] float32, or uint16 holding bf16 bits if the hop's element type is bf16. It may be
-                written to again after the return if n is at most `max_tokens`, else after `wait`.
+                written to again after `wait`: what finds no free slot is sent from there.
             ids: int32 [n, top_k]; -1 skips this place, whatever its weight.
             weights: float32 [n, top_k].
 

@@ -91,15 +91,14 @@ def choices_of(taken: Taken, notices: Notices, *, on_gpu: bool) -> dict[str, Cho
         if module.kind == "maps" and implementation is not None:
             notices.add(rule, "kv_b_proj is part of the attention, which expands it: a kernel has no effect")
             implementation = None
-        if implementation in (ON_CPU if on_gpu else ON_GPU):
+        elsewhere = ON_CPU if on_gpu else ON_GPU
+        there = [name for name in IMPLEMENTATIONS[module.kind] if name not in elsewhere]
+        if implementation in elsewhere and there:  # else it is the only one, wherever the model is
             place = "a GPU" if on_gpu else "the CPU"
             if not rule.lenient:
-                names = ", ".join(
-                    n for n in IMPLEMENTATIONS[module.kind] if n not in (ON_CPU if on_gpu else ON_GPU)
-                )
                 raise rule.where.error(
                     f"replace.implementation is {implementation}, but {module.path} is on {place}",
-                    f"there: {names}",
+                    f"there: {', '.join(there)}",
                 )
             notices.add(rule, f"its kernel ({implementation}) is not one of {place}: the default is taken")
             implementation = None

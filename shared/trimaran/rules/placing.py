@@ -83,15 +83,17 @@ def _located(taken: Taken, notices: Notices) -> Iterator[tuple[Module, Rule]]:
                     rule, "the device has no effect: rows of the embeddings are read from the mapped file"
                 )
             continue
-        if module.kind == "experts" and rule.kinds == frozenset({"experts"}):
+        # The out_device of KTransformers' experts is their layer's.
+        is_layers = rule.lenient and rule.serves == frozenset({"experts"})
+        if module.kind == "experts" and kinds[rule] == {"experts"} and not is_layers:
             if rule.device != "cpu":
                 raise rule.where.error(
                     f"replace.device is {rule.device}: a layer's routed experts are in RAM",
                     "leave it out; attn.gpu_experts: auto puts those that are used most on the GPUs",
                 )
             continue
-        if module.kind == "experts" and (rule.device == "cpu" or kinds[rule] == {"experts"}):
-            continue  # they are in RAM wherever their layer is, and alone do not place it
+        if module.kind == "experts" and rule.device == "cpu":
+            continue
         yield module, rule
 
 

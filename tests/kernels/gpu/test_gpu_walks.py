@@ -64,14 +64,14 @@ def test_more_memory_than_planned_fails(load, walk):
     bench, said = walk
     memory, plan = load("_gpu_memory"), importlib.import_module("trimaran.plan")
     budget = plan.Budget(needed=plan.GPU_RESERVE + 1000, available=24 << 30)
-    planned = replace_plan(plan, budget)
+    planned = plan_of_one_gpu(plan, budget)
     memory._tell(bench, planned, 1000)
     assert not failures(load, said)
     memory._tell(bench, planned, 1001)
     assert len(failures(load, said)) == 1
 
 
-def replace_plan(plan, budget):
+def plan_of_one_gpu(plan, budget):
     """A plan of one GPU that says what a test wants."""
     share = plan.GpuShare(0, "a GPU", 0, 2, 600, 300, 100, 8, 0, budget)
     return plan.Plan(

@@ -310,8 +310,11 @@ def test_a_rule_for_one_module_tells_what_follows_it(apply: Apply) -> None:
     chosen = apply([short("^lm_head$", "cpu")], n_gpus=2)
     assert chosen.config.attn.device == "cpu"
     assert "the whole model is on cpu" in " ".join(chosen.notices)
-    chosen = apply([short(r"mlp\.experts$", "cuda:1")], n_gpus=2)
-    assert chosen.config.attn.device == "auto"
+    with pytest.raises(ConfigError, match="routed experts are in RAM"):
+        apply([short(r"mlp\.experts$", "cuda:1")], n_gpus=2)
+    with pytest.raises(ConfigError, match="routed experts are in RAM"):
+        apply([given(r"mlp\.experts$", None, "default", **on("cuda:1"))], n_gpus=2)
+    apply([{"match": {"kind": "embedding"}, "replace": {"implementation": "quantised"}}], n_gpus=1)
     chosen = apply([short("^model$", "cuda:1")], n_gpus=2)
     assert chosen.config.attn.device == "auto"
     assert "no effect" in " ".join(chosen.notices)
