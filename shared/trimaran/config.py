@@ -117,6 +117,14 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_step_tokens: Annotated[
         int, Meta(ge=1, le=65536, description="token budget of one step; longer prompts are cut in chunks")
     ] = 512
+    lone_step_tokens: Annotated[
+        Annotated[int, Meta(ge=1, le=65536)] | None,
+        Meta(
+            description="token budget of a step that computes one prompt and nothing else, so that no stream"
+            " waits for it; none: on a CPU four times attn.max_step_tokens, on a GPU as many, since it takes"
+            " memory"
+        ),
+    ] = None
     micro_batches: Annotated[
         int,
         Meta(

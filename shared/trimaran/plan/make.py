@@ -42,8 +42,8 @@ def make_plan(
         tensors: its tensor directory, by name.
         machine: what is there; `memory.limit` and `gpus` count.
         config: `precision`, `attn.device`, `layers`, `gpu_memory`, `context_length`, `kv_memory`, `kv_dtype`,
-            `max_step_tokens`, `max_running`, `replicas`, `experts.store`. With replicas GPU memory is planned
-            for the one of `attn.device`, RAM for all of them.
+            `max_step_tokens`, `lone_step_tokens`, `max_running`, `replicas`, `experts.store`. With replicas
+            GPU memory is planned for the one of `attn.device`, RAM for all of them.
         bandwidth: for the prediction of speed.
         held: bytes in memory of the matrices whose form rules chose, by tensor.
 
