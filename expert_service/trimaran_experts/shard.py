@@ -58,7 +58,8 @@ class Shard:
         try:
             return self._build(pool, weights)
         except OtherWeightsError as error:
-            kept, isa = weights.segment and weights.segment.path, error.isa
+            isa = error.isa
+        kept = None if weights.segment is None else weights.segment.path
         del weights  # the error, whose frames held them too, is gone already
         if kept is not None:
             remove_unused(kept)
