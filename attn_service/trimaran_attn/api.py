@@ -20,6 +20,7 @@ import trimaran_kernels
 from trimaran.config import Config
 from trimaran.config_loader import load_config
 from trimaran.errors import ConfigError, OverloadedError, PeerError, RequestError, TrimaranError
+from trimaran.plan.sizes import largest_step
 from trimaran.run_dir import default_run_dir, open_run_dir
 from trimaran.spec import ModelSpec
 from trimaran.wire import Generate, RequestFailed, SamplingParams, TokenBatch
@@ -236,7 +237,8 @@ def _load_here(opened: OpenModel) -> tuple[Engine, None]:
     options = opened.config
     pool = trimaran_kernels.ThreadPool(trimaran_kernels.usable_cpus(options.experts.threads))
     packs = options.precision == "int8" and options.experts.store != "off"
-    here = ExpertsHere(pool, options.experts.isa, packs=packs, max_tokens=options.attn.max_step_tokens)
+    longest = largest_step(options.attn, on_gpu=opened.device.type == "cuda")
+    here = ExpertsHere(pool, options.experts.isa, packs=packs, max_tokens=longest)
     return load_engine(opened, here.take, Meter()), None
 
 
