@@ -106,10 +106,17 @@ class HostSide:
         self._tokens = torch.empty(0, dtype=torch.int32)
 
     def fetch(self, computed: Computed, rows: Sequence[int]) -> tuple[Tensor, list[int]]:
-        """Logits of some rows, good until the next call, and all tokens; waits for the device."""
+        """Logits of some rows, good until the next call, and all tokens; waits for the device.
+
+        Args:
+            computed: where they are.
+            rows: in ascending order.
+        """
         logits, tokens = computed.logits, computed.tokens
         if not self._on_gpu:
-            return logits[list(rows)].cpu(), [] if tokens is None else tokens.tolist()
+            # A copy of all rows would take longer than greedy draws from them.
+            wanted = logits if len(rows) == len(logits) else logits[list(rows)]
+            return wanted, [] if tokens is None else tokens.tolist()
         self._make_room(len(rows), logits)
         for place, row in enumerate(rows):
             self._rows[place].copy_(logits[row], non_blocking=True)

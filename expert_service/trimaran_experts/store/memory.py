@@ -23,7 +23,7 @@ _MADV_HUGEPAGE = 14
 _MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23
 _MADV_COLLAPSE = 25
-_POLICIES = {"bind": 2, "interleave": 3}
+_POLICIES = {"prefer": 1, "bind": 2, "interleave": 3}
 _SYS_MBIND = {"x86_64": 237, "aarch64": 235}
 _PROT_NONE = 0
 _MAP_FIXED = 0x10
@@ -86,7 +86,10 @@ def wish_huge_pages(memory: NDArray[np.uint8]) -> bool:
 
 
 def place_on_nodes(memory: NDArray[np.uint8], nodes: Sequence[int], policy: str) -> bool:
-    """Allocate the mapping's pages on these NUMA nodes: all there ("bind"), or in turn ("interleave").
+    """Allocate the mapping's pages on these NUMA nodes.
+
+    Args:
+        policy: all there ("bind"), there as far as they fit ("prefer", one node), or in turn ("interleave").
 
     Returns:
         Whether it is so; "default" asks for nothing.
@@ -135,16 +138,26 @@ def _make_huge(memory: NDArray[np.uint8], first: int, end: int) -> None:
     """Make huge pages of the file's part around [first, end); its mapping begins on a border of them.
 
     A tmpfs is rarely mounted with huge pages, and then gives none at first touch; but it collapses small ones
-    (Linux 6.1), also where only the first of a huge page exists. No byte changes.
+    (Linux 6.1), also where only one of a huge page exists, and on that one's node. No byte changes.
     """
     address = memory.ctypes.data
     start = (address + first) // _HUGE_PAGE * _HUGE_PAGE
     stop = -(-(address + end) // _HUGE_PAGE) * _HUGE_PAGE
     for page in range(start, stop, _HUGE_PAGE):
-        if _libc.madvise(page, _PAGE, _MADV_POPULATE_WRITE) != 0:
+        touched = page + _PAGE * small_page(page // _HUGE_PAGE)
+        if _libc.madvise(touched, _PAGE, _MADV_POPULATE_WRITE) != 0:
             return
         if _libc.madvise(page, _HUGE_PAGE, _MADV_COLLAPSE) != 0 and ctypes.get_errno() not in _BUSY:
             return
+
+
+def small_page(huge_page: int) -> int:
+    """Which small page of a huge one to touch first.
+
+    Interleaving gives small pages to nodes by their numbers. If it were always a huge page's first, all huge
+    pages would lie on one node wherever the number of nodes divides 512: so it is one at random.
+    """
+    return (huge_page * 2654435761 >> 16) % (_HUGE_PAGE // _PAGE)
 
 
 def populate_for_reading(

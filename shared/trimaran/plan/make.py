@@ -21,6 +21,8 @@ from trimaran.plan.workspace import cpu_workspace, gpu_workspace
 from trimaran.replicas import on_the_cpu, services_in_ram
 from trimaran.spec import ModelSpec
 
+_TILES = frozenset({"amx", "avx512_vnni", "avx512_bf16"})  # with them `exact` packs routed experts too
+
 
 def make_plan(
     spec: ModelSpec,
@@ -54,7 +56,7 @@ def make_plan(
     form = Form(
         on_gpu=bool(choices),
         exact=exact,
-        packs_experts=not exact and config.experts.store != "off",
+        packs_experts=config.experts.store != "off" and (not exact or _TILES.issubset(machine.isas)),
         held=held or {},
     )
     entry = entry_bytes(spec, choose_format(config.attn.kv_dtype, exact=exact and not choices))
