@@ -44,12 +44,10 @@ class Bench:
         """This GPU's own, measured at first use: what every time is held against."""
         return Ceilings(_copy_rate(self.device), _product_rate(self.device))
 
-    def check(self, case: str, error: float, limit: float) -> None:
+    def check(self, case: str, error: float, limit: float, unit: str = "rel. error") -> None:
         """A comparison with a reference: it fails if the error is beyond what rounding explains, or NaN."""
         value = error if math.isfinite(error) else None
-        self._emit(
-            Figure(case=f"check {case}", value=value, unit="rel. error", peer="allowed", peer_value=limit)
-        )
+        self._emit(Figure(case=f"check {case}", value=value, unit=unit, peer="allowed", peer_value=limit))
         if not error <= limit:
             self.fail(f"{case} (error {error:.2g}, allowed {limit:.2g})")
 

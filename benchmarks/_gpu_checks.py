@@ -13,6 +13,7 @@ from trimaran_kernels.gpu.expand import expand_rows
 from trimaran_kernels.gpu.latents import describe_entry, view_layer
 from trimaran_kernels.gpu.layouts import LAYOUTS
 from trimaran_kernels.gpu.linear import quant_linear, quant_swiglu
+from trimaran_kernels.gpu.matrix import QuantMatrix
 from trimaran_kernels.gpu.mla_decode import decode_attention
 from trimaran_kernels.gpu.mla_prefill import ChunkAttention
 from trimaran_kernels.gpu.mla_reference import decode_reference, entries_reference, store_reference
@@ -24,7 +25,7 @@ LIMITS = {torch.bfloat16: 1e-2, torch.float32: 1e-5}
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the problems are: a GPU's, or what an interpreter can do."""
+    """How large the problems are: a GPU's, or what an interpreter can do. `batches`: beyond one token."""
 
     rows: int
     width: int
@@ -36,22 +37,37 @@ class Sizes:
     dtype: torch.dtype
 
 
-REAL = Sizes(2051, 7168, (1, 2, 16, 17, 64, 200, 300), 128, 512, 64, (1, 64, 700, 32768), torch.bfloat16)
-TINY = Sizes(5, 256, (1, 3), 2, 64, 16, (1, 70), torch.float32)
+REAL = Sizes(2051, 7168, (2, 16, 17, 64, 200, 300), 128, 512, 64, (1, 64, 700, 32768), torch.bfloat16)
+TINY = Sizes(5, 256, (3,), 2, 64, 16, (1, 70), torch.float32)
 
 
-def check_linears(bench: Bench) -> None:
-    """Quantised matrices, by every way that a batch takes through them."""
+def check_one_token(bench: Bench) -> None:
+    """Quantised matrices, every type: the rows themselves, and one token through them."""
     sizes = _sizes(bench)
     for type_ in LAYOUTS:
         with bench.part(f"linear {type_.name}"):
-            _check_linear(type_, sizes, bench)
+            matrix = random_matrix(type_, sizes.rows, sizes.width, bench.device)
+            with bench.part(f"expand {type_.name}"):
+                _check_expand(matrix, bench)
+            _check_linear(matrix, sizes, 1, bench)
+    with bench.part("swiglu 1"):
+        _check_swiglu(sizes, (1,), bench)
+
+
+def check_tokens(bench: Bench) -> None:
+    """The same for more tokens, by every way that a batch takes."""
+    sizes = _sizes(bench)
+    for type_ in LAYOUTS:
+        with bench.part(f"linear {type_.name}"):
+            matrix = random_matrix(type_, sizes.rows, sizes.width, bench.device)
+            for n in sizes.batches:
+                _check_linear(matrix, sizes, n, bench)
     with bench.part("swiglu"):
-        _check_swiglu(sizes, bench)
+        _check_swiglu(sizes, sizes.batches, bench)
 
 
-def check_attention(bench: Bench) -> None:
-    """Everything between the projections, for each form of the cache."""
+def check_decode_attention(bench: Bench) -> None:
+    """What is written and read between the projections, for each form of the cache."""
     sizes = _sizes(bench)
     for kind in ("bf16", "fp8", "int8"):
         if kind != "bf16" or sizes.dtype != torch.float32:  # the interpreter cuts bfloat16 off
@@ -59,35 +75,38 @@ def check_attention(bench: Bench) -> None:
                 _check_store(kind, sizes, bench)
             with bench.part(f"mla decode {kind}"):
                 _check_decode(kind, sizes, bench)
+
+
+def check_prefill_attention(bench: Bench) -> None:
+    """Expanded keys and values."""
     with bench.part("mla prefill"):
-        _check_prefill(sizes, bench)
+        _check_prefill(_sizes(bench), bench)
 
 
 def _sizes(bench: Bench) -> Sizes:
     return TINY if bench.tiny else REAL
 
 
-def _check_linear(type_: GGMLType, sizes: Sizes, bench: Bench) -> None:
-    device = bench.device
-    matrix = random_matrix(type_, sizes.rows, sizes.width, device)
-    with bench.part(f"expand {type_.name}"):
-        expected = expand_reference(matrix)
-        poison(4 * expected.numel(), device)
-        got = expand_rows(matrix, slice(0, sizes.rows), torch.float32)
-        bench.check(f"expand {type_.name}", _error(got, expected), 1e-6)
-    for n in sizes.batches:
-        with bench.part(f"linear {type_.name} {n}"):
-            x = random_tokens(n, sizes.width, device, sizes.dtype)
-            expected = linear_reference(x, matrix)
-            poison(4 * expected.numel(), device)
-            error = _error(quant_linear(x, matrix), expected)
-            bench.check(f"linear {type_.name} {n}", error, LIMITS[sizes.dtype])
+def _check_expand(matrix: QuantMatrix, bench: Bench) -> None:
+    expected = expand_reference(matrix)
+    poison(4 * expected.numel(), bench.device)
+    got = expand_rows(matrix, slice(0, matrix.shape[0]), torch.float32)
+    bench.check(f"expand {matrix.type.name}", _error(got, expected), 1e-6)
 
 
-def _check_swiglu(sizes: Sizes, bench: Bench) -> None:
+def _check_linear(matrix: QuantMatrix, sizes: Sizes, n: int, bench: Bench) -> None:
+    with bench.part(f"linear {matrix.type.name} {n}"):
+        x = random_tokens(n, sizes.width, bench.device, sizes.dtype)
+        expected = linear_reference(x, matrix)
+        poison(4 * expected.numel(), bench.device)
+        error = _error(quant_linear(x, matrix), expected)
+        bench.check(f"linear {matrix.type.name} {n}", error, LIMITS[sizes.dtype])
+
+
+def _check_swiglu(sizes: Sizes, batches: tuple[int, ...], bench: Bench) -> None:
     device = bench.device
     gate, up = (random_matrix(GGMLType.Q4_K, sizes.rows, sizes.width, device) for _ in range(2))
-    for n in sizes.batches:
+    for n in batches:
         x = random_tokens(n, sizes.width, device, sizes.dtype)
         expected = linear_reference(x, gate, up)
         poison(4 * expected.numel(), device)

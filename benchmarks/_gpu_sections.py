@@ -18,7 +18,8 @@ class Section:
     Attributes:
         name: for `--sections` and the log.
         function: "module:function", relative to this folder.
-        seconds: a hard limit: then the worker is killed and the next section starts in a new one.
+        seconds: a hard limit, about twice what compiling and running should take: then the worker is killed,
+            and the next section starts in a new one.
         interpreted: whether it also runs, tiny, in Triton's interpreter without a GPU.
     """
 
@@ -29,20 +30,25 @@ class Section:
 
 
 SECTIONS = (
-    Section("linear", "_gpu_checks:check_linears", 110, interpreted=True),
-    Section("attention", "_gpu_checks:check_attention", 55, interpreted=True),
-    Section("hop", "_gpu_hop:check_hop", 30, interpreted=True),
-    Section("small", "_gpu_small:check_small", 40, interpreted=True),
-    Section("experts", "_gpu_experts:check_experts", 60, interpreted=True),
     Section("ceilings", "_gpu_speed:measure_ceilings", 20),
-    Section("speed of linear", "_gpu_speed:measure_linears", 70),
-    Section("speed of attention", "_gpu_speed:measure_attention", 45),
+    Section("one token", "_gpu_checks:check_one_token", 45, interpreted=True),
+    Section("speed of one token", "_gpu_speed:measure_one_token", 50),
+    Section("decode attention", "_gpu_checks:check_decode_attention", 35, interpreted=True),
+    Section("speed of decode attention", "_gpu_speed:measure_decode_attention", 45),
+    Section("hop", "_gpu_hop:check_hop", 30, interpreted=True),
     Section("speed of hop", "_gpu_hop:measure_hop", 20),
-    Section("speed of steps", "_gpu_graphs:measure_graphs", 50),
     Section("model", "_gpu_model:check_models", 60),
+    Section("speed of tokens", "_gpu_speed:measure_tokens", 40),
+    Section("speed of steps", "_gpu_graphs:measure_graphs", 50),
+    Section("tokens", "_gpu_checks:check_tokens", 90, interpreted=True),
     Section("memory", "_gpu_memory:check_memory", 65),
-    Section("speed of experts", "_gpu_experts:measure_experts", 30),
+    Section("sampling", "_gpu_sampling:check_sampling", 20, interpreted=True),
+    Section("speed of sampling", "_gpu_sampling:measure_sampling", 15),
+    Section("experts", "_gpu_experts:check_experts", 60, interpreted=True),
+    Section("speed of experts", "_gpu_experts:measure_experts", 40),
+    Section("small", "_gpu_small:check_small", 30, interpreted=True),
     Section("speed of small", "_gpu_small:measure_small", 15),
+    Section("prefill attention", "_gpu_checks:check_prefill_attention", 20, interpreted=True),
 )
 
 TOTAL_SECONDS = 560.0

@@ -23,20 +23,25 @@ def measure_ceilings(bench: Bench) -> None:
     bench.row("bf16 product", bench.ceilings.product / 1e12, "TFLOP/s")
 
 
-def measure_linears(bench: Bench) -> None:
-    """V3's shapes: every type at one token, then longer batches of the commonest."""
-    for type_ in LAYOUTS:
-        time_linear(bench, type_, (HIDDEN, 16384), (1,))
-    for shape in ((24576, 1536), (WIDTH, HIDDEN), (576, HIDDEN)):
+def measure_one_token(bench: Bench) -> None:
+    """V3's shapes: the commonest type first, and a shared expert's first half."""
+    for shape in ((HIDDEN, 16384), (24576, 1536), (WIDTH, HIDDEN), (576, HIDDEN)):
         time_linear(bench, GGMLType.Q4_K, shape, (1,))
-    time_linear(bench, GGMLType.Q4_K, (HIDDEN, 16384), (2, 4, 8, 16, 64, 256, 512, 2048))
     time_swiglu(bench)
+    for type_ in LAYOUTS:
+        if type_ is not GGMLType.Q4_K:
+            time_linear(bench, type_, (HIDDEN, 16384), (1,))
 
 
-def measure_attention(bench: Bench) -> None:
+def measure_tokens(bench: Bench) -> None:
+    """Longer batches of the commonest type, the longest first."""
+    time_linear(bench, GGMLType.Q4_K, (HIDDEN, 16384), (2048, 512, 256, 64, 16, 8, 4, 2))
+
+
+def measure_decode_attention(bench: Bench) -> None:
     """One token for each of 1 to 8 requests, up to V3's longest context."""
     for kind in ("bf16", "fp8"):
-        for batch, context in ((1, 1024), (1, 32768), (2, 32768), (4, 32768), (8, 32768), (1, 131072)):
+        for batch, context in ((1, 32768), (8, 32768), (2, 32768), (4, 32768), (1, 1024), (1, 131072)):
             time_decode(bench, kind, batch, context)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from os import PathLike, fspath
 from threading import Lock
@@ -18,17 +18,28 @@ import msgspec
 import torch
 from trimaran.config import Config
 from trimaran.config_loader import load_config
-from trimaran.errors import ConfigError, PeerError, RequestError, TrimaranError
+from trimaran.errors import ConfigError, OverloadedError, PeerError, RequestError, TrimaranError
+from trimaran.plan.sizes import largest_step
 from trimaran.run_dir import default_run_dir, open_run_dir
 from trimaran.spec import ModelSpec
 from trimaran.wire import Generate, RequestFailed, SamplingParams, TokenBatch
 
-from trimaran_attn.api_inputs import Streamer, TextTokenizer, check_same_model, end_ids, stops, token_ids
+from trimaran_attn.api_inputs import (
+    StopTexts,
+    Streamer,
+    TextTokenizer,
+    check_same_model,
+    end_ids,
+    sampling_params,
+    stops,
+    token_ids,
+)
 from trimaran_attn.device import start_threads
 from trimaran_attn.engine import Engine
 from trimaran_attn.experts_choice import connect
 from trimaran_attn.experts_client import ExpertsClient
 from trimaran_attn.experts_here import ExpertsHere
+from trimaran_attn.interrupts import uninterrupted
 from trimaran_attn.loading import OpenModel, load_engine, open_model
 from trimaran_attn.main import open_link
 from trimaran_attn.metrics import Meter
@@ -81,14 +92,14 @@ class LoadedModel:
         message = Generate(
             request_id=name, prompt_ids=list(prompt_ids), sampling=sampling, stop_ids=tuple(stop_ids)
         )
-        with self._lock:
-            self._forget_dropped()
-            refused = self._open().submit(message)
-            if refused is None:
-                self._events[name] = deque()
-        if refused is not None:
-            raise _error(refused)
         try:
+            with self._lock, uninterrupted():
+                self._forget_dropped()
+                refused = self._open().submit(message)
+                if refused is None:
+                    self._events[name] = deque()
+            if refused is not None:
+                raise _error(refused)
             yield from self._tokens(name)
         finally:
             self._dropped.append(name)
@@ -140,7 +151,7 @@ class LoadedModel:
     def _next(self, name: str) -> TokenBatch | RequestFailed:
         """A request's next event; steps until there is one. Whoever waits steps for all."""
         while True:
-            with self._lock:
+            with self._lock, uninterrupted():
                 self._forget_dropped()
                 engine = self._open()
                 if self._events[name]:
@@ -150,13 +161,14 @@ class LoadedModel:
                 self._step(engine)
 
     def _step(self, engine: Engine) -> None:
+        """A step for all. One that breaks off, by a second Ctrl-C too, ends every request."""
         try:
             events = engine.step()
-        except Exception as error:
+        except BaseException as error:
             if self._link is not None:
                 self._link.settle()
-            events = engine.fail_all("unavailable", str(error))
-            self._hand_out(events)
+            code = "unavailable" if isinstance(error, PeerError) else "internal"
+            self._hand_out(engine.fail_all(code, str(error) or f"a step broke off: {type(error).__name__}"))
             raise
         self._hand_out(events)
         engine.tend()
@@ -226,7 +238,8 @@ def _load_here(opened: OpenModel) -> tuple[Engine, None]:
     options = opened.config
     pool = start_threads(options.attn)
     packs = options.precision == "int8" and options.experts.store != "off"
-    here = ExpertsHere(pool, options.experts.isa, packs=packs, max_tokens=options.attn.max_step_tokens)
+    longest = largest_step(options.attn, on_gpu=opened.device.type == "cuda")
+    here = ExpertsHere(pool, options.experts.isa, packs=packs, max_tokens=longest)
     return load_engine(opened, here.take, Meter(), pool=pool), None
 
 
@@ -246,13 +259,13 @@ def prefill_and_generate(
     model: LoadedModel,
     tokenizer: TextTokenizer | None,
     inputs: object,
-    max_new_tokens: int = 10000,
+    max_new_tokens: int | None = 10000,
     *,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
     seed: int | None = None,
-    stop: Sequence[str | int] | str | int = (),
+    stop: Iterable[str | int] | str | int | None = None,
     streamer: Streamer | None = None,
     callback: Callable[[int], Any] | None = None,
 ) -> list[int]:
@@ -262,8 +275,10 @@ def prefill_and_generate(
         model: from `optimize_and_load_gguf`.
         tokenizer: with `encode` and `decode`, as transformers' have; None if inputs and stops are ids.
         inputs: text, ids, a tensor [n] or [1, n], or a mapping with `input_ids`.
-        max_new_tokens: most tokens to generate; the context bounds them too.
-        temperature: 0 is greedy. top_p, top_k, seed: as in the HTTP API.
+        max_new_tokens: most tokens to generate; the context bounds them too, and alone if this is None.
+        temperature: None and 0 are greedy.
+        top_p, top_k: None cuts nothing off, as 1 and 0 do.
+        seed: as in the HTTP API.
         stop: texts or token ids that end the answer, beside the model's own end.
         streamer: transformers' interface; is given the prompt, then each token.
         callback: is given each token's id.
@@ -272,12 +287,12 @@ def prefill_and_generate(
         RequestError: a value that cannot be served, e.g. a prompt longer than the context.
         PeerError: the expert service went away.
     """
-    ids = token_ids(inputs, tokenizer)
-    texts, stop_ids = stops(stop, tokenizer)
-    ends = {*stop_ids, *end_ids(tokenizer, model.end_id)}
-    sampling = SamplingParams(
-        temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, max_tokens=max_new_tokens
-    )
+    vocab_size = model.spec.vocab_size
+    ids = token_ids(inputs, tokenizer, vocab_size)
+    texts, stop_ids = stops(stop, tokenizer, vocab_size)
+    ends = {*stop_ids, *end_ids(tokenizer, model.end_id, vocab_size)}
+    sampling = sampling_params(max_new_tokens, temperature, top_p, top_k, seed)
+    stop_texts = StopTexts(texts, tokenizer) if texts and tokenizer is not None else None
     if streamer is not None:
         streamer.put(torch.tensor(ids))
     made: list[int] = []
@@ -290,7 +305,7 @@ def prefill_and_generate(
                 streamer.put(torch.tensor([token]))
             if callback is not None:
                 callback(token)
-            if texts and tokenizer is not None and any(text in tokenizer.decode(made) for text in texts):
+            if stop_texts is not None and stop_texts.end(made):
                 break
     if streamer is not None:
         streamer.end()
@@ -298,6 +313,12 @@ def prefill_and_generate(
 
 
 def _error(failed: RequestFailed) -> TrimaranError:
-    if failed.code == "unavailable":
-        return PeerError(failed.message)
-    return RequestError(failed.message, code=failed.code, param=failed.param)
+    match failed.code:
+        case "unavailable":
+            return PeerError(failed.message)
+        case "overloaded":
+            return OverloadedError(failed.message)
+        case "internal":
+            return TrimaranError(failed.message)
+        case code:
+            return RequestError(failed.message, code=code, param=failed.param)

@@ -134,7 +134,7 @@ class BorrowedExperts:
             gigabytes=round(file.size / 1e9, 3),
             isa=engine.isa,
         )
-        return CallGate(engine, gathers=False)
+        return CallGate(engine, gathers=False, rests=False)
 
 
 def _map(lent: LentWeights) -> Bytes:

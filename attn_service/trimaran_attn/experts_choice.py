@@ -40,7 +40,8 @@ def choose_experts(
         devices: of the tensors, all GPUs or one CPU.
         device_slots: that `link` left to each GPU.
     """
-    remote = RemoteExperts(link, meter, torch.bfloat16 if config.experts.dtype == "bf16" else torch.float32)
+    dtype = torch.bfloat16 if config.experts.dtype == "bf16" else torch.float32
+    remote = RemoteExperts(link, meter, dtype, pool)
     if devices[0].type != "cuda":
         if _may_borrow(config):
             return BorrowedExperts(remote, link, meter, spec, pool), PlainSteps()

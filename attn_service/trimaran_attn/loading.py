@@ -13,6 +13,7 @@ from trimaran.kv_format import choose_format
 from trimaran.machine import read_machine
 from trimaran.model_path import resolve_model
 from trimaran.plan import Plan, check_plan, make_plan
+from trimaran.plan.sizes import largest_step
 from trimaran.rules import Chosen, apply_rules
 from trimaran.spec import ModelSpec, read_spec
 from trimaran.telemetry import Log
@@ -180,6 +181,7 @@ def load_engine(
         max_waiting=attn.max_waiting,
         max_step_tokens=attn.max_step_tokens,
         page_size=PAGE_SIZE,
+        lone_step_tokens=largest_step(attn, on_gpu=device.type == "cuda"),
     )
     pages = PageAllocator(cache_plan.n_pages)
     scheduler = Scheduler(limits, pages, prefix_cache=attn.prefix_cache)

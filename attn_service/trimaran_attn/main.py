@@ -12,6 +12,7 @@ import torch
 from trimaran.channel import Server
 from trimaran.config import AttnConfig, Config, ExpertsConfig
 from trimaran.lifecycle import Stop
+from trimaran.plan.sizes import largest_step
 from trimaran.replicas import for_replica
 from trimaran.run_dir import attn_endpoint, default_run_dir, open_run_dir
 from trimaran.telemetry import Log
@@ -74,7 +75,7 @@ def open_link(
         experts,
         facts_of(model),
         run_dir,
-        max_tokens=config.attn.max_step_tokens,
+        max_tokens=tokens_of_a_call(config.attn, model.device),
         n_slots=slots,
         device_slots=device_slots * len(devices),
     )
@@ -90,6 +91,11 @@ def hop_config(config: ExpertsConfig, device: torch.device) -> ExpertsConfig:
     if config.dtype != "auto":
         return config
     return msgspec.structs.replace(config, dtype="f32" if device.type == "cpu" else "bf16")
+
+
+def tokens_of_a_call(config: AttnConfig, device: torch.device) -> int:
+    """A GPU asks for a whole step's experts at once; a CPU's longest steps are cut, to save shared memory."""
+    return largest_step(config, on_gpu=True) if device.type == "cuda" else config.max_step_tokens
 
 
 def calls_in_flight(config: AttnConfig) -> int:

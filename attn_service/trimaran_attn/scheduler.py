@@ -1,10 +1,11 @@
 """Continuous batching: which tokens of which requests the next step computes. Pure Python, no tensors.
 
 A step has a token budget. Running streams come first, one token each, so that a long prompt never stalls
-them; what is left of the budget goes to prompts, cut in chunks. A request takes all pages of its prompt when
-it is admitted, cached ones and new ones, then one page at a time; when none is left, the request of the
-highest rank gives its pages up and is computed again later. The cache holds at least one whole context, so
-the first in rank always goes on.
+them; what is left of the budget goes to prompts, cut in chunks. While there are no streams, a chunk may be
+longer, since long ones cost less a token. A request takes all pages of its prompt when it is admitted, cached
+ones and new ones, then one page at a time; when none is left, the request of the highest rank gives its pages
+up and is computed again later. The cache holds at least one whole context, so the first in rank always goes
+on.
 """
 
 from __future__ import annotations
@@ -27,13 +28,18 @@ REASONS = ("stop", "length", "abort", "deadline", "invalid_request", "unavailabl
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of the scheduler, all in requests or tokens. `page_size` is tokens per page."""
+    """Bounds of the scheduler, all in requests or tokens.
+
+    `page_size` is tokens per page. `lone_step_tokens` bounds a step that is one chunk of a prompt, if it is
+    more than `max_step_tokens`.
+    """
 
     context_length: int
     max_running: int
     max_waiting: int
     max_step_tokens: int
     page_size: int
+    lone_step_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What one step computes; at most `Limits.max_step_tokens` tokens.
+    """What one step computes; at most `Limits.max_step_tokens` tokens, or one chunk of `lone_step_tokens`.
 
     Attributes:
         chunks: of which requests.
@@ -160,9 +166,9 @@ class Scheduler:
         chunks = self._schedule_streams()
         budget = self.limits.max_step_tokens - len(chunks)
         for request in self.running:
-            if budget and not request.is_decoding:
+            if budget > 0 and not request.is_decoding:
                 budget -= self._schedule_prompt(chunks, request, budget, held)
-        while budget and (admitted := self._admit_next(chunks, now)) is not None:
+        while budget > 0 and (admitted := self._admit_next(chunks, now)) is not None:
             budget -= self._schedule_prompt(chunks, admitted, budget, held)
         return StepPlan(tuple(chunks))
 
@@ -216,7 +222,9 @@ class Scheduler:
     def _schedule_prompt(
         self, chunks: list[Chunk], request: Request, budget: int, held: Collection[str]
     ) -> int:
-        length = min(request.n_pending - (request.request_id in held), budget)
+        """Cut the next chunk of a prompt; the first of a step without streams may exceed the budget."""
+        longest = budget if chunks else max(budget, self.limits.lone_step_tokens)
+        length = min(request.n_pending - (request.request_id in held), longest)
         if length:
             chunks.append(Chunk(request, request.n_computed, length))
         return length

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import msgspec
 from trimaran.config import ExpertsConfig, Precision
 from trimaran.errors import ConfigError
 from trimaran.fingerprint import fingerprint
@@ -16,14 +17,15 @@ from trimaran.telemetry import Log
 from trimaran_kernels import ThreadPool, usable_cpus
 
 from trimaran_experts.clients import ModelFacts
-from trimaran_experts.engine import ShardEngine, build_engine
+from trimaran_experts.engine import OtherWeightsError, ShardEngine, build_engine
 from trimaran_experts.kernel_packing import kernel_packing
 from trimaran_experts.loader import ExpertLayer, find_experts
 from trimaran_experts.numa import Seat, seat, split_experts
 from trimaran_experts.placement import Placement, place
 from trimaran_experts.progress import OnProgress
+from trimaran_experts.store.catalog import remove_unused
 from trimaran_experts.store.manifest import Identity, Source
-from trimaran_experts.weights import Packing, Task, obtain
+from trimaran_experts.weights import Packing, Task, Weights, obtain
 
 _log = Log(__name__)
 
@@ -33,7 +35,8 @@ class Shard:
     """A shard before its weights are there.
 
     Attributes:
-        facts: what a client must agree with. layers: its experts in the file. identity: of its weights.
+        facts: what a client must agree with. layers: its experts in the file. packing: of its weights.
+        identity: theirs.
     """
 
     config: ExpertsConfig
@@ -43,26 +46,58 @@ class Shard:
     seat: Seat
     facts: ModelFacts
     layers: list[ExpertLayer]
+    packing: Packing
     identity: Identity
 
     def load(self, on_progress: OnProgress, stopped: Callable[[], bool]) -> ShardEngine | None:
         """Bring the weights into memory and check the kernels; None if told to stop."""
         pool = ThreadPool(self.placement.cpus)
-        task = Task(
+        weights = obtain(self._task(pool, on_progress, stopped))
+        if weights is None:
+            return None
+        try:
+            return self._build(pool, weights)
+        except OtherWeightsError as error:
+            isa = error.isa
+        kept = None if weights.segment is None else weights.segment.path
+        del weights  # the error, whose frames held them too, is gone already
+        if kept is not None:
+            remove_unused(kept)
+        return self._capped(isa).load(on_progress, stopped)
+
+    def _task(self, pool: ThreadPool, on_progress: OnProgress, stopped: Callable[[], bool]) -> Task:
+        return Task(
             config=self.config,
             layers=self.layers,
             identity=self.identity,
-            packing=kernel_packing(self.precision),
+            packing=self.packing,
             pool=pool,
             seat=self.seat,
             ram_available=read_machine(with_gpus=False).memory.available,
             on_progress=on_progress,
             stopped=stopped,
         )
-        weights = obtain(task)
-        if weights is None:
-            return None
-        return build_engine(self.spec, self.placement, self.layers, weights, pool=pool, isa=self.config.isa)
+
+    def _build(self, pool: ThreadPool, weights: Weights) -> ShardEngine:
+        return build_engine(
+            self.spec,
+            self.placement,
+            self.layers,
+            weights,
+            pool=pool,
+            isa=self.config.isa,
+            exact=self.precision == "exact",
+        )
+
+    def _capped(self, isa: str) -> Shard:
+        """The same shard, computed by `isa` at best, from weights as that needs them."""
+        packing = kernel_packing(self.precision, isa)
+        return replace(
+            self,
+            config=msgspec.structs.replace(self.config, isa=isa),
+            packing=packing,
+            identity=msgspec.structs.replace(self.identity, packing=packing.version_of(self.layers)),
+        )
 
 
 def open_shard(config: ExpertsConfig, precision: Precision, file: GGUFFile, spec: ModelSpec) -> Shard:
@@ -76,6 +111,7 @@ def open_shard(config: ExpertsConfig, precision: Precision, file: GGUFFile, spec
     placement = place(config, spec.moe.n_experts, spec.moe.intermediate_size, cpus)
     _advise(machine, here, spec.moe.n_experts)
     facts = _facts(file, spec)
+    layers, packing = find_experts(file, spec, placement), kernel_packing(precision, config.isa)
     return Shard(
         config=config,
         precision=precision,
@@ -83,8 +119,9 @@ def open_shard(config: ExpertsConfig, precision: Precision, file: GGUFFile, spec
         placement=placement,
         seat=here,
         facts=facts,
-        layers=find_experts(file, spec, placement),
-        identity=_identity(file, facts, spec.name, kernel_packing(precision), placement),
+        layers=layers,
+        packing=packing,
+        identity=_identity(file, facts, spec.name, packing.version_of(layers), placement),
     )
 
 
@@ -118,13 +155,11 @@ def _advise(machine: Machine, here: Seat, n_experts: int) -> None:
     _log.info("weights are spread over NUMA nodes; one service per node is faster", start="; ".join(commands))
 
 
-def _identity(
-    file: GGUFFile, facts: ModelFacts, name: str, packing: Packing, placement: Placement
-) -> Identity:
+def _identity(file: GGUFFile, facts: ModelFacts, name: str, packing: int, placement: Placement) -> Identity:
     states = [path.stat() for path in file.paths]
     return Identity(
         fingerprint=facts.fingerprint,
-        packing=packing.version,
+        packing=packing,
         shard=placement.shard,
         experts=placement.experts,
         columns=placement.columns,

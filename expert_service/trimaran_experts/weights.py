@@ -26,6 +26,9 @@ from trimaran_experts.store.manifest import Identity
 from trimaran_experts.store.segment import SUFFIX, Segment, SegmentFile, Wanted, open_segment
 
 Bytes = NDArray[np.uint8]
+WHOLE_LAYERS = 1 << 16
+"""Added to a packing's version where it leaves out layers that another would pack in part."""
+
 _log = Log(__name__)
 
 
@@ -58,11 +61,25 @@ class Weights:
 
 @dataclass(frozen=True)
 class Packing:
-    """The kernels' packing: its version, the size of a packed expert, and how to pack one."""
+    """The kernels' packing: its version, the size of a packed expert, and how to pack one.
+
+    Attributes:
+        whole_layers: a layer with a matrix that cannot be packed stays in the file's encoding altogether.
+    """
 
     version: int
     packed_bytes: PackedBytes
     pack: Pack
+    whole_layers: bool = False
+
+    def layout(self, layers: Sequence[ExpertLayer]) -> Layout:
+        """Where these layers' matrices lie, packed this way."""
+        return plan_layout(layers, self.packed_bytes, whole_layers=self.whole_layers)
+
+    def version_of(self, layers: Sequence[ExpertLayer]) -> int:
+        """Of what becomes of these layers: the plain version where leaving layers whole changes nothing."""
+        plain = self.layout(layers) == plan_layout(layers, self.packed_bytes)
+        return self.version if plain else self.version + WHOLE_LAYERS
 
 
 @dataclass(frozen=True)
@@ -97,7 +114,7 @@ def obtain(task: Task) -> Weights | None:
         ConfigError: the store cannot be used. PlanError: no room. PeerError: another service packs the same
             weights and does not get on. ModelFileError: the file cannot be read.
     """
-    layout = plan_layout(task.layers, task.packing.packed_bytes)
+    layout = task.packing.layout(task.layers)
     choice = _choose(task, layout)
     _log.info("store of the experts", store=choice.kind, why=choice.why)
     weights: Weights | None

@@ -8,6 +8,7 @@
 namespace {
 
 using namespace trimaran::hop;
+using trimaran::DType;
 using Ask = Gathering::Ask;
 using Span = Gathering::Span;
 using Time = Gathering::Time;

@@ -318,12 +318,13 @@ class CallGate:
 
     Args:
         gathers: whether they may.
+        rests: whether the engine's threads sleep when no call waits: not where the caller's next loop is theirs
 
     NOT_FINITE, BAD_LAYER, BAD_TOKEN_COUNT, BAD_EXPERT_ID and BAD_SLOT answer what is wrong with a call; y is
     untouched then. Any thread may call.
     """
 
-    def __init__(self, engine: ExpertEngine, gathers: bool = True) -> None: ...
+    def __init__(self, engine: ExpertEngine, gathers: bool = True, rests: bool = True) -> None: ...
     def run_slot(self, arena: HopArena, slot: int, layer: int, n_tokens: int) -> int:
         """Compute one slot of an arena; a `wire.Status` code. Releases the GIL."""
 
@@ -585,7 +586,7 @@ class Gate:
     def __call__(self, x: Any, ids: Any, weights: Any) -> None:
         """x: float32 [n, hidden] → ids: int32, weights: float32, both [n, top_k].
 
-        The pool rests afterwards: the experts may need its cores. Releases the GIL.
+        Releases the GIL.
         """
 
 def route_tokens(

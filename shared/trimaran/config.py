@@ -117,6 +117,14 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_step_tokens: Annotated[
         int, Meta(ge=1, le=65536, description="token budget of one step; longer prompts are cut in chunks")
     ] = 512
+    lone_step_tokens: Annotated[
+        Annotated[int, Meta(ge=1, le=65536)] | None,
+        Meta(
+            description="token budget of a step that computes one prompt and nothing else, so that no stream"
+            " waits for it; none: on a CPU four times attn.max_step_tokens, on a GPU as many, since it takes"
+            " memory"
+        ),
+    ] = None
     micro_batches: Annotated[
         int,
         Meta(
@@ -264,8 +272,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Precision,
         Meta(
             description="activations of matrices on the CPU: int8 with a scale per 16 values is fast, off by"
-            " about 0.5 % a matrix; exact: float32, and so are the KV cache and the latent up-projection."
-            " Weights of matrices are the file's own in both"
+            " about 0.5 % a matrix; exact: float32 (routed experts on AMX: 16 bits), and so are the KV cache"
+            " and the latent up-projection. Weights of matrices are the file's own in both"
         ),
     ] = "int8"
     model_name: Annotated[str | None, Meta(description="name that clients use; none: from the file")] = None

@@ -184,7 +184,7 @@ class EngineStats(Message, frozen=True, tag="stats"):
     """Counters and gauges of the engine and, by shard name, of its expert services.
 
     Names are the exported metrics' without the `trimaran_` prefix; `observations` holds histogram samples, by
-    name, since the last stats message. `expert_tokens` sums the shards' (see `ExpertStats`). With another
+    name, since the last stats message. `expert_tokens` sums the shards', each token once. With another
     `instance` than the last message's (see `EngineStatus`) the engine's counters began again from zero.
     """
 

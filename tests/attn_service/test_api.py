@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import trimaran
@@ -21,8 +24,9 @@ from trimaran.errors import ConfigError, RequestError, TrimaranError
 from trimaran.gguf import GGUFFile
 from trimaran.run_dir import open_run_dir
 from trimaran.synth import write_random_model
-from trimaran.wire import SamplingParams
+from trimaran.wire import RequestFailed, SamplingParams, TokenBatch
 from trimaran_attn.api import LoadedModel, optimize_and_load_gguf, prefill_and_generate
+from trimaran_attn.api_inputs import StopTexts
 from trimaran_gateway.text.tokenizer import Tokenizer as OwnTokenizer
 
 PROMPT = [(7 * i) % 200 for i in range(40)]
@@ -153,23 +157,112 @@ def test_a_seed_makes_draws_reproducible(model: LoadedModel) -> None:
     [
         ({"inputs": "text"}, "inputs is text, but there is no tokenizer"),
         ({"inputs": [[1], [2]]}, r"inputs has shape \[2, 1\]"),
-        ({"inputs": []}, r"inputs has shape \[0\]"),
+        ({"inputs": []}, "inputs is empty"),
+        ({"inputs": torch.tensor([[]])}, "inputs is empty"),
+        ({"inputs": torch.tensor([1.0])}, "of float32: give text, or the ids"),
+        ({"inputs": torch.tensor([1.0], dtype=torch.bfloat16)}, "inputs is a tensor of torch.bfloat16"),
+        ({"inputs": torch.tensor([1], device="meta")}, "inputs is a tensor of torch.int64"),
+        ({"inputs": {"input_ids": [1, 2], "attention_mask": [1]}}, "attention_mask has 1 values for 2"),
+        ({"inputs": {"input_ids": [1, 2], "attention_mask": [0, 0]}}, "inputs is empty"),
         ({"inputs": [[1, 2], [3]]}, "inputs is several prompts"),
         ({"inputs": {"ids": [1]}}, r"inputs has shape \[\]"),
         ({"inputs": [0.5]}, "of float64: give text, or the ids"),
-        ({"inputs": [10**6]}, "prompt_ids is 1000000"),
+        ({"inputs": [10**6]}, "inputs is 1000000, it must be a token id below"),
+        ({"inputs": [-1]}, "inputs is -1"),
         ({"inputs": [1] * 500}, "context"),
         ({"temperature": -1.0}, "temperature is -1"),
         ({"top_p": 0.0}, "top_p is 0"),
-        ({"max_new_tokens": 0}, "max_tokens is 0"),
+        ({"temperature": "0.5"}, "temperature is '0.5', it must be a number"),
+        ({"temperature": torch.tensor([0.5, 1.0])}, "temperature is tensor"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_k": 1.5}, "top_k is 1.5, it must be a whole number"),
+        ({"seed": "one"}, "seed is 'one', it must be a whole number"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0, it must be at least 1"),
+        ({"max_new_tokens": "9"}, "max_new_tokens is '9', it must be a whole number"),
+        ({"stop": ""}, "stop is '': give texts or token ids"),
+        ({"stop": [True]}, r"stop is \[True\]"),
+        ({"stop": 4.5}, "stop is 4.5"),
+        ({"stop": 10**6}, "stop is 1000000, it must be a token id below"),
+        ({"tokenizer": SimpleNamespace(eos_token_id=10**6)}, "tokenizer.eos_token_id is 1000000"),
         ({"stop": "text"}, "stop has texts, but there is no tokenizer"),
         ({"stop": [1.5]}, r"stop is \[1.5\]"),
     ],
 )
 def test_bad_requests_name_the_field(model: LoadedModel, change: dict[str, Any], message: str) -> None:
-    arguments = {"inputs": PROMPT, "max_new_tokens": COUNT, **change}
+    arguments = {"tokenizer": None, "inputs": PROMPT, "max_new_tokens": COUNT, **change}
     with pytest.raises(RequestError, match=message):
-        prefill_and_generate(model, None, **arguments)
+        prefill_and_generate(model, **arguments)
+
+
+def test_none_and_numbers_of_other_libraries(model: LoadedModel, expected: list[int]) -> None:
+    none = {"temperature": None, "top_p": None, "top_k": None, "seed": None, "stop": None}
+    assert prefill_and_generate(model, None, PROMPT, COUNT, **none) == expected
+    to_the_end = prefill_and_generate(model, None, PROMPT, None)
+    assert to_the_end[:COUNT] == expected
+    assert len(PROMPT) + len(to_the_end) == OPTIONS["attn.context_length"] or model.end_id is not None
+    for narrow in (np.array(PROMPT, np.uint8), torch.tensor(PROMPT, dtype=torch.int16)):
+        assert prefill_and_generate(model, None, narrow, np.int64(COUNT)) == expected
+    stop = expected[2]
+    until = expected[: expected.index(stop)]
+    for same in (np.int64(stop), np.array([stop]), torch.tensor(stop), {stop}):
+        assert prefill_and_generate(model, None, PROMPT, COUNT, stop=same) == until
+    seeds = (2**63, np.uint64(2**63))
+    drawn = [
+        prefill_and_generate(
+            model, None, PROMPT, COUNT, temperature=np.float32(1), top_k=np.int32(50), seed=seed
+        )
+        for seed in seeds
+    ]
+    assert drawn[0] == drawn[1] != expected
+
+
+def test_hidden_tokens_of_a_padded_prompt_do_not_count(model: LoadedModel, expected: list[int]) -> None:
+    padded = {"input_ids": [[0, 0, *PROMPT]], "attention_mask": torch.tensor([[0, 0] + [1] * len(PROMPT)])}
+    assert prefill_and_generate(model, None, padded, COUNT) == expected
+
+
+def test_a_stop_text_is_found_however_long_the_answer(words: PreTrainedTokenizerFast) -> None:
+    text, ids = "w7 w8", [*range(9, 200), 7]
+    stop = StopTexts([text, "none"], words)
+    assert not stop.end(ids)
+    assert stop.end([*ids, 8])
+    assert not stop.end([*ids, 9, 8])
+
+
+def test_an_interrupt_waits_for_the_step(
+    model: LoadedModel, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = model._open()
+    step, interrupted = engine.step, list[int]()
+
+    def stepped() -> Sequence[TokenBatch | RequestFailed]:
+        if len(interrupted) < presses:
+            interrupted.append(1)
+            for _ in range(presses):
+                signal.raise_signal(signal.SIGINT)
+        return step()
+
+    other = model.stream(PROMPT, SamplingParams(temperature=0.0, max_tokens=COUNT))
+    first = next(other)
+    presses = 1
+    monkeypatch.setattr(engine, "step", stepped)
+    with pytest.raises(KeyboardInterrupt):
+        prefill_and_generate(model, None, PROMPT, COUNT)
+    monkeypatch.undo()
+    assert [first, *other] == expected  # its own tokens, none of them lost
+    last = model.stream(PROMPT, SamplingParams(temperature=0.0, max_tokens=COUNT))
+    next(last)
+    presses = 2
+    interrupted.clear()
+    monkeypatch.setattr(engine, "step", stepped)
+    with pytest.raises(KeyboardInterrupt):
+        prefill_and_generate(model, None, PROMPT, COUNT)
+    monkeypatch.undo()
+    with pytest.raises(TrimaranError, match="a step broke off: KeyboardInterrupt"):
+        next(last)
+    assert model._events == {}
+    assert prefill_and_generate(model, None, PROMPT, COUNT) == expected
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_the_files_own_model_is_accepted_and_others_are_not(

@@ -76,6 +76,27 @@ def test_a_long_prompt_is_cut_and_streams_go_on_beside_it() -> None:
     ]
 
 
+def test_a_prompt_alone_gets_longer_chunks_until_there_is_a_stream() -> None:
+    scheduler = make_scheduler(lone_step_tokens=12)
+    scheduler.add(make_request("first", 21))
+    scheduler.add(make_request("second", 29, first=50))
+    assert [lengths(run_step(scheduler)) for _ in range(4)] == [
+        {"first": 12},
+        {"first": 9},
+        {"first": 1, "second": 7},
+        {"first": 1, "second": 7},
+    ]
+    scheduler.end("first", "abort")
+    assert lengths(run_step(scheduler)) == {"second": 12}
+
+
+def test_what_a_short_prompt_leaves_of_the_budget_is_not_more_beside_a_larger_one() -> None:
+    scheduler = make_scheduler(lone_step_tokens=12)
+    scheduler.add(make_request("short", 3))
+    scheduler.add(make_request("long", 20, first=50, arrived_at=1.0))
+    assert lengths(run_step(scheduler)) == {"short": 3, "long": 5}
+
+
 def test_a_request_ends_at_a_stop_id_and_at_max_tokens() -> None:
     scheduler = make_scheduler()
     stopped = make_request("stopped", stop_ids=frozenset({EOS}))
@@ -195,6 +216,7 @@ ARRIVALS = st.lists(
     max_running=st.integers(1, 6),
     max_step_tokens=st.integers(1, 24),
     max_waiting=st.integers(0, 12),
+    lone_step_tokens=st.integers(0, 40),
 )
 def test_books_balance_and_everybody_is_answered(
     arrivals: list[tuple[int, int, int, int, int | None, int | None, int]],
@@ -202,9 +224,14 @@ def test_books_balance_and_everybody_is_answered(
     max_running: int,
     max_step_tokens: int,
     max_waiting: int,
+    lone_step_tokens: int,
 ) -> None:
     scheduler = make_scheduler(
-        n_pages, max_running=max_running, max_step_tokens=max_step_tokens, max_waiting=max_waiting
+        n_pages,
+        max_running=max_running,
+        max_step_tokens=max_step_tokens,
+        max_waiting=max_waiting,
+        lone_step_tokens=lone_step_tokens,
     )
     accepted: list[Request] = []
     aborts: dict[str, int] = {}
@@ -240,7 +267,8 @@ def test_books_balance_and_everybody_is_answered(
         streams = [r for r in scheduler.running if r.is_decoding]
         held = {name for name, end in held_until.items() if step < end}
         plan = run_step(scheduler, float(step), token=step, held=held)
-        assert plan.n_tokens <= max_step_tokens
+        lone = len(plan.chunks) == 1 and not streams
+        assert plan.n_tokens <= (max(max_step_tokens, lone_step_tokens) if lone else max_step_tokens)
         assert not any(chunk.samples for chunk in plan.chunks if chunk.request.request_id in held)
         assert len({chunk.request.request_id for chunk in plan.chunks}) == len(plan.chunks) <= max_running
         served = {chunk.request.request_id for chunk in plan.chunks}

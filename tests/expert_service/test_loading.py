@@ -68,13 +68,14 @@ def test_the_reference_is_the_formula(model) -> None:
 
 def built(path: Path, isa: str = "auto", precision: Precision = "int8", **options: str) -> ShardEngine:
     """The engine of a service with these options, from the model's own bytes or a copy."""
-    task = make_task(path, kernel_packing(precision), **options)
+    task = make_task(path, kernel_packing(precision, isa), **options)
     weights = obtain(task)
     assert weights is not None
     with GGUFFile.open(path) as file:
         spec = read_spec(file)
     placement = place(task.config, spec.moe.n_experts, spec.moe.intermediate_size, usable_cpus(1))
-    return build_engine(spec, placement, task.layers, weights, pool=task.pool, isa=isa)
+    exact = precision == "exact"
+    return build_engine(spec, placement, task.layers, weights, pool=task.pool, isa=isa, exact=exact)
 
 
 @pytest.mark.parametrize(

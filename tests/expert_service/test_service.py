@@ -145,7 +145,13 @@ def test_two_shards_sum_to_the_whole(
     ids=["columns", "both"],
 )
 def test_shards_of_columns_on_cpus_of_their_own_sum_to_the_whole(
-    model, run_dir: Path, start_experts, make_client: MakeClient, slices: list[dict[str, str]], notifier: str
+    model,
+    run_dir: Path,
+    start_experts,
+    make_client: MakeClient,
+    wait_until,
+    slices: list[dict[str, str]],
+    notifier: str,
 ) -> None:
     cpus = sorted(os.sched_getaffinity(0))
     services = []
@@ -164,6 +170,9 @@ def test_shards_of_columns_on_cpus_of_their_own_sum_to_the_whole(
             y = parts.wait(parts.submit(layer, *batch))
             assert_close(y, model.expected(layer, *batch))
             assert_close(y, one.wait(one.submit(layer, *batch)))
+    chosen = np.concatenate([model.batch(n, seed=n)[1].ravel() for n in (1, 7, 19)])
+    each_once = dict.fromkeys(model.facts.layers, np.bincount(chosen, minlength=16).tolist())
+    wait_until(lambda: parts.expert_tokens() == each_once and one.expert_tokens() == each_once)
 
 
 def test_shards_must_make_up_the_model(model, run_dir: Path, start_experts, make_client: MakeClient) -> None:

@@ -43,17 +43,16 @@ def make_task(
     file = GGUFFile.open(path)
     spec = read_spec(file)
     placement = place(config, spec.moe.n_experts, spec.moe.intermediate_size, usable_cpus(1))
-    state = path.stat()
+    layers, state = find_experts(file, spec, placement), path.stat()
     identity = Identity(
         fingerprint=fingerprint_text or fingerprint(file, spec),
-        packing=packing.version,
+        packing=packing.version_of(layers),
         shard=placement.shard,
         experts=placement.experts,
         columns=placement.columns,
         sources=(Source(state.st_size, state.st_mtime_ns),),
         model=spec.name,
     )
-    layers = find_experts(file, spec, placement)
     pool, here = ThreadPool(placement.cpus), Seat(placement.cpus, (0,), "bind")
     return Task(config, layers, identity, packing, pool, here, ram, ignore, lambda: False)
 

@@ -70,6 +70,18 @@ def test_deepseek_v3_on_a_gpu() -> None:
     assert plan.re_encoded == ()
 
 
+def test_exact_experts_are_packed_for_matrix_tiles_alone() -> None:
+    plain = machine(512 * GIB, 80 * GIB)
+    tiles = replace(plain, isas=("avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"))
+    sizes = {
+        there.isas[-1]: part(plan_v3(there, precision="exact"), "routed experts")[1]
+        for there in (plain, tiles)
+    }
+    assert sizes == {name: 58 * 256 * 3 * 7168 * 2048 * n // 256 for name, n in (("avx2", 144), ("amx", 148))}
+    off = plan_v3(tiles, precision="exact", experts__store="off")
+    assert part(off, "routed experts")[1] == sizes["avx2"]
+
+
 def q4_k_m(spec: ModelSpec) -> dict[str, TensorInfo]:
     """The directory of a V3 as people publish it."""
     choose = partial(mix_named("Q4_K_M").choose, n_layers=spec.n_layers)

@@ -274,10 +274,14 @@ class ExpertsClient:
         }
 
     def expert_tokens(self) -> dict[int, list[int]]:
-        """By layer, tokens routed to each expert, summed over the shards; as old as `stats`."""
+        """By layer, tokens routed to each expert; as old as `stats`.
+
+        Shards that hold columns of the same expert are each asked for each of its tokens: the one with the
+        first column counts.
+        """
         totals: dict[int, list[int]] = {}
         for link in self._links:
-            if link.stats is None:
+            if link.stats is None or link.part is None or link.part.columns[0] > 0:
                 continue
             for layer, counts in link.stats.expert_tokens.items():
                 seen = totals.get(layer)

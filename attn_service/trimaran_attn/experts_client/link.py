@@ -106,6 +106,8 @@ class ShardLink:
     Attributes:
         lock: held by whoever needs the session to stay what it is.
         transport: of the session, ready or not; None between sessions.
+        part: what the shard owns, now or when it was last there; None before it was.
+        stats: the latest, also of a shard that is away; None before the first.
     """
 
     def __init__(self, endpoint: str, facts: ModelFacts, options: LinkOptions) -> None:
@@ -123,7 +125,7 @@ class ShardLink:
         self.transport: Transport | None = None
         self._detail = "no expert service there yet"
         self._refusal: PeerError | None = None
-        self._slice: Slice | None = None  # of the first welcome, which sums rely on ever after
+        self.part: Slice | None = None  # of the first welcome, which sums rely on ever after
         self._progress = 0.0
         self._next_beat = 0.0
         self._last_heard = 0.0
@@ -229,9 +231,9 @@ class ShardLink:
         if self.transport is None or self.state is LinkState.READY:
             return
         now = Slice.of(ready)
-        self._slice = self._slice or now
-        if now != self._slice:
-            self._refuse(_other_slice(self.endpoint, now, self._slice), "came back with other experts")
+        self.part = self.part or now
+        if now != self.part:
+            self._refuse(_other_slice(self.endpoint, now, self.part), "came back with other experts")
             return
         self.state, self.ready, self._progress, self._detail = LinkState.READY, ready, 1.0, "ready"
         _log.info("expert service is ready", endpoint=self.endpoint, shard=ready.shard, isa=ready.isa)

@@ -9,6 +9,7 @@ from trimaran.config import AttnConfig
 from trimaran.gguf import GGUFFile
 from trimaran.plan import Plan
 from trimaran.plan.experts import expert_sizes
+from trimaran.plan.sizes import largest_step
 from trimaran.spec import ModelSpec
 from trimaran.telemetry import Log
 from trimaran.units import format_bytes
@@ -102,7 +103,7 @@ class _Streams:
     def __init__(self, config: AttnConfig, spec: ModelSpec, file: GGUFFile) -> None:
         sizes = expert_sizes(spec, file.tensors)
         self._sizes = {layer: size.file for layer, size in sizes.items() if size.native}
-        self._most = config.max_step_tokens
+        self._most = largest_step(config, on_gpu=True)
         # Steps that only decode, also those of padding that are recorded, are no longer than this.
         self._least = max(LEAST_TOKENS, config.max_running + 1)
         self._made: dict[torch.device, tuple[Streamer, StreamPolicy]] = {}

@@ -48,14 +48,14 @@ def purge(directory: Path) -> tuple[list[Entry], list[Entry]]:
     removed: list[Entry] = []
     kept: list[Entry] = []
     for entry in list_segments(directory):
-        (removed if _remove(entry.path) else kept).append(entry)
+        (removed if remove_unused(entry.path) else kept).append(entry)
     return removed, kept
 
 
 def remove_dead(directory: Path) -> list[Path]:
     """Remove what killed builders left half-written."""
     dead = [entry.path for entry in list_segments(directory) if entry.state == "half-written"]
-    return [path for path in dead if _remove(path, half_written_only=True)]
+    return [path for path in dead if remove_unused(path, half_written_only=True)]
 
 
 def _describe(file: SegmentFile) -> Entry:
@@ -73,7 +73,7 @@ def _manifest(file: SegmentFile, head: Head | None) -> Manifest | None:
     return read_manifest(head, os.pread(file.fd, head.manifest_bytes, HEAD_BYTES))
 
 
-def _remove(path: Path, *, half_written_only: bool = False) -> bool:
+def remove_unused(path: Path, *, half_written_only: bool = False) -> bool:
     """Whether the file was nobody's and is gone."""
     try:
         file = SegmentFile(path, create=False)

@@ -54,20 +54,28 @@ class Layout:
         return sum(place.nbytes for place in self.places if place.packed)
 
 
-def plan_layout(layers: Sequence[ExpertLayer], packed_bytes: PackedBytes) -> Layout:
-    """One matrix after another, each on its own page."""
+def plan_layout(
+    layers: Sequence[ExpertLayer], packed_bytes: PackedBytes, *, whole_layers: bool = False
+) -> Layout:
+    """One matrix after another, each on its own page.
+
+    Args:
+        whole_layers: a layer is packed if all its matrices can be, else none of them is.
+    """
     places, offset = [], 0
     for layer in layers:
-        for kind, matrix in zip(("gate", "up", "down"), layer.matrices, strict=True):
-            place = _place(layer.layer, kind, matrix, offset, packed_bytes)
+        packed = [packed_bytes(int(matrix.type), *matrix.shape) for matrix in layer.matrices]
+        if whole_layers and None in packed:
+            packed = [None] * len(packed)
+        for kind, matrix, size in zip(("gate", "up", "down"), layer.matrices, packed, strict=True):
+            place = _place(layer.layer, kind, matrix, offset, size)
             places.append(place)
             offset += -(-place.nbytes // ALIGNMENT) * ALIGNMENT
     return Layout(tuple(places), offset)
 
 
-def _place(layer: int, kind: str, matrix: ExpertMatrix, offset: int, packed_bytes: PackedBytes) -> Place:
+def _place(layer: int, kind: str, matrix: ExpertMatrix, offset: int, packed: int | None) -> Place:
     rows, columns = matrix.shape
-    packed = packed_bytes(int(matrix.type), rows, columns)
     size = matrix.expert_bytes if packed is None else packed
     return Place(
         layer, kind, int(matrix.type), matrix.n_experts, rows, columns, packed is not None, offset, size

@@ -43,7 +43,8 @@ class Identity(msgspec.Struct, frozen=True):
     """Whose weights these are.
 
     Attributes:
-        fingerprint: of the model (`trimaran.fingerprint`). packing: version of the kernels' packing.
+        fingerprint: of the model (`trimaran.fingerprint`). packing: version of what packing makes of it
+            (`Packing.version_of`).
         shard: name of the slice; experts, columns: its half-open ranges. sources: the model's files.
         model: its name, for people.
     """

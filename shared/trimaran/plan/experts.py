@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from trimaran.config import AttnConfig
 from trimaran.gguf import TensorInfo
 from trimaran.gpu_weights import gpu_bytes, gpu_type
+from trimaran.plan.sizes import largest_step
 from trimaran.spec import ModelSpec
 from trimaran.units import parse_bytes
 
@@ -64,10 +65,9 @@ def expert_workspace(spec: ModelSpec, config: AttnConfig) -> int:
     """Bytes of a step's activations between the experts' two halves, and of their outputs."""
     if config.gpu_experts == config.stream_prefill == "off":
         return 0
-    places = config.max_step_tokens * spec.moe.top_k
-    activations = (
-        2 * places * (2 * spec.moe.intermediate_size) + 8 * config.max_step_tokens * spec.hidden_size
-    )
+    tokens = largest_step(config, on_gpu=True)
+    places = tokens * spec.moe.top_k
+    activations = 2 * places * (2 * spec.moe.intermediate_size) + 8 * tokens * spec.hidden_size
     return activations + PART_BYTES
 
 

@@ -21,6 +21,8 @@ from trimaran.plan.workspace import cpu_workspace, gpu_workspace
 from trimaran.replicas import on_the_cpu, services_in_ram
 from trimaran.spec import ModelSpec
 
+_TILES = frozenset({"amx", "avx512_vnni", "avx512_bf16"})  # with them `exact` packs routed experts too
+
 
 def make_plan(
     spec: ModelSpec,
@@ -40,8 +42,8 @@ def make_plan(
         tensors: its tensor directory, by name.
         machine: what is there; `memory.limit` and `gpus` count.
         config: `precision`, `attn.device`, `layers`, `gpu_memory`, `context_length`, `kv_memory`, `kv_dtype`,
-            `max_step_tokens`, `max_running`, `replicas`, `experts.store`. With replicas GPU memory is planned
-            for the one of `attn.device`, RAM for all of them.
+            `max_step_tokens`, `lone_step_tokens`, `max_running`, `replicas`, `experts.store`. With replicas
+            GPU memory is planned for the one of `attn.device`, RAM for all of them.
         bandwidth: for the prediction of speed.
         held: bytes in memory of the matrices whose form rules chose, by tensor.
 
@@ -54,7 +56,7 @@ def make_plan(
     form = Form(
         on_gpu=bool(choices),
         exact=exact,
-        packs_experts=not exact and config.experts.store != "off",
+        packs_experts=config.experts.store != "off" and (not exact or _TILES.issubset(machine.isas)),
         held=held or {},
     )
     entry = entry_bytes(spec, choose_format(config.attn.kv_dtype, exact=exact and not choices))

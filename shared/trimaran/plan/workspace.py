@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from trimaran.config import AttnConfig
 from trimaran.plan.experts import expert_workspace
-from trimaran.plan.sizes import GPU_PART_TOKENS
+from trimaran.plan.sizes import GPU_PART_TOKENS, largest_step
 from trimaran.spec import ModelSpec
 
 _GPU_SPLITS = 512
@@ -31,7 +31,8 @@ def gpu_workspace(spec: ModelSpec, config: AttnConfig, *, has_head: bool, alone:
     With several GPUs, steps that defer experts are not recorded: a call would cross from one to the next.
     """
     logits = _logits(spec, config) if has_head else 0
-    activations = _activations(spec, config.max_step_tokens, element=2) + expert_workspace(spec, config)
+    tokens = largest_step(config, on_gpu=True)
+    activations = _activations(spec, tokens, element=2) + expert_workspace(spec, config)
     step = activations + _gpu_scratch(spec, config) + logits
     replays = config.cuda_graphs == "auto" and (alone or not config.defer_experts)
     return step + (_graphs(spec, config) + logits if replays else 0)
@@ -39,7 +40,7 @@ def gpu_workspace(spec: ModelSpec, config: AttnConfig, *, has_head: bool, alone:
 
 def cpu_workspace(spec: ModelSpec, config: AttnConfig, context: int) -> int:
     """Bytes of RAM if attention runs on the CPU."""
-    activations = _activations(spec, config.max_step_tokens, element=4)
+    activations = _activations(spec, largest_step(config, on_gpu=False), element=4)
     return activations + _cpu_scratch(spec, config, context) + _logits(spec, config)
 
 
@@ -63,7 +64,7 @@ def _logits(spec: ModelSpec, config: AttnConfig) -> int:
 
 def _gpu_scratch(spec: ModelSpec, config: AttnConfig) -> int:
     """Absorbed queries, mixed latents with the splits' sums, a part's expanded keys and values, weights."""
-    latent, rows = spec.kv_lora_rank, config.max_step_tokens * spec.n_heads
+    latent, rows = spec.kv_lora_rank, largest_step(config, on_gpu=True) * spec.n_heads
     absorbed = rows * 2 * (2 * latent + spec.qk_rope_head_dim)
     splits = 4 * latent * (rows + 64 * _GPU_SPLITS)
     expanded = 2 * GPU_PART_TOKENS * spec.n_heads * (spec.qk_nope_head_dim + spec.v_head_dim)
@@ -73,6 +74,6 @@ def _gpu_scratch(spec: ModelSpec, config: AttnConfig) -> int:
 def _cpu_scratch(spec: ModelSpec, config: AttnConfig, context: int) -> int:
     """Absorbed queries and mixed latents of a pass, and its parts (kernels/csrc/attention/absorbed.cpp)."""
     width = spec.kv_lora_rank + spec.qk_rope_head_dim
-    rows = min(_PASS_ROWS, config.max_step_tokens * spec.n_heads)
+    rows = min(_PASS_ROWS, largest_step(config, on_gpu=False) * spec.n_heads)
     parts = min(_PART_BYTES, 4 * spec.kv_lora_rank * spec.n_heads * 100 * config.max_running)
     return 4 * rows * (width + spec.kv_lora_rank) + (parts if context > _ONE_PART else 0)

@@ -46,7 +46,7 @@ def test_every_kernel_is_checked_in_the_interpreter(tmp_path):
     assert "gpu-check: passed" in output
     assert "skipped model: it needs a GPU" in output
     cases = {row["case"].split()[1] for row in report["rows"]}
-    assert cases == {"expand", "linear", "swiglu", "mla", "small", "hop", "experts"}
+    assert cases == {"expand", "linear", "swiglu", "mla", "small", "hop", "experts", "sampling"}
     assert all(0 <= row["value"] <= row["peer_value"] for row in report["rows"])
 
 
@@ -54,7 +54,7 @@ def test_sections_exist_and_fit_into_ten_minutes(load):
     sections = load("_gpu_sections")
     assert len({section.name for section in sections.SECTIONS}) == len(sections.SECTIONS)
     assert sections.TOTAL_SECONDS < 600
-    assert sum(section.seconds for section in sections.SECTIONS) <= 1.2 * sections.TOTAL_SECONDS
+    assert sum(section.seconds for section in sections.SECTIONS) <= 1.5 * sections.TOTAL_SECONDS
     for section in sections.SECTIONS:
         module, _, function = section.function.partition(":")
         assert callable(getattr(load(module), function))
@@ -106,7 +106,9 @@ def test_a_kernel_that_breaks_leaves_the_others_their_checks(load, monkeypatch):
 
     monkeypatch.setattr(checks, "quant_linear", broken)
     monkeypatch.setattr(checks, "LAYOUTS", (GGMLType.Q6_K, GGMLType.Q8_0))
-    checks.check_linears(load("_gpu_bench").Bench(CPU, said.append))
+    bench = load("_gpu_bench").Bench(CPU, said.append)
+    checks.check_one_token(bench)
+    checks.check_tokens(bench)
     failed = [message.what for message in said if isinstance(message, load("_gpu_messages").Failed)]
     assert [what.partition(":")[0] for what in failed] == ["linear Q6_K 1", "linear Q6_K 3"]
     cases = {message.case for message in said if isinstance(message, load("_gpu_messages").Figure)}
