@@ -12,13 +12,13 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from trimaran.errors import KernelError, PeerError
+from trimaran.errors import KernelError, PeerError, TrimaranError
 from trimaran.mapped_file import map_file, page_border, populate_for_reading, wish_huge_pages
 from trimaran.spec import ModelSpec
 from trimaran.telemetry import Log
@@ -36,7 +36,7 @@ _log = Log(__name__)
 
 
 class BorrowedExperts:
-    """Implements `Experts`: here once `borrow` has succeeded, by the expert service before and otherwise.
+    """`Experts` and `NativeExperts`: here once `borrow` has succeeded, else by the expert service.
 
     Args:
         remote: the way to the service. link: its client.
@@ -57,9 +57,18 @@ class BorrowedExperts:
         self._gate: CallGate | None = None
 
     @property
-    def gate(self) -> CallGate | None:
-        """The way into the kernels, while this process computes."""
+    def calls(self) -> CallGate | None:
+        """See `NativeExperts.calls`."""
         return self._gate
+
+    def took(self, seconds: Sequence[float]) -> None:
+        """See `NativeExperts.took`."""
+        for one in seconds:
+            self._meter.observe("attention_wait_on_experts_seconds", one)
+
+    def error(self, status: int, layer: int) -> TrimaranError:
+        """See `NativeExperts.error`."""
+        return status_error(status, self._lender, layer)
 
     def borrow(self) -> bool:
         """Compute here from now on, if the service that `link` is connected to lends its weights.
@@ -93,8 +102,8 @@ class BorrowedExperts:
             layer, values.numpy(), ids.contiguous().numpy(), weights.contiguous().numpy(), y.numpy()
         )
         if status != 0:
-            raise status_error(status, self._lender, layer)
-        self._meter.observe("attention_wait_on_experts_seconds", time.perf_counter() - start)
+            raise self.error(status, layer)
+        self.took([time.perf_counter() - start])
         return y
 
     def wait(self, ticket: Tensor | TimedTicket) -> Tensor:
@@ -172,5 +181,5 @@ def _books(gate: CallGate) -> Callable[[], Borrowed]:
     )
 
 
-def _numbers(numbers: object) -> str:
-    return ",".join(map(str, numbers)) if hasattr(numbers, "__iter__") else str(numbers)
+def _numbers(numbers: Iterable[int]) -> str:
+    return ",".join(map(str, numbers))

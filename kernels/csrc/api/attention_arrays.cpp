@@ -65,7 +65,8 @@ std::vector<Segment> segments_of(const ArrayView& rows, const ArrayView& table, 
 }
 
 StepArrays::StepArrays(nb::handle cos_object, nb::handle sin_object, nb::handle slots_object,
-                       nb::handle segments_object, nb::handle table_object, const CacheLayer& layer, int64_t n)
+                       nb::handle segments_object, nb::handle table_object, const CacheLayer& layer,
+                       int64_t n)
     : cos(view_array(cos_object, "cos", {Element::f32}, 2)),
       sin(view_array(sin_object, "sin", {Element::f32}, 2)),
       slots(view_array(slots_object, "slots", {Element::i32}, 1)),

@@ -19,9 +19,9 @@ class Decoder {
   // Whether any layer has routed experts.
   bool is_routed() const;
 
-  // x: [n, hidden], in and out; caches and times: one for each layer; routed: as of DecoderLayer::run. Returns
-  // the number of layers that were computed, and the status of the last. Any thread may call, one after
-  // another.
+  // x: [n, hidden], in and out; caches and times: one for each layer; routed: as of DecoderLayer::run.
+  // Returns the number of layers that were computed, and the status of the last. Any thread may call, one
+  // after another.
   struct Result {
     int64_t layers;
     int32_t status;

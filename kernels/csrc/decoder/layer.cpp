@@ -95,9 +95,8 @@ int32_t DecoderLayer::compute_always(int64_t n, const float* x, float* y, LayerS
   scratch.ones.resize(scratch.zeros.size(), 1.0f);
   for (int64_t first = 0; first < n; first += step) {
     const auto count = static_cast<int>(std::min(step, n - first));
-    const Status status =
-        parts_.always->forward(0, count, x + first * hidden(), scratch.zeros.data(), scratch.ones.data(),
-                               y + first * hidden(), DType::f32);
+    const Status status = parts_.always->forward(0, count, x + first * hidden(), scratch.zeros.data(),
+                                                 scratch.ones.data(), y + first * hidden(), DType::f32);
     if (status != Status::ok) return static_cast<int32_t>(status);
   }
   return 0;

@@ -15,7 +15,7 @@ namespace trimaran {
 
 // Parts of a layer; whoever owns them outlives it.
 struct DecoderParts {
-  int index;                      // of the layer: by this number the routed experts know it
+  int index;  // of the layer: by this number the routed experts know it
   AttentionLayer* attention;
   std::vector<float> input_norm;  // [hidden], before the attention
   std::vector<float> post_norm;   // [hidden], behind it
