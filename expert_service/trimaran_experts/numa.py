@@ -9,7 +9,7 @@ from typing import Literal
 from trimaran.errors import ConfigError
 from trimaran.machine import NumaNode
 
-Policy = Literal["default", "bind", "interleave"]
+Policy = Literal["default", "prefer", "bind", "interleave"]
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Seat:
 
     Attributes:
         cpus: that it may compute on; the caller picks one of each core.
-        nodes: whose memory holds the weights. policy: whether they must lie there, or page by page in turn;
-            "default" asks for nothing.
+        nodes: whose memory holds the weights. policy: whether they should lie there as far as they fit, must
+            lie there, or lie page by page in turn; "default" asks for nothing.
     """
 
     cpus: tuple[int, ...]
@@ -37,16 +37,16 @@ def seat(nodes: Sequence[NumaNode], allowed: Collection[int], wanted: int | None
     Raises:
         ConfigError: there is no such node, or none of its CPUs is allowed.
     """
-    here = [node for node in nodes if set(node.cpus) & set(allowed)]
     if wanted is None:
-        with_memory = tuple(node.number for node in here if node.memory)
-        if len(with_memory) < 2:
-            return Seat(tuple(sorted(allowed)), (), "default")
-        return Seat(tuple(sorted(allowed)), with_memory, "interleave")
+        return _seat_of_all(nodes, allowed)
     node = next((node for node in nodes if node.number == wanted), None)
     if node is None:
         numbers = ", ".join(str(one.number) for one in nodes) or "none"
         raise ConfigError(f"experts.node is {wanted}, but this machine's nodes are {numbers}")
+    if not node.cpus:
+        raise ConfigError(
+            f"experts.node is {wanted}, which has memory but no CPUs", remedy="name a node that has some"
+        )
     cpus = tuple(sorted(set(node.cpus) & set(allowed)))
     if not cpus:
         raise ConfigError(
@@ -57,8 +57,32 @@ def seat(nodes: Sequence[NumaNode], allowed: Collection[int], wanted: int | None
         return Seat(cpus, (), "default")
     if node.memory:
         return Seat(cpus, (wanted,), "bind")
-    others = tuple(one.number for one in nodes if one.memory)
-    return Seat(cpus, others, "interleave")
+    # Memory beside CPUs is faster than a node of memory alone (CXL).
+    others = [one for one in nodes if one.memory and one.cpus] or [one for one in nodes if one.memory]
+    return Seat(cpus, tuple(one.number for one in others), "interleave")
+
+
+def _seat_of_all(nodes: Sequence[NumaNode], allowed: Collection[int]) -> Seat:
+    """On all CPUs: their nodes' memory in turn, or their only node's, where pages might come from others."""
+    cpus = tuple(sorted(allowed))
+    with_memory = [node for node in nodes if node.memory]
+    here = tuple(node.number for node in with_memory if set(node.cpus) & set(allowed))
+    if len(here) > 1:
+        return Seat(cpus, here, "interleave")
+    if here and len(with_memory) > 1:
+        return Seat(cpus, here, "prefer")
+    return Seat(cpus, (), "default")
+
+
+def room_on(seat: Seat, nodes: Sequence[NumaNode], available: int) -> int:
+    """Bytes that weights may take of `available` in the machine: bound to nodes, no more than these have.
+
+    A process that is bound to a full node is killed, however much memory others have.
+    """
+    if seat.policy != "bind":
+        return available
+    bound = [node.available for node in nodes if node.number in seat.nodes]
+    return min(available, sum(available if free is None else free for free in bound))
 
 
 def split_experts(

@@ -20,8 +20,8 @@ from trimaran_experts.clients import ModelFacts
 from trimaran_experts.engine import OtherWeightsError, ShardEngine, build_engine
 from trimaran_experts.kernel_packing import kernel_packing
 from trimaran_experts.loader import ExpertLayer, find_experts
-from trimaran_experts.numa import Seat, seat, split_experts
-from trimaran_experts.placement import Placement, place
+from trimaran_experts.numa import Seat, room_on, seat, split_experts
+from trimaran_experts.placement import WHOLE_MODEL, Placement, place
 from trimaran_experts.progress import OnProgress
 from trimaran_experts.store.catalog import remove_unused
 from trimaran_experts.store.manifest import Identity, Source
@@ -65,6 +65,10 @@ class Shard:
             remove_unused(kept)
         return self._capped(isa).load(on_progress, stopped)
 
+    def _room(self) -> int:
+        machine = read_machine(with_gpus=False)
+        return room_on(self.seat, machine.nodes, machine.memory.available)
+
     def _task(self, pool: ThreadPool, on_progress: OnProgress, stopped: Callable[[], bool]) -> Task:
         return Task(
             config=self.config,
@@ -73,7 +77,7 @@ class Shard:
             packing=self.packing,
             pool=pool,
             seat=self.seat,
-            ram_available=read_machine(with_gpus=False).memory.available,
+            ram_available=self._room(),
             on_progress=on_progress,
             stopped=stopped,
         )
@@ -109,7 +113,8 @@ def open_shard(config: ExpertsConfig, precision: Precision, file: GGUFFile, spec
     machine = read_machine(with_gpus=False)
     here, cpus = _seat(config, machine)
     placement = place(config, spec.moe.n_experts, spec.moe.intermediate_size, cpus)
-    _advise(machine, here, spec.moe.n_experts)
+    if placement.shard == WHOLE_MODEL:
+        _advise(machine, here, spec.moe.n_experts)
     facts = _facts(file, spec)
     layers, packing = find_experts(file, spec, placement), kernel_packing(precision, config.isa)
     return Shard(
@@ -145,9 +150,9 @@ def _seat(config: ExpertsConfig, machine: Machine) -> tuple[Seat, list[int]]:
 
 def _advise(machine: Machine, here: Seat, n_experts: int) -> None:
     """On several nodes one process reads half of its weights from afar: say how to start one per node."""
-    if here.policy != "interleave":
-        return
     ranges = split_experts(machine.nodes, here.cpus, n_experts)
+    if here.policy != "interleave" or len(ranges) < 2:
+        return
     commands = [
         f"--set experts.node={node} --set experts.experts={first}-{end - 1}"
         for node, (first, end) in ranges.items()

@@ -229,7 +229,11 @@ def _fill(task: Task, layout: Layout, data: Bytes, file: tuple[int, int]) -> boo
     total = sum(matrix.raw.size for matrix in task.matrices)
     meter = Meter("packing experts", total, task.on_progress)
     if task.seat.nodes and not memory.place_on_nodes(data, task.seat.nodes, task.seat.policy):
-        _log.warning("the kernel refused the placement on NUMA nodes", nodes=task.seat.nodes)
+        _log.warning(
+            "the kernel refused the placement on NUMA nodes",
+            nodes=task.seat.nodes,
+            remedy="a container needs the capability SYS_NICE for it",
+        )
     jobs = [
         Job(matrix, place, _bytes_of(place, data))
         for matrix, place in zip(task.matrices, layout.places, strict=True)

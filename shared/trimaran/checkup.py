@@ -81,14 +81,14 @@ def _platform(machine: Machine) -> Iterator[Finding]:
     if machine.cpu_quota is not None:
         cores += f", the cgroup grants {machine.cpu_quota:g} of {len(machine.cpus)}"
     yield Finding("cores", "ok", cores)
-    if len(machine.nodes) > 1:
+    if sum(bool(node.cpus and node.memory) for node in machine.nodes) > 1:
         nodes = "; ".join(
             f"node {node.number}: {len(node.cpus)} CPUs, {format_bytes(node.memory)}"
             for node in machine.nodes
         )
         yield Finding("NUMA", "note", nodes, "one expert shard per node avoids traffic between sockets")
     else:
-        yield Finding("NUMA", "ok", "one node")
+        yield Finding("NUMA", "ok", "one node with CPUs and memory")
 
 
 def _memory(machine: Machine) -> Iterator[Finding]:

@@ -38,11 +38,18 @@ class Memory:
 
 @dataclass(frozen=True)
 class NumaNode:
-    """One memory node: its CPUs, and its bytes of memory."""
+    """One memory node.
+
+    Attributes:
+        cpus: that are online; none where a node is memory alone (CXL, HBM).
+        memory: bytes; 0 where there is none, or a cpuset keeps this process from it.
+        available: bytes of it that are free, or hold pages of files; None if the system does not say.
+    """
 
     number: int
     cpus: tuple[int, ...]
     memory: int
+    available: int | None = None
 
 
 @dataclass(frozen=True)
@@ -196,18 +203,25 @@ def _kilobytes(meminfo: str, name: str) -> int:
     return int(text.split()[0]) * 1024 if text else 0
 
 
+_RECLAIMABLE = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
+
+
 def _nodes(root: Path) -> tuple[NumaNode, ...]:
-    nodes = []
-    for folder in (root / "sys/devices/system/node").glob("node[0-9]*"):
-        memory = re.search(r"MemTotal:\s*(\d+) kB", _text(folder / "meminfo"))
-        nodes.append(
-            NumaNode(
-                number=int(folder.name.removeprefix("node")),
-                cpus=parse_cpu_list(_text(folder / "cpulist")),
-                memory=int(memory[1]) * 1024 if memory else 0,
-            )
-        )
+    folders = (root / "sys/devices/system/node").glob("node[0-9]*")
+    permitted = _field(_text(root / "proc/self/status"), "Mems_allowed_list")
+    nodes = (_node(folder, permitted and parse_cpu_list(permitted)) for folder in folders)
     return tuple(sorted(nodes, key=lambda node: node.number))
+
+
+def _node(folder: Path, permitted: tuple[int, ...] | str | None) -> NumaNode:
+    """The node of a folder in sysfs; `permitted`: numbers of those whose memory this process may use."""
+    number = int(folder.name.removeprefix("node"))
+    cpus = parse_cpu_list(_text(folder / "cpulist"))
+    if permitted and number not in permitted:
+        return NumaNode(number, cpus, 0, 0)
+    meminfo = re.sub(r"^Node \d+ ", "", _text(folder / "meminfo"), flags=re.MULTILINE)
+    free = sum(_kilobytes(meminfo, name) for name in _RECLAIMABLE)
+    return NumaNode(number, cpus, _kilobytes(meminfo, "MemTotal"), free if "MemFree" in meminfo else None)
 
 
 def _shared_memory(path: Path) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from trimaran.errors import ModelFileError
@@ -22,13 +24,28 @@ def mla_layout(file: GGUFFile, layer: int) -> MlaLayout:
     return "kv_b" if f"blk.{layer}.attn_kv_b.weight" in file.tensors else "split"
 
 
+_TABLE = "token_embd.weight"
+_HEAD = "output.weight"
+
+
+def with_head(tensors: Mapping[str, TensorInfo]) -> Mapping[str, TensorInfo]:
+    """The tensors of a model, each by name, and one of the head in any case.
+
+    With tied embeddings that is their table again, without bytes of its own in the file: what it takes in
+    memory depends on the form that the head has there.
+    """
+    if _HEAD in tensors or _TABLE not in tensors:
+        return tensors
+    return {**tensors, _HEAD: replace(tensors[_TABLE], name=_HEAD, nbytes=0)}
+
+
 def global_shapes(spec: ModelSpec, *, tied: bool = False) -> Shapes:
     """Tensors outside of the layers; a model with `tied` embeddings has no output matrix of its own."""
     shapes: Shapes = {
-        "token_embd.weight": (spec.vocab_size, spec.hidden_size),
+        _TABLE: (spec.vocab_size, spec.hidden_size),
         "output_norm.weight": (spec.hidden_size,),
     }
-    return shapes if tied else shapes | {"output.weight": (spec.vocab_size, spec.hidden_size)}
+    return shapes if tied else shapes | {_HEAD: (spec.vocab_size, spec.hidden_size)}
 
 
 def layer_shapes(spec: ModelSpec, layer: int, layout: MlaLayout, *, biased_gate: bool) -> Shapes:
@@ -92,7 +109,7 @@ def check_tensors(file: GGUFFile, spec: ModelSpec) -> None:
         ModelFileError: one line that names the tensor, what is wrong with it and what was expected.
     """
     tensors = file.tensors
-    _check(file, global_shapes(spec, tied="output.weight" not in tensors))
+    _check(file, global_shapes(spec, tied=_HEAD not in tensors))
     for layer in range(spec.n_layers):
         biased = f"blk.{layer}.exp_probs_b.bias" in tensors
         _check(file, layer_shapes(spec, layer, mla_layout(file, layer), biased_gate=biased))

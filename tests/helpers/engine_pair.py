@@ -23,7 +23,7 @@ from trimaran.wire import (
     TokenBatch,
 )
 from trimaran_gateway.engine.client import EngineClient
-from trimaran_gateway.engine.pool import EnginePool
+from trimaran_gateway.engine.pool import PATIENCE_S, EnginePool
 
 
 @dataclass
@@ -79,12 +79,13 @@ class Engine:
 Scenario = Callable[[EnginePool, Engine, Engine], Awaitable[None]]
 
 
-def run(tmp_path: Path, scenario: Scenario, **options: Any) -> None:
+def run(tmp_path: Path, scenario: Scenario, *, patience_s: float = PATIENCE_S, **options: Any) -> None:
     """Runs `scenario` with a pool of two engines that are ready; `options` are those of `EngineClient`."""
 
     async def main() -> None:
         engines = [Engine(f"ipc://{tmp_path}/{name}.sock", name) for name in "ab"]
-        pool = EnginePool([EngineClient(engine.endpoint, poll_s=0.05, **options) for engine in engines])
+        clients = [EngineClient(engine.endpoint, poll_s=0.05, **options) for engine in engines]
+        pool = EnginePool(clients, patience_s=patience_s)
         for engine in engines:
             engine.start()
         await pool.start()

@@ -124,6 +124,28 @@ def test_every_byte_of_the_file_is_counted_once() -> None:
     assert sum(item.file_bytes for item in plan.items) + plan.skipped == total
 
 
+@pytest.mark.parametrize("precision", ["int8", "exact"])
+@pytest.mark.parametrize("there", [(1000, ()), (1000, (80,))], ids=["cpu", "gpu"])
+def test_a_tied_head_takes_memory_in_its_own_form_alone(
+    there: tuple[int, tuple[int, ...]], precision: str
+) -> None:
+    ram, gpus = there
+    options = load_config(None, {"precision": precision, "attn.context_length": 4096})
+    own = tensors_of(V3)
+    table = own["token_embd.weight"]
+    own["output.weight"] = replace(table, name="output.weight")
+    tied = {name: info for name, info in own.items() if name != "output.weight"}
+    plain, shared = (
+        make_plan(V3, tensors, machine(ram << 30, *(gpu << 30 for gpu in gpus)), options)
+        for tensors in (own, tied)
+    )
+    heads = [next(item for item in plan.items if item.part == "head") for plan in (plain, shared)]
+    assert heads[0].file_bytes - heads[1].file_bytes == table.nbytes
+    is_mapped = precision == "exact" and not gpus
+    assert heads[0].nbytes - heads[1].nbytes == (table.nbytes if is_mapped else 0)
+    assert heads[0].place == heads[1].place
+
+
 def test_decode_is_bound_by_the_bytes_read() -> None:
     plan = plan_v3(machine(512 * GIB, 80 * GIB), Bandwidth(ram=440e9, gpu=1000e9))
     experts = 58 * 8 * 3 * 7168 * 2048 * 148 // 256

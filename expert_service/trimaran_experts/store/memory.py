@@ -18,7 +18,7 @@ from trimaran.mapped_file import HUGE_PAGE, PAGE, advise
 
 _MADV_POPULATE_WRITE = 23
 _MADV_COLLAPSE = 25
-_POLICIES = {"bind": 2, "interleave": 3}
+_POLICIES = {"prefer": 1, "bind": 2, "interleave": 3}
 _SYS_MBIND = {"x86_64": 237, "aarch64": 235}
 _BUSY = (errno.EAGAIN, errno.EBUSY)
 """Why one page stays small where the next need not."""
@@ -30,7 +30,10 @@ _libc.syscall.restype = ctypes.c_long
 
 
 def place_on_nodes(memory: NDArray[np.uint8], nodes: Sequence[int], policy: str) -> bool:
-    """Allocate the mapping's pages on these NUMA nodes: all there ("bind"), or in turn ("interleave").
+    """Allocate the mapping's pages on these NUMA nodes.
+
+    Args:
+        policy: all there ("bind"), there as far as they fit ("prefer", one node), or in turn ("interleave").
 
     Returns:
         Whether it is so; "default" asks for nothing.
@@ -79,16 +82,26 @@ def _make_huge(memory: NDArray[np.uint8], first: int, end: int) -> None:
     """Make huge pages of the file's part around [first, end); its mapping begins on a border of them.
 
     A tmpfs is rarely mounted with huge pages, and then gives none at first touch; but it collapses small ones
-    (Linux 6.1), also where only the first of a huge page exists. No byte changes.
+    (Linux 6.1), also where only one of a huge page exists, and on that one's node. No byte changes.
     """
     address = memory.ctypes.data
     start = (address + first) // HUGE_PAGE * HUGE_PAGE
     stop = -(-(address + end) // HUGE_PAGE) * HUGE_PAGE
     for page in range(start, stop, HUGE_PAGE):
-        if _libc.madvise(page, PAGE, _MADV_POPULATE_WRITE) != 0:
+        touched = page + PAGE * small_page(page // HUGE_PAGE)
+        if _libc.madvise(touched, PAGE, _MADV_POPULATE_WRITE) != 0:
             return
         if _libc.madvise(page, HUGE_PAGE, _MADV_COLLAPSE) != 0 and ctypes.get_errno() not in _BUSY:
             return
+
+
+def small_page(huge_page: int) -> int:
+    """Which small page of a huge one to touch first.
+
+    Interleaving gives small pages to nodes by their numbers. If it were always a huge page's first, all huge
+    pages would lie on one node wherever the number of nodes divides 512: so it is one at random.
+    """
+    return (huge_page * 2654435761 >> 16) % (HUGE_PAGE // PAGE)
 
 
 def huge_page_bytes(memory: NDArray[np.uint8], smaps: Path = Path("/proc/self/smaps")) -> int:

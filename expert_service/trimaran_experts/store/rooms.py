@@ -73,19 +73,42 @@ def check_room(kind: Kind, directory: Path | None, needed: int, ram_available: i
         )
     free = needed if directory is None else free_bytes(directory)
     if needed > free:
+        grow = "raise vm.nr_hugepages" if _is_hugetlbfs(directory) else "enlarge it"
         raise PlanError(
             f"packed experts take {format_bytes(needed)}, but {directory} has room for {format_bytes(free)}",
-            remedy="`trimaran experts --list` shows what is there; enlarge it, choose another"
+            remedy=f"`trimaran experts --list` shows what is there; {grow}, choose another"
             " experts.store_dir, or set experts.store=private",
         )
 
 
-def free_bytes(directory: Path) -> int:
-    """Room in the file system of the nearest existing folder."""
+def _is_hugetlbfs(directory: Path | None) -> bool:
+    return directory is not None and file_system(directory) == HUGETLBFS
+
+
+def free_bytes(directory: Path, root: Path = Path("/")) -> int:
+    """Room in the file system of the nearest existing folder; `root` stands in for `/` in tests."""
     while not directory.exists():
         directory = directory.parent
     room = os.statvfs(directory)
-    return room.f_bavail * room.f_frsize
+    free = room.f_bavail * room.f_frsize
+    if file_system(directory) != HUGETLBFS:
+        return free
+    pages = huge_pages_free(room.f_bsize, root) * room.f_bsize
+    return min(free, pages) if room.f_blocks else pages  # mounted without a size it counts nothing
+
+
+def huge_pages_free(size: int, root: Path = Path("/")) -> int:
+    """Huge pages of this size that a new file may take: those in the pool, and those it may grow by."""
+    folder = root / "sys/kernel/mm/hugepages" / f"hugepages-{size >> 10}kB"
+
+    def count(name: str) -> int:
+        try:
+            return int((folder / name).read_text())
+        except (OSError, ValueError):
+            return 0
+
+    growth = max(0, count("nr_overcommit_hugepages") - count("surplus_hugepages"))
+    return max(0, count("free_hugepages") - count("resv_hugepages")) + growth
 
 
 def default_directory(kind: Kind, environ: Callable[[str], str | None] = os.environ.get) -> Path:

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from trimaran.errors import ConfigError, PeerError
+from trimaran.errors import ConfigError, PeerError, PlanError
 from trimaran.mapped_file import map_file, page_border, wish_huge_pages
 from trimaran.telemetry import Log
+from trimaran.units import format_bytes
 
 from trimaran_experts.store.layout import Layout
 from trimaran_experts.store.manifest import (
@@ -228,13 +229,24 @@ def _build(file: SegmentFile, wanted: Wanted, reason: str) -> bool:
         os.fchmod(file.fd, 0o600)
         wanted.make_room(size)
         os.ftruncate(file.fd, size)
-        memory = file.map(size, writable=True)
+        memory = _map_new(file, size)
         wish_huge_pages(memory)
         done = _write(file, memory, offset, wanted)
     finally:
         if not done:
             file.path.unlink(missing_ok=True)
     return done
+
+
+def _map_new(file: SegmentFile, size: int) -> NDArray[np.uint8]:
+    """Writable; a hugetlbfs reserves its pages here, which somebody may have taken since there was room."""
+    try:
+        return file.map(size, writable=True)
+    except OSError as error:
+        raise PlanError(
+            f"{file.path}: {format_bytes(size)} cannot be mapped: {error.strerror}",
+            remedy="choose another experts.store_dir, or set experts.store=private",
+        ) from error
 
 
 def _write(file: SegmentFile, memory: NDArray[np.uint8], offset: int, wanted: Wanted) -> bool:

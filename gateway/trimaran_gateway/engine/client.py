@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -71,7 +70,8 @@ class EngineClient:
         self._streams: dict[str, EngineStream] = {}
         self._stats_arrived = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._heard = 0.0
+        # Polls, not time: what the gateway slept through itself, stopped or starved, is nobody's silence.
+        self._unanswered = 0
         self._status_changed = asyncio.Event()
 
     async def start(self) -> None:
@@ -79,7 +79,6 @@ class EngineClient:
         self._channel: AsyncClient[EngineToGateway, GatewayToEngine] = AsyncClient(
             self._endpoint, EngineToGateway
         )
-        self._heard = time.monotonic()
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch())]
 
     async def close(self) -> None:
@@ -105,8 +104,8 @@ class EngineClient:
 
     @property
     def silence_s(self) -> float:
-        """How long nothing was heard of the engine."""
-        return time.monotonic() - self._heard
+        """How long nothing was heard of the engine, while the gateway asked."""
+        return self._unanswered * self._poll_s
 
     @property
     def is_ready(self) -> bool:
@@ -179,7 +178,7 @@ class EngineClient:
             if isinstance(event, Malformed):
                 _log.warning("a message from the engine cannot be read", reason=event.reason)
                 continue
-            self._heard = time.monotonic()
+            self._unanswered = 0
             await self._dispatch(event.message)
 
     async def _dispatch(self, message: EngineToGateway) -> None:
@@ -223,6 +222,7 @@ class EngineClient:
                 await self._abort_all()
                 self._lose("the engine does not answer")
             await asyncio.sleep(self._poll_s)
+            self._unanswered += 1
 
     async def _abort_all(self) -> None:
         """A hung engine that wakes up must not compute what was given up, or asked of another."""

@@ -25,6 +25,12 @@ from trimaran_gateway.engine.totals import Books, total_stats, total_status
 MOST_AHEAD = 8
 """Requests that an engine may have more than the idlest and still get those whose prompts it knows."""
 
+PATIENCE_S = 12.0
+"""How long requests that nothing was heard of wait for a silent engine while another one is well."""
+
+_LOOKS = 8
+"""How often a request looks in that time whether its engine is silent."""
+
 _LEAST_DEADLINE_S = 0.001
 _log = Log(__name__)
 
@@ -50,6 +56,12 @@ class Seat:
             self.seen.clear()
 
     @property
+    def is_hampered(self) -> bool:
+        """Whether the engine is not there, slow, or lacks experts."""
+        status = self.client.status
+        return status is None or status.state != "ready"
+
+    @property
     def books(self) -> Books:
         """What there is to tell of the engine."""
         client = self.client
@@ -61,9 +73,13 @@ class EnginePool:
 
     Args:
         clients: their links; labelled by their places, from 0.
+        patience_s: how long a request of which nothing has come waits for an engine that says nothing at all,
+            when another one is well. An engine's socket is read by a thread of its own, so that one answers
+            in a long step too, and while it loads: silence means that the whole process stands still.
     """
 
-    def __init__(self, clients: Sequence[EngineClient]) -> None:
+    def __init__(self, clients: Sequence[EngineClient], *, patience_s: float = PATIENCE_S) -> None:
+        self.patience_s = patience_s
         self._seats = [Seat(str(number), client) for number, client in enumerate(clients)]
         self._is_closing = False
 
@@ -126,18 +142,23 @@ class EnginePool:
         least = min(seat.client.in_flight for seat in seats)
 
         def rank(seat: Seat) -> tuple[bool, int, int, int]:
-            status = seat.client.status
-            is_hampered = status is None or status.state != "ready"
             known = seat.seen.match(keys)
             is_near = seat.client.in_flight <= least + MOST_AHEAD
             saved = known if 2 * known >= len(keys) and is_near else 0
-            return is_hampered, -saved, seat.client.in_flight, len(seat.seen)
+            return seat.is_hampered, -saved, seat.client.in_flight, len(seat.seen)
 
         return min(seats, key=rank)
 
     def retries(self, tried: Sequence[Seat]) -> bool:
         """Whether another engine may be asked."""
         return not self._is_closing and self.choose((), tried) is not None
+
+    def is_better_left(self, seat: Seat, tried: Sequence[Seat]) -> bool:
+        """Whether an engine has been silent for long, and one that was not tried is well."""
+        if self._is_closing or seat.client.silence_s <= self.patience_s:
+            return False
+        other = self.choose((), tried)
+        return other is not None and not other.is_hampered
 
     @property
     def is_single(self) -> bool:
@@ -199,7 +220,7 @@ class PooledAnswer:
     async def __anext__(self) -> TokenBatch:
         while True:
             try:
-                batch = await anext(self._stream)
+                batch = await self._next()
             except (PeerError, OverloadedError) as error:
                 if not self._may_move:
                     raise
@@ -210,6 +231,22 @@ class PooledAnswer:
                 continue
             self._note(batch)
             return batch
+
+    async def _next(self) -> TokenBatch:
+        """The engine's next batch.
+
+        Raises:
+            PeerError: the engine is silent, it sent nothing yet, and another one is well.
+        """
+        if self._has_begun or self._pool.is_single:
+            return await anext(self._stream)
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._pool.patience_s / _LOOKS):
+                    return await anext(self._stream)
+            seat = self._tried[-1]
+            if self._pool.is_better_left(seat, self._tried):
+                raise PeerError(f"the engine has said nothing for {seat.client.silence_s:.0f} s")
 
     @property
     def _may_move(self) -> bool:

@@ -16,6 +16,7 @@ from math import prod
 from trimaran.cpu_weights import packed_bytes
 from trimaran.gguf import GGMLType, TensorInfo
 from trimaran.gpu_weights import gpu_bytes, is_re_encoded
+from trimaran.model_tensors import with_head
 from trimaran.plan.experts import stream_buffers
 from trimaran.plan.report import Item, Place
 from trimaran.spec import ModelSpec
@@ -83,7 +84,7 @@ def weigh(spec: ModelSpec, tensors: Mapping[str, TensorInfo], form: Form) -> Wei
     """Count the tensors of a model."""
     groups: dict[str, list[TensorInfo]] = {part: [] for part, _ in _PARTS}
     skipped, layers, head = 0, [0] * spec.n_layers, 0
-    for info in tensors.values():
+    for info in with_head(tensors).values():
         part = _part(spec, info.name)
         if part is None:
             skipped += info.nbytes

@@ -14,6 +14,7 @@ from trimaran.cpu_weights import packed_bytes
 from trimaran.errors import ConfigError
 from trimaran.gguf import TensorInfo
 from trimaran.gpu_weights import gpu_bytes
+from trimaran.model_tensors import with_head
 from trimaran.module_names import tensor_name
 from trimaran.rules.choosing import Choice, Notices, choices_of, take_rules
 from trimaran.rules.modules import IMPLEMENTATIONS, modules_of
@@ -42,7 +43,7 @@ class Chosen:
 
     def held(self, tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
         """Bytes in memory of the matrices whose form a rule chose, by tensor."""
-        found = {}
+        tensors, found = with_head(tensors), {}
         for path, choice in self.choices.items():
             info = (
                 tensors.get(tensor_name(path)) if choice.implementation in IMPLEMENTATIONS["linear"] else None

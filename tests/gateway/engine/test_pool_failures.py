@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,9 @@ def test_a_lost_stream_is_nobodys_work(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
-def test_what_an_engine_gives_up_is_asked_of_another(tmp_path: Path) -> None:
-    """An engine that stops may end what waits with an empty batch."""
+@pytest.mark.parametrize("second", [None, "stop", "abort"])
+def test_what_an_engine_gives_up_is_asked_of_another(tmp_path: Path, second: str | None) -> None:
+    """An engine that stops may end what waits with an empty batch; what all give up ends so."""
 
     async def scenario(pool: EnginePool, a: Engine, b: Engine) -> None:
         async with pool.generate(request("1")) as stream:
@@ -135,24 +137,11 @@ def test_what_an_engine_gives_up_is_asked_of_another(tmp_path: Path) -> None:
             other = b if first is a else a
             await first.tell("1", finish="abort")
             await other.asked.get()
-            await other.tell("1", 8, finish="stop")
-            assert (await reading).ids == [8]
+            ids = [] if second == "abort" else [8]
+            await other.tell("1", *ids, finish=second)
+            assert ((await reading).ids, (await reading).finish_reason) == (ids, second)
+            assert stream.is_over == (second is not None)
         assert sum(seat.moved for seat in pool._seats) == 1
-
-    run(tmp_path, scenario)
-
-
-def test_what_all_give_up_ends(tmp_path: Path) -> None:
-    async def scenario(pool: EnginePool, a: Engine, b: Engine) -> None:
-        async with pool.generate(request("1")) as stream:
-            reading: Any = asyncio.ensure_future(anext(stream))
-            first = await first_asked(a, b)
-            other = b if first is a else a
-            await first.tell("1", finish="abort")
-            await other.asked.get()
-            await other.tell("1", finish="abort")
-            assert (await reading).finish_reason == "abort"
-            assert stream.is_over
 
     run(tmp_path, scenario)
 
@@ -170,7 +159,8 @@ def test_what_was_begun_and_given_up_is_not_asked_again(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
-def test_a_hung_engine_drops_what_another_was_asked_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limits", [{"silence_s": 1.0}, {"patience_s": 0.5}], ids=["gone", "left"])
+def test_a_hung_engine_drops_what_another_was_asked_for(tmp_path: Path, limits: dict[str, float]) -> None:
     """When it wakes up it finds the request and its end; what it sends all the same is nobody's."""
 
     async def scenario(pool: EnginePool, a: Engine, b: Engine) -> None:
@@ -190,7 +180,56 @@ def test_a_hung_engine_drops_what_another_was_asked_for(tmp_path: Path) -> None:
             await until(lambda: stale.client.late_tokens == 2)
             assert other.aborted.empty()
 
-    run(tmp_path, scenario, silence_s=1.0)
+    run(tmp_path, scenario, **limits)
+
+
+def test_what_was_begun_waits_for_a_silent_engine(tmp_path: Path) -> None:
+    async def scenario(pool: EnginePool, a: Engine, b: Engine) -> None:
+        async with pool.generate(request("1")) as stream:
+            silent = await first_asked(a, b)
+            await silent.tell("1", 5)
+            assert (await anext(stream)).ids == [5]
+            reading: Any = asyncio.ensure_future(anext(stream))
+            silent.awake.clear()
+            await until(lambda: any(seat.client.silence_s > 3 * pool.patience_s for seat in pool._seats))
+            silent.awake.set()
+            await silent.tell("1", 6, finish="stop")
+            assert (await reading).ids == [6]
+            assert (b if silent is a else a).asked.empty()
+
+    run(tmp_path, scenario, patience_s=0.2)
+
+
+def test_nothing_is_gained_by_leaving_one_silent_engine_for_another(tmp_path: Path) -> None:
+    async def scenario(pool: EnginePool, a: Engine, b: Engine) -> None:
+        async with pool.generate(request("1")) as stream:
+            reading: Any = asyncio.ensure_future(anext(stream))
+            first = await first_asked(a, b)
+            a.awake.clear()
+            b.awake.clear()
+            await until(lambda: all(seat.client.silence_s > 3 * pool.patience_s for seat in pool._seats))
+            assert [seat.moved for seat in pool._seats] == [0, 0]
+            first.awake.set()
+            await first.tell("1", 8, finish="stop")
+            assert (await reading).ids == [8]
+
+    run(tmp_path, scenario, patience_s=0.5, slow_s=0.1)
+
+
+def test_the_gateways_own_sleep_is_nobodys_silence(tmp_path: Path) -> None:
+    """As when it was stopped by Ctrl-Z, or the machine was suspended."""
+
+    async def scenario(pool: EnginePool, a: Engine, b: Engine) -> None:
+        async with pool.generate(request("1")) as stream:
+            reading: Any = asyncio.ensure_future(anext(stream))
+            first = await first_asked(a, b)
+            time.sleep(1.0)
+            assert [seat.client.silence_s < 0.4 for seat in pool._seats] == [True, True]
+            await first.tell("1", 8, finish="stop")
+            assert (await reading).ids == [8]
+            assert [seat.moved for seat in pool._seats] == [0, 0]
+
+    run(tmp_path, scenario, patience_s=0.7, silence_s=0.8)
 
 
 def test_sums_do_not_fall_when_an_engine_does_not_report(tmp_path: Path) -> None:

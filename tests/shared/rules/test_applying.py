@@ -278,19 +278,23 @@ def machine(memory: int) -> Machine:
     return replace(read_machine(with_gpus=False), gpus=(gpu,))
 
 
+@pytest.mark.parametrize("tied", [False, True], ids=["own", "tied"])
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
 def test_the_plan_counts_matrices_in_the_form_that_was_chosen(
-    device: str, apply: Apply, v3_file: Path, spec: ModelSpec
+    device: str, tied: bool, apply: Apply, v3_file: Path, spec: ModelSpec
 ) -> None:
     rules = [{"match": {"kind": "head"}, "replace": {"implementation": "dense", "device": device}}]
     chosen = apply(rules, n_gpus=None)
     with GGUFFile.open(v3_file) as file:
-        held = chosen.held(file.tensors)
+        tensors = {
+            name: info for name, info in file.tensors.items() if not (tied and name == "output.weight")
+        }
+        held = chosen.held(tensors)
         values = 2 if device == "cuda:0" else 4
         rows, columns = file.tensors["output.weight"].shape
         assert held == {"output.weight": rows * columns * values}
         plain, counted = (
-            make_plan(spec, file.tensors, machine(8 << 30), chosen.config, held=form) for form in (None, held)
+            make_plan(spec, tensors, machine(8 << 30), chosen.config, held=form) for form in (None, held)
         )
     grown = {part.part: part.nbytes for part in counted.items}["head"]
     assert grown > {part.part: part.nbytes for part in plain.items}["head"]
