@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import msgspec
 import torch
-import trimaran_kernels
 from trimaran.config import Config
 from trimaran.config_loader import load_config
 from trimaran.errors import ConfigError, OverloadedError, PeerError, RequestError, TrimaranError
@@ -35,7 +34,9 @@ from trimaran_attn.api_inputs import (
     stops,
     token_ids,
 )
+from trimaran_attn.device import start_threads
 from trimaran_attn.engine import Engine
+from trimaran_attn.experts_choice import connect
 from trimaran_attn.experts_client import ExpertsClient
 from trimaran_attn.experts_here import ExpertsHere
 from trimaran_attn.interrupts import uninterrupted
@@ -235,21 +236,22 @@ def _options(config: object) -> tuple[Config, object]:
 
 def _load_here(opened: OpenModel) -> tuple[Engine, None]:
     options = opened.config
-    pool = trimaran_kernels.ThreadPool(trimaran_kernels.usable_cpus(options.experts.threads))
+    pool = start_threads(options.attn)
     packs = options.precision == "int8" and options.experts.store != "off"
     longest = largest_step(options.attn, on_gpu=opened.device.type == "cuda")
     here = ExpertsHere(pool, options.experts.isa, packs=packs, max_tokens=longest)
-    return load_engine(opened, here.take, Meter()), None
+    return load_engine(opened, here.take, Meter(), pool=pool), None
 
 
 def _load_linked(opened: OpenModel, stack: ExitStack) -> tuple[Engine, ExpertsClient]:
     run_dir = stack.enter_context(open_run_dir(opened.config.run_dir or default_run_dir()))
     meter = Meter()
-    link, (way, hop) = open_link(opened, run_dir.path, meter)
+    pool = start_threads(opened.config.attn)
+    link, (way, hop) = open_link(opened, run_dir.path, meter, pool)
     stack.enter_context(closing(link))
     stack.callback(hop.close)  # before the link unmaps its arenas
-    engine = load_engine(opened, lambda _: way, meter, routed=link.expert_tokens, hop=hop)
-    link.connect()
+    engine = load_engine(opened, lambda _: way, meter, routed=link.expert_tokens, hop=hop, pool=pool)
+    connect(link, way)
     return engine, link
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
+from trimaran.errors import TrimaranError
+from trimaran_kernels.hop import CallGate
 
 from trimaran_attn.registry import Site
 
@@ -36,6 +39,24 @@ class Experts(Protocol):
 
     def wait(self, ticket: Any) -> Tensor:
         """The weighted sum over each token's experts, [T, hidden]; raises PeerError if it does not come."""
+        ...
+
+
+@runtime_checkable
+class NativeExperts(Protocol):
+    """Experts that the kernels compute in this process, so that they may be part of a native call."""
+
+    @property
+    def calls(self) -> CallGate | None:
+        """The way to all layers' experts; None while they are computed elsewhere, which may change."""
+        ...
+
+    def took(self, seconds: Sequence[float]) -> None:
+        """How long each layer's experts took in a native call."""
+        ...
+
+    def error(self, status: int, layer: int) -> TrimaranError:
+        """The error for a status other than OK."""
         ...
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import trimaran_kernels
 from torch import Tensor
-from trimaran.errors import KernelError
+from trimaran.errors import KernelError, TrimaranError
 from trimaran_kernels import ExpertEngine, HugePages, ThreadPool
+from trimaran_kernels.hop import CallGate
 
+from trimaran_attn.experts_client.statuses import meaning
 from trimaran_attn.registry import Site
 from trimaran_attn.weights import Shape
 
@@ -33,6 +37,7 @@ class ExpertsHere:
         self._max_tokens = max_tokens
         self._memory = HugePages()
         self._engine: ExpertEngine | None = None
+        self._calls: CallGate | None = None
 
     def take(self, site: Site) -> ExpertsHere:
         """Take a layer's experts; this object then computes them too."""
@@ -42,6 +47,7 @@ class ExpertsHere:
             self._engine = ExpertEngine(
                 self._pool, hidden, width, count, moe.top_k, max_tokens=self._max_tokens, isa=self._isa
             )
+            self._calls = CallGate(self._engine, gathers=False, rests=False)
         wide, narrow = (moe.intermediate_size, hidden), (hidden, moe.intermediate_size)
         shapes = {"gate_proj": wide, "up_proj": wide, "down_proj": narrow}
         gate, up, down = (self._matrix(site, name, (moe.n_experts, *shape)) for name, shape in shapes.items())
@@ -54,10 +60,10 @@ class ExpertsHere:
         Raises:
             KernelError: the kernels refuse it.
         """
-        assert self._engine is not None, "no layer was taken"
+        assert self._calls is not None, "no layer was taken"
         values = x.detach().to("cpu", torch.float32).contiguous()
         out = torch.empty_like(values)
-        status = self._engine.forward(
+        status = self._calls.run(
             layer,
             values.numpy(),
             ids.to("cpu", torch.int32).contiguous().numpy(),
@@ -65,8 +71,20 @@ class ExpertsHere:
             out.numpy(),
         )
         if status != 0:
-            raise KernelError(f"layer {layer}: the experts refused {len(x)} tokens, status {status}")
+            raise self.error(status, layer)
         return out
+
+    @property
+    def calls(self) -> CallGate | None:
+        """See `NativeExperts.calls`."""
+        return self._calls
+
+    def took(self, seconds: Sequence[float]) -> None:
+        """Nobody counts."""
+
+    def error(self, status: int, layer: int) -> TrimaranError:
+        """See `NativeExperts.error`."""
+        return KernelError(f"layer {layer}: {meaning(status)}")
 
     def wait(self, ticket: Tensor) -> Tensor:
         """The result."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from trimaran_kernels import ThreadPool
 
 from trimaran_attn.metrics import Meter
 
@@ -67,16 +68,26 @@ class RemoteExperts:
         meter: takes `expert_rpc_latency_seconds` (submit to answer) and, of that, what was not hidden behind
             other work, `attention_wait_on_experts_seconds`; a sample of each per layer and step.
         dtype: element type that the link takes.
+        pool: threads that sleep while others compute, who may need their cores.
     """
 
-    def __init__(self, link: ExpertsLink, meter: Meter, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        link: ExpertsLink,
+        meter: Meter,
+        dtype: torch.dtype = torch.float32,
+        pool: ThreadPool | None = None,
+    ) -> None:
         self._link = link
         self._dtype = dtype
         self._meter = meter
+        self._pool = pool
 
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> TimedTicket:
         """See `Experts.submit`; x is of any type, on any device."""
         array = _array(x.to(self._dtype))
+        if self._pool is not None:
+            self._pool.rest()
         submitted_at = time.perf_counter()
         ticket = self._link.submit(layer, array, ids.cpu().numpy(), weights.cpu().numpy())
         return TimedTicket(ticket, submitted_at)

@@ -18,6 +18,7 @@ from trimaran.rules import Chosen, apply_rules
 from trimaran.spec import ModelSpec, read_spec
 from trimaran.telemetry import Log
 from trimaran.timeline import Tracer
+from trimaran_kernels import ThreadPool
 
 from trimaran_attn.cache_plan import plan_cache
 from trimaran_attn.device import (
@@ -120,6 +121,7 @@ def load_engine(
     tracer: Tracer | None = None,
     routed: Routed = dict,
     hop: HopSteps | None = None,
+    pool: ThreadPool | None = None,
 ) -> Engine:
     """Read the weights and size the cache.
 
@@ -131,6 +133,7 @@ def load_engine(
         tracer: records timelines.
         routed: what the expert services count of each expert's tokens, for `attn.gpu_experts`.
         hop: the experts, to be told of steps.
+        pool: threads to compute on; None starts some.
 
     Raises:
         ConfigError: a context longer than the model's, or as many deferred experts as a token uses.
@@ -156,7 +159,7 @@ def load_engine(
     residents = Residents(attn, model.file, spec, model.fingerprint, plan)
     replays = records_steps(attn, placement)
     registry = Registry(spec, Weights(model.file), placement, dtype, model.chosen.choices)
-    pool = start_threads(attn)
+    pool = pool or start_threads(attn)
     register_modules(
         registry,
         experts=residents.wrap(experts),

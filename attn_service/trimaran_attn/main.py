@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec.structs
 import torch
-import trimaran_kernels
 from trimaran.channel import Server
 from trimaran.config import AttnConfig, Config, ExpertsConfig
 from trimaran.lifecycle import Stop
@@ -19,10 +18,12 @@ from trimaran.run_dir import attn_endpoint, default_run_dir, open_run_dir
 from trimaran.telemetry import Log
 from trimaran.timeline import Tracer
 from trimaran.wire import GatewayToEngine
+from trimaran_kernels import ThreadPool
 
+from trimaran_attn.device import start_threads
 from trimaran_attn.engine import Engine
 from trimaran_attn.experts import Experts
-from trimaran_attn.experts_choice import choose_experts
+from trimaran_attn.experts_choice import choose_experts, connect
 from trimaran_attn.experts_client import ExpertsClient, ModelFacts
 from trimaran_attn.experts_link import ExpertsLink
 from trimaran_attn.hop_steps import HopSteps
@@ -49,10 +50,11 @@ def serve(config: Config, stop: Stop) -> None:
         endpoint = attn_endpoint(run_dir.path, config.attn.replica)
         server: AttnServer = stack.enter_context(Server(endpoint, GatewayToEngine))
         meter, tracer = Meter(), Tracer()
-        link, way = open_link(model, run_dir.path, meter)
+        pool = start_threads(config.attn)
+        link, way = open_link(model, run_dir.path, meter, pool)
         stack.enter_context(closing(link))
         stack.callback(way[1].close)  # before the link unmaps its arenas
-        load = _loader(model, link, way, meter=meter, tracer=tracer)
+        load = _loader(model, link, way, pool, meter=meter, tracer=tracer)
         worker = EngineWorker(load, link, model.fingerprint, config.attn.max_waiting)
         max_open = config.attn.max_running + config.attn.max_waiting
         _log.info("loading", model=model.spec.name, endpoint=server.endpoint)
@@ -60,7 +62,7 @@ def serve(config: Config, stop: Stop) -> None:
 
 
 def open_link(
-    model: OpenModel, run_dir: Path, meter: Meter
+    model: OpenModel, run_dir: Path, meter: Meter, pool: ThreadPool
 ) -> tuple[ExpertsClient, tuple[Experts, HopSteps]]:
     """The client of the expert services, which is not connected yet, and the tensors' way through it."""
     config = model.config
@@ -77,7 +79,11 @@ def open_link(
         n_slots=slots,
         device_slots=device_slots * len(devices),
     )
-    return link, choose_experts(link, experts, meter, devices=devices, device_slots=device_slots)
+    decided = msgspec.structs.replace(config, experts=experts)
+    way = choose_experts(
+        link, decided, meter, spec=model.spec, pool=pool, devices=devices, device_slots=device_slots
+    )
+    return link, way
 
 
 def hop_config(config: ExpertsConfig, device: torch.device) -> ExpertsConfig:
@@ -113,6 +119,7 @@ def _loader(
     model: OpenModel,
     link: ExpertsLink,
     way: tuple[Experts, HopSteps],
+    pool: ThreadPool,
     *,
     meter: Meter,
     tracer: Tracer,
@@ -128,8 +135,9 @@ def _loader(
             tracer=tracer,
             routed=link.expert_tokens,
             hop=hop,
+            pool=pool,
         )
-        link.connect(lambda detail, share: _say_waiting(on_progress, detail, share))
+        connect(link, experts, lambda detail, share: _say_waiting(on_progress, detail, share))
         engine.warm_up()
         _spare_the_collector()
         limits = engine.scheduler.limits
@@ -138,7 +146,7 @@ def _loader(
             device=str(model.device),
             context=limits.context_length,
             kv_pages=engine.scheduler.pages.n_pages,
-            threads=len(trimaran_kernels.usable_cpus(model.config.attn.threads)),
+            threads=pool.size,
         )
         return engine
 

@@ -29,11 +29,17 @@ class ModelFacts:
 
 @dataclass
 class Client:
-    """One attention service; `session` is None while weights are still being read."""
+    """One attention service.
+
+    Attributes:
+        session: None while weights are still being read.
+        borrows: it computes from the weights itself.
+    """
 
     hello: Hello
     last_heard: float
     session: Session | None = None
+    borrows: bool = False
 
 
 @dataclass
@@ -43,6 +49,11 @@ class Clients:
     facts: ModelFacts
     by_peer: dict[bytes, Client] = field(default_factory=dict)
     leaving: list[Session] = field(default_factory=list)
+
+    @property
+    def borrow(self) -> bool:
+        """Whether any computes from the weights itself."""
+        return any(client.borrows for client in self.by_peer.values())
 
     def admit(self, peer: bytes, hello: Hello, now: float) -> Refused | None:
         """Take a client in, or say why not. A repeated hello changes nothing, a new one begins anew."""

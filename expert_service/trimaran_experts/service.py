@@ -14,6 +14,7 @@ from trimaran.telemetry import Log
 from trimaran.wire import (
     HEARTBEAT_S,
     UNKNOWN_CLIENT,
+    Borrowed,
     Done,
     Drain,
     EngineToExperts,
@@ -34,10 +35,12 @@ from trimaran.wire import (
     TraceSpan,
 )
 
+from trimaran_experts.books import Books
 from trimaran_experts.call_runner import CallRunner, FinishedCall, guarded
 from trimaran_experts.clients import Clients, ModelFacts
 from trimaran_experts.compute_times import compute_times, time_bounds
 from trimaran_experts.engine import ShardEngine
+from trimaran_experts.lending import lend
 from trimaran_experts.loading import LoadingThread
 from trimaran_experts.placement import Placement
 from trimaran_experts.routing import load_imbalance, own_tokens
@@ -63,6 +66,7 @@ class ExpertService:
         self._loading = loading
         self._engine: ShardEngine | None = None
         self._clients = Clients(facts)
+        self._books = Books(facts.layers, facts.n_experts)
         self._runner = CallRunner()
         self._tap = Tap(facts.fingerprint)
         self._next_beat = 0.0
@@ -91,9 +95,9 @@ class ExpertService:
             time.sleep(0.005)
 
     def stats(self) -> ExpertStats:
-        """Counters since the start, under the names of the exported metrics."""
-        counters = self._engine.gate.counters() if self._engine else {}
-        routed = self._engine.gate.expert_tokens() if self._engine else {}
+        """Counters since the start, those of borrowers included, under the names of the exported metrics."""
+        counts = self._books.total(self._engine.gate if self._engine else None)
+        counters, routed = counts.counters, {layer: list(row) for layer, row in counts.routed.items()}
         return ExpertStats(
             shard=self._placement.shard,
             counters={
@@ -117,7 +121,7 @@ class ExpertService:
                 "expert_load_imbalance_ratio": load_imbalance(routed, self._placement.experts),
             },
             expert_tokens=own_tokens(routed, self._placement.experts),
-            layer_times=self._engine.gate.latencies() if self._engine else {},
+            layer_times={layer: list(row) for layer, row in counts.latencies.items()},
             time_bounds_ns=time_bounds(counters),
         )
 
@@ -134,6 +138,11 @@ class ExpertService:
             return Recorded(error="recordings are made on the service's own host, by its ipc:// endpoint")
         if self._engine is None:
             return Recorded(error="weights are still being read")
+        if self._clients.borrow:
+            return Recorded(
+                error="an attention service computes from these weights itself; start it with"
+                " attn.experts=service to record its calls"
+            )
         return self._tap.handle(message, self._engine.gate)
 
     def _begin_serving(self, engine: ShardEngine) -> None:
@@ -170,6 +179,8 @@ class ExpertService:
             self._send(peer, self._trace(message.since_ns))
         elif peer not in self._clients.by_peer and not isinstance(message, Drain):
             self._server.send(peer, Refused(reason=UNKNOWN_CLIENT))
+        elif isinstance(message, Borrowed):
+            self._note(peer, message)
         elif isinstance(message, Submit):
             self._accept(peer, message, event.frames)
         elif isinstance(message, Drain):
@@ -195,6 +206,7 @@ class ExpertService:
             self._server.send(peer, refusal)
             return
         placement = self._placement
+        shares_memory = self._clients.by_peer[peer].hello.notifier != "tcp"
         ready = Ready(
             shard=placement.shard,
             isa=self._engine.isa,
@@ -202,8 +214,15 @@ class ExpertService:
             columns=placement.columns,
             n_columns=self._clients.facts.n_columns,
             threads=len(self._engine.cpus),
+            lent=lend(self._engine) if shares_memory else None,
         )
         self._send(peer, ready)
+
+    def _note(self, peer: bytes, message: Borrowed) -> None:
+        if self._engine is None or not self._books.note(message, self._engine.gate):
+            self._malformed += 1
+            return
+        self._clients.by_peer[peer].borrows = True
 
     def _accept(self, peer: bytes, submit: Submit, frames: tuple[memoryview, ...]) -> None:
         session = self._clients.by_peer[peer].session

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from trimaran import mapped_file
 from trimaran.config import ExpertsConfig
 from trimaran.errors import PlanError
 from trimaran.telemetry import Log
@@ -178,7 +179,7 @@ def _private(task: Task, layout: Layout) -> Weights | None:
     rooms.check_room("private", None, layout.nbytes, task.ram_available)
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     data = np.frombuffer(mmap.mmap(-1, max(1, layout.nbytes), flags), np.uint8)
-    memory.wish_huge_pages(data)
+    mapped_file.wish_huge_pages(data)
     if not _fill(task, layout, data, (-1, 0)):
         return None
     _report(task, data)
@@ -190,7 +191,7 @@ def _mapped(task: Task) -> Weights:
     total = sum(matrix.raw.size for matrix in task.matrices)
     meter = Meter("reading experts", total, task.on_progress)
     for matrix in task.matrices:
-        memory.populate_for_reading(matrix.raw, meter.add, task.stopped)
+        mapped_file.populate_for_reading(matrix.raw, meter.add, task.stopped)
     _say_done(meter, total, 0)
     return Weights(
         tuple(
@@ -246,9 +247,9 @@ def _fill(task: Task, layout: Layout, data: Bytes, file: tuple[int, int]) -> boo
 
 def _settle(task: Task, data: Bytes) -> None:
     """Map every page of an attached segment, and say how it lies."""
-    memory.wish_huge_pages(data)
+    mapped_file.wish_huge_pages(data)
     meter = Meter("attaching experts", data.size, task.on_progress)
-    memory.populate_for_reading(data, meter.add, task.stopped)
+    mapped_file.populate_for_reading(data, meter.add, task.stopped)
     _log.info("experts are attached", seconds=meter.seconds, gigabytes=round(data.size / 1e9, 3))
     _report(task, data)
 

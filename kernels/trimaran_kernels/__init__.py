@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from trimaran_kernels._native import (
     AttentionLayer,
+    Decoder,
+    DecoderLayer,
     ExpertEngine,
     Gate,
     GateRule,
@@ -31,6 +33,8 @@ from trimaran_kernels.topology import usable_cpus
 
 __all__ = [
     "AttentionLayer",
+    "Decoder",
+    "DecoderLayer",
     "ExpertEngine",
     "Gate",
     "GateRule",

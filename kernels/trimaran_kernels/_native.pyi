@@ -318,12 +318,13 @@ class CallGate:
 
     Args:
         gathers: whether they may.
+        rests: whether the engine's threads sleep when no call waits: no if the caller's next loop is theirs
 
     NOT_FINITE, BAD_LAYER, BAD_TOKEN_COUNT, BAD_EXPERT_ID and BAD_SLOT answer what is wrong with a call; y is
     untouched then. Any thread may call.
     """
 
-    def __init__(self, engine: ExpertEngine, gathers: bool = True) -> None: ...
+    def __init__(self, engine: ExpertEngine, gathers: bool = True, rests: bool = True) -> None: ...
     def run_slot(self, arena: HopArena, slot: int, layer: int, n_tokens: int) -> int:
         """Compute one slot of an arena; a `wire.Status` code. Releases the GIL."""
 
@@ -585,7 +586,75 @@ class Gate:
     def __call__(self, x: Any, ids: Any, weights: Any) -> None:
         """x: float32 [n, hidden] → ids: int32, weights: float32, both [n, top_k].
 
-        The pool rests afterwards: the experts may need its cores. Releases the GIL.
+        Releases the GIL.
+        """
+
+class DecoderLayer:
+    """A block of the model: attention, then the feed-forward network, each behind a norm, beside a residual.
+
+    Args:
+        pool: threads to compute on; kept alive, as all parts.
+        index: of the layer; by this number routed experts know it.
+        attention: of the layer.
+        input_norm, post_norm: float32 [hidden], before the attention and behind it.
+        eps: of the norms.
+        gate: to the routed experts, or None.
+        always: layer 0 of an engine of one expert: the dense network or the shared experts; or None.
+
+    Raises:
+        KernelError: parts that do not fit together.
+    """
+
+    def __init__(
+        self,
+        pool: ThreadPool,
+        index: int,
+        attention: AttentionLayer,
+        input_norm: Any,
+        post_norm: Any,
+        eps: float,
+        gate: Gate | None,
+        always: ExpertEngine | None,
+    ) -> None: ...
+
+class Decoder:
+    """Layers one after another, in one call.
+
+    Args:
+        layers: kept alive.
+
+    Raises:
+        KernelError: no layers, or of different hidden sizes.
+    """
+
+    def __init__(self, layers: list[DecoderLayer]) -> None: ...
+    def __call__(
+        self,
+        x: Any,
+        cos: Any,
+        sin: Any,
+        slots: Any,
+        pages: list[LatentPages],
+        segments: Any,
+        page_table: Any,
+        experts: CallGate | None,
+        times: Any,
+    ) -> tuple[int, int]:
+        """Compute a step; to the bit as the parts one by one. Releases the GIL.
+
+        Args:
+            x: float32 [n, hidden], changed in place.
+            cos, sin, slots, segments, page_table: as of `AttentionLayer`.
+            pages: of each layer.
+            experts: the routed ones of all layers.
+            times: int64 [layers, 5]: when attention, gate, routed experts and the others began, and the last
+                ended, in nanoseconds of the monotonic clock.
+
+        Returns:
+            How many layers were computed, and 0 or the `wire.Status` code that ended it there.
+
+        Raises:
+            KernelError: arrays of wrong type, shape or layout, or no experts where layers need them.
         """
 
 def route_tokens(

@@ -168,6 +168,14 @@ class AttnConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             " pays; these round differently than on the CPU"
         ),
     ] = "off"
+    experts: Annotated[
+        Literal["auto", "service"],
+        Meta(
+            description="who computes routed experts for an attention service on a CPU; auto: it does so"
+            " itself, from the memory of an expert service that has the same CPUs, which saves two changes of"
+            " process a layer; service: the expert service, always"
+        ),
+    ] = "auto"
     cuda_graphs: Annotated[
         Literal["auto", "off"],
         Meta(

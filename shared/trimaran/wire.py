@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 HEARTBEAT_S = 1.0
 """How often each side of the expert link sends a `Heartbeat`."""
 SILENCE_S = 3.0
@@ -279,7 +279,26 @@ class Record(Message, frozen=True, tag="record"):
     max_bytes: int = 0
 
 
-EngineToExperts = Hello | Submit | Drain | Heartbeat | ExpertStatsRequest | ExpertTraceRequest | Record
+class Borrowed(Message, frozen=True, tag="borrowed"):
+    """What a client computed itself from lent weights (see `LentWeights`), since it began.
+
+    Sent when it begins, then with every heartbeat.
+
+    Attributes:
+        books: random, of what the counts are of; other books began again from zero.
+        counters: of its call gate.
+        expert_tokens, layer_times: as of `ExpertStats`.
+    """
+
+    books: str
+    counters: dict[str, int]
+    expert_tokens: dict[int, list[int]] = {}
+    layer_times: dict[int, list[int]] = {}
+
+
+EngineToExperts = (
+    Hello | Submit | Drain | Heartbeat | ExpertStatsRequest | ExpertTraceRequest | Record | Borrowed
+)
 
 
 class Loading(Message, frozen=True, tag="loading"):
@@ -288,11 +307,37 @@ class Loading(Message, frozen=True, tag="loading"):
     progress: float
 
 
+class LentMatrix(msgspec.Struct, frozen=True, array_like=True):
+    """One matrix of all of a layer's experts: GGUF type id, its place in the file, whether it is packed."""
+
+    type: int
+    offset: int
+    nbytes: int
+    packed: bool
+
+
+class LentWeights(msgspec.Struct, frozen=True, kw_only=True):
+    """A shard's weights, for a client of the same host and user to map and compute from.
+
+    Attributes:
+        path: of the file; device, inode: tell whether it still is that file.
+        layers: by layer, gate, up and down.
+        cpus: that the shard computes on.
+    """
+
+    path: str
+    device: int
+    inode: int
+    layers: dict[int, tuple[LentMatrix, LentMatrix, LentMatrix]]
+    cpus: tuple[int, ...]
+
+
 class Ready(Message, frozen=True, tag="ready"):
     """The shard serves this client now.
 
     experts, columns: the half-open ranges of expert ids, and of their intermediate columns, that it owns.
     n_columns: how many intermediate columns the model has.
+    lent: its weights, to a client that shares memory with it, if they lie in a file.
     """
 
     shard: str
@@ -301,6 +346,7 @@ class Ready(Message, frozen=True, tag="ready"):
     columns: tuple[int, int]
     n_columns: int
     threads: int
+    lent: LentWeights | None = None
 
 
 class Refused(Message, frozen=True, tag="refused"):

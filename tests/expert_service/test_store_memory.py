@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trimaran_experts.store.memory import huge_page_bytes, map_file, page_border, populate_for_writing
+from trimaran.mapped_file import map_file, page_border
+from trimaran_experts.store.memory import huge_page_bytes, populate_for_writing
 
 HUGE = 2 << 20
 COLLAPSES = (6, 1)

@@ -20,7 +20,7 @@ from trimaran.config import ExpertsConfig
 from trimaran.errors import OverloadedError, PeerError, TrimaranError
 from trimaran.run_dir import experts_endpoint
 from trimaran.telemetry import Log
-from trimaran.wire import Status
+from trimaran.wire import Borrowed, Ready, Status
 
 from trimaran_attn.experts_client.calls import Calls, DoorbellCalls, Flight, MailCalls
 from trimaran_attn.experts_client.coverage import check_coverage
@@ -123,6 +123,7 @@ class ExpertsClient:
         )
         self._traffic = Traffic()
         self._open: set[Ticket] = set()
+        self._borrows = False
         self._stopped = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="experts-keeper", daemon=True)
 
@@ -136,7 +137,7 @@ class ExpertsClient:
             PeerError: a shard did not appear within `connect_timeout_s`.
             PeerMismatchError: a shard loaded another model, or the shards do not make up the whole model.
         """
-        while not self.ready():  # one may be lost while another is awaited
+        while not self._all_ready():  # one may be lost while another is awaited
             for link in self._links:
                 self._await(link, on_progress or _log_progress)
         check_coverage(
@@ -235,9 +236,24 @@ class ExpertsClient:
             with contextlib.suppress(TrimaranError):
                 self.wait(ticket)
 
+    def lender(self) -> Ready | None:
+        """The shard whose weights may be borrowed: one that is alone, and shares its memory."""
+        ready = self._links[0].ready if len(self._links) == 1 else None
+        return ready if ready is not None and ready.lent is not None else None
+
+    def borrow(self, books: Callable[[], Borrowed]) -> None:
+        """This process computes from the lender's weights itself from now on, whatever becomes of the lender.
+
+        Args:
+            books: says what was computed, for the lender's statistics.
+        """
+        self._borrows = True
+        for link in self._links:
+            link.borrow(books)
+
     def ready(self) -> bool:
-        """Whether every shard serves now; a shard that went away comes back by itself."""
-        return all(link.state is LinkState.READY for link in self._links)
+        """Whether layers can be computed now; a shard that went away comes back by itself."""
+        return self._borrows or self._all_ready()
 
     def statuses(self) -> list[ShardStatus]:
         """How every link is."""
@@ -287,6 +303,9 @@ class ExpertsClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _all_ready(self) -> bool:
+        return all(link.state is LinkState.READY for link in self._links)
 
     def _await(self, link: ShardLink, on_progress: Progress) -> None:
         timeout_s = self._config.connect_timeout_s

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -26,6 +26,7 @@ from trimaran.wire import (
     PROTOCOL_VERSION,
     SILENCE_S,
     UNKNOWN_CLIENT,
+    Borrowed,
     Done,
     Drain,
     EngineToExperts,
@@ -114,6 +115,7 @@ class ShardLink:
         self.state = LinkState.CONNECTING
         self.ready: Ready | None = None
         self.stats: ExpertStats | None = None
+        self._books: Callable[[], Borrowed] | None = None
         self._facts = facts
         self._options = options
         self.lock = threading.RLock()
@@ -189,6 +191,13 @@ class ShardLink:
                 _log.warning("lost an expert service", endpoint=self.endpoint, reason=reason)
             self._forget(LinkState.CONNECTING, reason)
 
+    def borrow(self, books: Callable[[], Borrowed]) -> None:
+        """From now on the shard hears with every heartbeat what is computed here from its weights."""
+        with self.lock:
+            self._books = books
+            self._next_beat = 0.0
+            self.pump(0)
+
     def refusal_error(self) -> PeerError:
         """Why the state is REFUSED: a PeerMismatchError if the two sides differ."""
         assert self._refusal is not None
@@ -245,6 +254,8 @@ class ShardLink:
         if self.state is LinkState.READY:
             self._next_beat = now + HEARTBEAT_S
             self._channel.send(Heartbeat(sent_ns=time.time_ns()))
+            if self._books is not None:
+                self._channel.send(self._books())
             self._channel.send(ExpertStatsRequest())
         else:
             self._next_beat = now + (REFUSED_RETRY_S if self.state is LinkState.REFUSED else RETRY_S)

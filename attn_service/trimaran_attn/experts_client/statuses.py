@@ -15,9 +15,13 @@ _MEANINGS = {
 }
 
 
+def meaning(status: int) -> str:
+    """What a status says."""
+    return _MEANINGS.get(status, f"unknown status {status}")
+
+
 def status_error(status: int, endpoint: str, layer: int, message: str = "") -> TrimaranError:
     """The error for a status other than OK."""
     if status == Status.SHUTTING_DOWN:
         return PeerError(f"expert service {endpoint} is shutting down")
-    meaning = message or _MEANINGS.get(status, f"unknown status {status}")
-    return KernelError(f"expert service {endpoint} refused layer {layer}: {meaning}")
+    return KernelError(f"expert service {endpoint} refused layer {layer}: {message or meaning(status)}")

@@ -19,6 +19,7 @@ from trimaran_attn.model.embedding import Embedding
 from trimaran_attn.model.kinds import ATTENTION, EMBEDDING, HEAD, MLP, MOE, NORM
 from trimaran_attn.model.linear import Linear
 from trimaran_attn.model.mlp import FeedForward, Pending
+from trimaran_attn.model.native_layers import native_layers
 from trimaran_attn.model.norm import RMSNorm
 from trimaran_attn.model.rope import Rope
 from trimaran_attn.model.scoring import score
@@ -88,13 +89,17 @@ class Deepseek2:
         self._placement = placement
         self._stage_of = [placement.stage_of(layer.index) for layer in layers]
         self._options = options
+        self._native = native_layers(layers) if len(placement.stages) == 1 else None
 
     @torch.inference_mode()
     def forward(self, batch: Batch, cache: LatentCache) -> Output:
         """Compute a step; the latents of its tokens are in the cache afterwards."""
         parts = split_batch(batch, self._options.micro_batches)
         steps = [self._steps(part, cache) for part in parts]
-        x = self._through_layers(parts, steps)
+        if self._native is not None and self._native.is_ready and len(parts) == 1:
+            x = self._native(self._embed(parts[0]), steps[0][0])
+        else:
+            x = self._through_layers(parts, steps)
         with self._options.tracer.span("head"), entered(self._placement.last):
             wanted = batch.to(x.device)
             scores = tuple(score(self._logits, x, scored) for scored in wanted.scored)

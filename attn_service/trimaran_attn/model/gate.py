@@ -55,6 +55,9 @@ class NativeGate(Gate):
     Args:
         spec, weight, bias: as of `Gate`.
         pool: threads of the kernels.
+
+    Attributes:
+        kernel: what computes.
     """
 
     def __init__(
@@ -73,13 +76,13 @@ class NativeGate(Gate):
             weights_scale=spec.weights_scale,
         )
         native_bias = None if bias is None else bias.numpy()
-        self._gate = trimaran_kernels.Gate(pool, rule, weight.numpy(), native_bias)
+        self.kernel = trimaran_kernels.Gate(pool, rule, weight.numpy(), native_bias)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x: [T, hidden] float32 → expert ids [T, top_k] int32, weights [T, top_k] float32."""
         ids = torch.empty(len(x), self._top_k, dtype=torch.int32)
         weights = torch.empty(len(x), self._top_k)
-        self._gate(x.contiguous().numpy(), ids.numpy(), weights.numpy())
+        self.kernel(x.contiguous().numpy(), ids.numpy(), weights.numpy())
         return ids, weights
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
+from trimaran_kernels import ExpertEngine, Gate
 
+from trimaran_attn.experts import NativeExperts
 from trimaran_attn.model.linear import Linear, swiglu
 from trimaran_attn.model.step import Step
 
@@ -31,6 +34,39 @@ class FusableNetwork(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class NativeNetwork:
+    """A layer's second half as kernels, for a call that computes whole layers.
+
+    Attributes:
+        always: engine of one expert that all tokens meet: the dense network or the shared experts.
+        gate, experts: of the routed ones.
+    """
+
+    always: ExpertEngine | None = None
+    gate: Gate | None = None
+    experts: NativeExperts | None = None
+
+
+@runtime_checkable
+class NativeFeedForward(Protocol):
+    """A second half of a layer that may be kernels alone."""
+
+    def native(self) -> NativeNetwork | None:
+        """Its kernels, or None if anything else has a part in it."""
+        ...
+
+
+@runtime_checkable
+class NativeMLP(Protocol):
+    """A whole network in one kernel of the CPU."""
+
+    @property
+    def kernel(self) -> ExpertEngine:
+        """An engine of one expert, as layer 0."""
+        ...
+
+
 class MLP:
     """down(silu(gate(x)) × up(x)), in one kernel where the three can be."""
 
@@ -41,6 +77,11 @@ class MLP:
     def __call__(self, x: Tensor) -> Tensor:
         """x: [T, hidden] → [T, hidden]."""
         return self._network(x)
+
+    def native(self) -> NativeNetwork | None:
+        """See `NativeFeedForward`."""
+        network = self._network
+        return NativeNetwork(always=network.kernel) if isinstance(network, NativeMLP) else None
 
     def begin(self, x: Tensor, step: Step) -> Pending:
         """All of it at once."""

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from trimaran_attn.experts import SKIPPED, Experts
+from trimaran_attn.experts import SKIPPED, Experts, NativeExperts
 from trimaran_attn.model.deferral import deferred_by, split_lightest
-from trimaran_attn.model.gate import Gate
+from trimaran_attn.model.gate import Gate, NativeGate
 from trimaran_attn.model.kinds import EXPERTS, GATE, LINEAR
 from trimaran_attn.model.kinds import MLP as MLP_KIND
-from trimaran_attn.model.mlp import MLP, FeedForward, Pending
+from trimaran_attn.model.mlp import MLP, FeedForward, NativeFeedForward, NativeNetwork, Pending
 from trimaran_attn.model.step import Step
 from trimaran_attn.registry import Site
 
@@ -44,6 +44,18 @@ class MoE:
         self._shared = shared
         self._overlap = overlap
         self._defer = defer
+
+    def native(self) -> NativeNetwork | None:
+        """See `NativeFeedForward`."""
+        gate, experts, shared = self._gate, self._experts, self._shared
+        if self._defer or not isinstance(gate, NativeGate) or not isinstance(experts, NativeExperts):
+            return None
+        if shared is None:
+            return NativeNetwork(gate=gate.kernel, experts=experts)
+        beside = shared.native() if isinstance(shared, NativeFeedForward) else None
+        if beside is None or beside.gate is not None:
+            return None
+        return NativeNetwork(beside.always, gate.kernel, experts)
 
     def begin(self, x: Tensor, step: Step) -> Pending:
         """Route x and submit it."""

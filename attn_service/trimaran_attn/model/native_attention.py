@@ -15,7 +15,7 @@ from trimaran_attn.model.mla import LatentMaps, MlaForm, absorbs
 from trimaran_attn.model.norm import RMSNorm
 from trimaran_attn.model.query import LoraQuery, Query
 from trimaran_attn.model.rope import softmax_scale
-from trimaran_attn.model.step import Step
+from trimaran_attn.model.step import Ragged, Step
 
 LARGEST_HALF = torch.finfo(torch.float16).max
 
@@ -121,7 +121,7 @@ class NativeLatentAttention:
         """x: [T, hidden] float32 → [T, hidden]."""
         if self._whole is None:
             return self.by_parts(x, step)
-        ragged = step.ragged(self._form, self._absorbs)
+        ragged = self.ragged(step)
         out = torch.empty(x.shape)
         self._whole(
             x.contiguous().numpy(),
@@ -136,14 +136,23 @@ class NativeLatentAttention:
         return out
 
     @property
-    def is_whole(self) -> bool:
-        """Whether one call does it all."""
-        return self._whole is not None
+    def whole(self) -> trimaran_kernels.AttentionLayer | None:
+        """The one call that does it all, if there is one."""
+        return self._whole
+
+    @property
+    def pool(self) -> trimaran_kernels.ThreadPool:
+        """Threads of the kernels."""
+        return self._native.pool
+
+    def ragged(self, step: Step) -> Ragged:
+        """A step as the kernels take it."""
+        return step.ragged(self._form, self._absorbs)
 
     def by_parts(self, x: Tensor, step: Step) -> Tensor:
         """The same with a call for each matrix, whatever computes them."""
         pages = step.cache.native(self._layer)
-        ragged = step.ragged(self._form, self._absorbs)
+        ragged = self.ragged(step)
         kv = self._kv_a(x).contiguous().numpy()
         trimaran_kernels.store_latents(
             self._native.pool,

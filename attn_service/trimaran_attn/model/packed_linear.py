@@ -53,12 +53,16 @@ class PackedLinear:
 
 
 class PackedMLP:
-    """down(silu(gate(x)) × up(x)): an expert that every token chooses, with a weight of one."""
+    """down(silu(gate(x)) × up(x)): an expert that every token chooses, with a weight of one.
+
+    Attributes:
+        kernel: an engine of this expert, as layer 0.
+    """
 
     def __init__(self, gate: PackedLinear, up: PackedLinear, down: PackedLinear, pool: ThreadPool) -> None:
         width, hidden = gate.shape
-        self._engine = trimaran_kernels.ExpertEngine(pool, hidden, width, 1, 1, max_tokens=_MAX_TOKENS)
-        self._engine.add_layer(0, gate.matrix, up.matrix, down.matrix, 0, 1)
+        self.kernel = trimaran_kernels.ExpertEngine(pool, hidden, width, 1, 1, max_tokens=_MAX_TOKENS)
+        self.kernel.add_layer(0, gate.matrix, up.matrix, down.matrix, 0, 1)
         self._ids = torch.zeros(_MAX_TOKENS, 1, dtype=torch.int32)
         self._weights = torch.ones(_MAX_TOKENS, 1)
 
@@ -68,7 +72,7 @@ class PackedMLP:
         for start in range(0, len(x), _MAX_TOKENS):
             rows, result = x[start : start + _MAX_TOKENS].contiguous(), out[start : start + _MAX_TOKENS]
             ids, weights = self._ids[: len(rows)].numpy(), self._weights[: len(rows)].numpy()
-            status = self._engine.forward(0, rows.numpy(), ids, weights, result.numpy())
+            status = self.kernel.forward(0, rows.numpy(), ids, weights, result.numpy())
             if status != 0:
                 raise MemoryError(f"no memory for {len(rows)} tokens of a feed-forward network")
         return out

@@ -7,82 +7,26 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import mmap
 import os
 import re
-import weakref
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from trimaran.mapped_file import HUGE_PAGE, PAGE, advise
 
-_MADV_WILLNEED = 3
-_MADV_HUGEPAGE = 14
-_MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23
 _MADV_COLLAPSE = 25
 _POLICIES = {"prefer": 1, "bind": 2, "interleave": 3}
 _SYS_MBIND = {"x86_64": 237, "aarch64": 235}
-_PROT_NONE = 0
-_MAP_FIXED = 0x10
-_MAP_FAILED = ctypes.c_void_p(-1).value
-_STEP = 64 << 20
-_PAGE = 4096
-_HUGE_PAGE = 2 << 20
-_THREADS = 4
 _BUSY = (errno.EAGAIN, errno.EBUSY)
 """Why one page stays small where the next need not."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *3 * (ctypes.c_int,), ctypes.c_long)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.mlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.syscall.restype = ctypes.c_long
-
-
-def page_border(fd: int) -> int:
-    """Bytes of a huge page where the file lies: hugetlbfs has its own."""
-    return max(_HUGE_PAGE, os.fstatvfs(fd).f_bsize)
-
-
-def map_file(fd: int, size: int, *, writable: bool, border: int) -> NDArray[np.uint8]:
-    """The first `size` bytes of a file, at a multiple of `border`: elsewhere no page can be huge.
-
-    The mapping lives as long as the array, and with it the file's lock, whether or not `fd` is closed.
-
-    Raises:
-        OSError: the kernel refuses to map it.
-    """
-    reserved = _map(None, size + border, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
-    start = -(-reserved // border) * border
-    protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-    try:
-        _map(start, size, protection, mmap.MAP_SHARED | _MAP_FIXED, fd)
-    except OSError:
-        _libc.munmap(reserved, size + border)
-        raise
-    owner = (ctypes.c_uint8 * size).from_address(start)
-    # Not at exit, when native threads may still read it.
-    weakref.finalize(owner, _libc.munmap, reserved, size + border).atexit = False
-    window = np.frombuffer(memoryview(owner), np.uint8)
-    window.flags.writeable = writable
-    return window
-
-
-def _map(address: int | None, size: int, protection: int, flags: int, fd: int) -> int:
-    mapped: int = _libc.mmap(address, size, protection, flags, fd, 0)
-    if mapped == _MAP_FAILED:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return mapped
-
-
-def wish_huge_pages(memory: NDArray[np.uint8]) -> bool:
-    """Ask for huge pages in what is not allocated yet; whether the kernel heard it."""
-    return _advise(memory, 0, memory.size, _MADV_HUGEPAGE) == 0
 
 
 def place_on_nodes(memory: NDArray[np.uint8], nodes: Sequence[int], policy: str) -> bool:
@@ -126,7 +70,7 @@ def populate_for_writing(memory: NDArray[np.uint8], first: int, end: int, fd: in
     """
     if fd >= 0:
         _make_huge(memory, first, end)
-    if _advise(memory, first, end, _MADV_POPULATE_WRITE) == 0:
+    if advise(memory, first, end, _MADV_POPULATE_WRITE) == 0:
         return
     if ctypes.get_errno() != errno.EINVAL:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -141,13 +85,13 @@ def _make_huge(memory: NDArray[np.uint8], first: int, end: int) -> None:
     (Linux 6.1), also where only one of a huge page exists, and on that one's node. No byte changes.
     """
     address = memory.ctypes.data
-    start = (address + first) // _HUGE_PAGE * _HUGE_PAGE
-    stop = -(-(address + end) // _HUGE_PAGE) * _HUGE_PAGE
-    for page in range(start, stop, _HUGE_PAGE):
-        touched = page + _PAGE * small_page(page // _HUGE_PAGE)
-        if _libc.madvise(touched, _PAGE, _MADV_POPULATE_WRITE) != 0:
+    start = (address + first) // HUGE_PAGE * HUGE_PAGE
+    stop = -(-(address + end) // HUGE_PAGE) * HUGE_PAGE
+    for page in range(start, stop, HUGE_PAGE):
+        touched = page + PAGE * small_page(page // HUGE_PAGE)
+        if _libc.madvise(touched, PAGE, _MADV_POPULATE_WRITE) != 0:
             return
-        if _libc.madvise(page, _HUGE_PAGE, _MADV_COLLAPSE) != 0 and ctypes.get_errno() not in _BUSY:
+        if _libc.madvise(page, HUGE_PAGE, _MADV_COLLAPSE) != 0 and ctypes.get_errno() not in _BUSY:
             return
 
 
@@ -157,27 +101,7 @@ def small_page(huge_page: int) -> int:
     Interleaving gives small pages to nodes by their numbers. If it were always a huge page's first, all huge
     pages would lie on one node wherever the number of nodes divides 512: so it is one at random.
     """
-    return (huge_page * 2654435761 >> 16) % (_HUGE_PAGE // _PAGE)
-
-
-def populate_for_reading(
-    memory: NDArray[np.uint8], on_bytes: Callable[[int], None], stopped: Callable[[], bool]
-) -> None:
-    """Map (and, from a disk, read) every page; `on_bytes` takes the size of each piece done."""
-
-    def populate(first: int) -> int:
-        end = min(first + _STEP, memory.size)
-        if stopped():
-            return 0
-        _advise(memory, first, min(end + _STEP, memory.size), _MADV_WILLNEED)
-        if _advise(memory, first, end, _MADV_POPULATE_READ) != 0:
-            memory[first:end:_PAGE].max()
-        return end - first
-
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="experts-mapper") as threads:
-        for nbytes in threads.map(populate, range(0, memory.size, _STEP)):
-            if nbytes:
-                on_bytes(nbytes)
+    return (huge_page * 2654435761 >> 16) % (HUGE_PAGE // PAGE)
 
 
 def huge_page_bytes(memory: NDArray[np.uint8], smaps: Path = Path("/proc/self/smaps")) -> int:
@@ -191,11 +115,3 @@ def huge_page_bytes(memory: NDArray[np.uint8], smaps: Path = Path("/proc/self/sm
             counted = re.match(r"^(AnonHugePages|ShmemPmdMapped|FilePmdMapped|\w+_Hugetlb):\s+(\d+) kB", line)
             total += int(counted[2]) << 10 if counted else 0
     return min(total, memory.size)
-
-
-def _advise(memory: NDArray[np.uint8], first: int, end: int, advice: int) -> int:
-    """madvise on the whole pages around [first, end)."""
-    address = memory.ctypes.data
-    start = (address + first) // _PAGE * _PAGE
-    result: int = _libc.madvise(start, address + end - start, advice)
-    return result

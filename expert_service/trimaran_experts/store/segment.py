@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from trimaran.errors import ConfigError, PeerError, PlanError
+from trimaran.mapped_file import map_file, page_border, wish_huge_pages
 from trimaran.telemetry import Log
 from trimaran.units import format_bytes
 
@@ -36,7 +37,6 @@ from trimaran_experts.store.manifest import (
     write_head,
     write_manifest,
 )
-from trimaran_experts.store.memory import map_file, page_border, wish_huge_pages
 
 SUFFIX = ".experts"
 STALL_S = 60.0
@@ -68,10 +68,16 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Segment:
-    """Weights attached read-only. The mapping itself holds the shared lock as long as it lives."""
+    """Weights attached read-only. The mapping itself holds the shared lock as long as it lives.
+
+    Attributes:
+        file_id: device and inode. offset: of the data in the file.
+    """
 
     path: Path
     data: NDArray[np.uint8]
+    file_id: tuple[int, int]
+    offset: int
 
 
 class SegmentFile:
@@ -101,6 +107,12 @@ class SegmentFile:
     def size(self) -> int:
         """Bytes of the file."""
         return os.fstat(self.fd).st_size
+
+    @property
+    def file_id(self) -> tuple[int, int]:
+        """Device and inode."""
+        info = os.fstat(self.fd)
+        return info.st_dev, info.st_ino
 
     @property
     def is_private(self) -> bool:
@@ -202,7 +214,7 @@ def _attach(file: SegmentFile, wanted: Wanted) -> Segment | None:
     data = memory[head.data_offset : head.data_offset + layout.nbytes]
     if data.size != layout.nbytes or sample_hashes(data, layout.places) != manifest.samples:
         return None
-    return Segment(file.path, data)
+    return Segment(file.path, data, file.file_id, head.data_offset)
 
 
 def _build(file: SegmentFile, wanted: Wanted, reason: str) -> bool:

@@ -19,6 +19,7 @@ constexpr auto code(nb::dlpack::dtype_code value) { return static_cast<uint8_t>(
 const ElementTraits kElements[] = {
     {Element::u8, "uint8", {nb::dtype<uint8_t>(), nb::dtype<uint8_t>()}, 1},
     {Element::i32, "int32", {nb::dtype<int32_t>(), nb::dtype<int32_t>()}, 4},
+    {Element::i64, "int64", {nb::dtype<int64_t>(), nb::dtype<int64_t>()}, 8},
     {Element::f32, "float32", {nb::dtype<float>(), nb::dtype<float>()}, 4},
     {Element::bf16,
      "bfloat16 (or its bits as uint16)",
@@ -65,6 +66,8 @@ const char* buffer_format(Element element) {
       return "B";
     case Element::i32:
       return "i";
+    case Element::i64:
+      return "l";
     case Element::f32:
       return "f";
     case Element::bf16:

@@ -16,7 +16,7 @@ namespace trimaran::api {
 namespace nb = nanobind;
 using Array = nb::ndarray<nb::ro>;
 
-enum class Element { u8, i32, f32, bf16 };
+enum class Element { u8, i32, i64, f32, bf16 };
 
 // An aligned, C-contiguous array in CPU memory. The view is good as long as `owner` lives.
 struct ArrayView {

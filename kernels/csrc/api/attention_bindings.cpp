@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 
 #include "api/arrays.h"
+#include "api/attention_arrays.h"
 #include "api/module.h"
 #include "attention/gate.h"
 #include "attention/layer.h"
@@ -15,15 +16,6 @@ namespace trimaran::api {
 namespace {
 
 const char* const kFormatNames[kEntryFormats] = {"f32", "bf16", "fp8", "int8"};
-
-// One layer's pages, checked once.
-struct LatentPages {
-  ArrayView raw;
-  CacheLayer layer;
-};
-
-const float* floats(const ArrayView& view) { return static_cast<const float*>(view.data); }
-const int32_t* ints(const ArrayView& view) { return static_cast<const int32_t*>(view.data); }
 
 EntryFormat format_of(const std::string& name) {
   for (int i = 0; i < kEntryFormats; ++i) {
@@ -72,22 +64,6 @@ void make_mla(Mla* self, ThreadPool& pool, int heads, int nope, int rope, int la
   new (self) Mla(pool, *select_isa(isa).primitives->attention, {heads, nope, rope, latent, value, scale});
 }
 
-void check_angles(const ArrayView& cos, const ArrayView& sin, int64_t rows, int rope) {
-  check_length(cos, "cos", 0, rows);
-  check_length(cos, "cos", 1, rope / 2);
-  check_length(sin, "sin", 0, rows);
-  check_length(sin, "sin", 1, rope / 2);
-}
-
-void check_slots(const ArrayView& slots, const CacheLayer& layer) {
-  for (int64_t i = 0; i < slots.shape[0]; ++i) {
-    const int32_t slot = ints(slots)[i];
-    if (slot < 0 || slot >= layer.n_pages * layer.page_tokens) {
-      throw KernelError("slots: there is no slot " + std::to_string(slot));
-    }
-  }
-}
-
 void store(ThreadPool& pool, LatentPages& pages, nb::handle kv_object, nb::handle weight_object, float eps,
            nb::handle cos_object, nb::handle sin_object, nb::handle slots_object) {
   const CacheLayer& layer = pages.layer;
@@ -105,45 +81,6 @@ void store(ThreadPool& pool, LatentPages& pages, nb::handle kv_object, nb::handl
   const NewEntries entries{floats(kv), n, floats(weight), eps, floats(cos), floats(sin), ints(slots)};
   const nb::gil_scoped_release unlocked;
   store_entries(pool, entries, layer);
-}
-
-void check_dims(const Mla& mla, const LatentMaps& maps, const CacheLayer& layer) {
-  const MlaDims& d = mla.dims();
-  const bool fits = maps.heads() == d.heads && maps.absorb().depth() == d.nope &&
-                    maps.absorb().columns() == d.latent && maps.unabsorb().columns() == d.value;
-  if (!fits) throw KernelError("maps: made for other dimensions");
-  if (layer.shape.latent != d.latent || layer.shape.rope != d.rope) {
-    throw KernelError("pages: made for other dimensions");
-  }
-}
-
-// A row of `segments` as the kernels want it.
-Segment segment_at(const int32_t* row, const ArrayView& table, const CacheLayer& layer, int64_t n_rows) {
-  const int64_t first_row = row[0], length = row[1], position = row[2], first_page = row[3];
-  const auto refuse = [](const std::string& reason) { throw KernelError("segments: " + reason); };
-  if (first_row < 0 || length < 0 || first_row + length > n_rows) {
-    refuse("rows " + std::to_string(first_row) + " to " + std::to_string(first_row + length) + " of " +
-           std::to_string(n_rows));
-  }
-  const int64_t n_pages = (position + length + layer.page_tokens - 1) / layer.page_tokens;
-  if (position < 0 || first_page < 0 || first_page + n_pages > table.shape[0]) {
-    refuse("the page table is too short for position " + std::to_string(position));
-  }
-  const int32_t* pages = ints(table) + first_page;
-  for (int64_t i = 0; i < n_pages; ++i) {
-    if (pages[i] < 0 || pages[i] >= layer.n_pages) refuse("there is no page " + std::to_string(pages[i]));
-  }
-  return {first_row, length, position, pages, row[4] != 0};
-}
-
-std::vector<Segment> segments_of(const ArrayView& rows, const ArrayView& table, const CacheLayer& layer,
-                                 int64_t n_rows) {
-  check_length(rows, "segments", 1, 5);
-  std::vector<Segment> segments;
-  for (int64_t i = 0; i < rows.shape[0]; ++i) {
-    segments.push_back(segment_at(ints(rows) + 5 * i, table, layer, n_rows));
-  }
-  return segments;
 }
 
 void attend(Mla& mla, const LatentMaps& maps, nb::handle q_object, nb::handle cos_object,
@@ -180,29 +117,19 @@ void make_layer(AttentionLayer* self, ThreadPool& pool, Mla& mla, Linear* query_
   new (self) AttentionLayer(pool, mla, std::move(weights));
 }
 
-void call_layer(AttentionLayer& layer, nb::handle x_object, nb::handle cos_object, nb::handle sin_object,
-                nb::handle slots_object, LatentPages& pages, nb::handle segments_object,
-                nb::handle table_object, nb::handle out_object) {
+void call_layer(AttentionLayer& layer, nb::handle x_object, nb::handle cos, nb::handle sin, nb::handle slots,
+                LatentPages& pages, nb::handle segments, nb::handle page_table, nb::handle out_object) {
   check_dims(layer.mla(), layer.maps(), pages.layer);
   const ArrayView x = view_array(x_object, "x", {Element::f32}, 2);
-  const ArrayView cos = view_array(cos_object, "cos", {Element::f32}, 2);
-  const ArrayView sin = view_array(sin_object, "sin", {Element::f32}, 2);
-  const ArrayView slots = view_array(slots_object, "slots", {Element::i32}, 1);
-  const ArrayView rows = view_array(segments_object, "segments", {Element::i32}, 2);
-  const ArrayView table = view_array(table_object, "page_table", {Element::i32}, 1);
   const ArrayView out = view_array(out_object, "out", {Element::f32}, 2, true);
   const int64_t n = x.shape[0];
-  check_length(slots, "slots", 0, n);
   check_length(out, "out", 0, n);
   for (const auto& [view, name] : {std::pair{&x, "x"}, std::pair{&out, "out"}}) {
     check_length(*view, name, 1, layer.hidden());
   }
-  check_angles(cos, sin, n, pages.layer.shape.rope);
-  check_slots(slots, pages.layer);
-  const std::vector<Segment> segments = segments_of(rows, table, pages.layer, n);
+  const StepArrays step(cos, sin, slots, segments, page_table, pages.layer, n);
   const nb::gil_scoped_release unlocked;
-  layer.run(floats(x), {n, floats(cos), floats(sin), ints(slots), segments}, pages.layer,
-            static_cast<float*>(out.data));
+  layer.run(floats(x), step.input(n), pages.layer, static_cast<float*>(out.data));
 }
 
 void call_rms_norm(ThreadPool& pool, nb::handle x_object, nb::handle weight_object, float eps,

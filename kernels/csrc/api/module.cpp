@@ -6,4 +6,5 @@ NB_MODULE(_native, module) {
   bind_attention(module);
   bind_hop(module);
   bind_client(module);
+  bind_decoder(module);
 }

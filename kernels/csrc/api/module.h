@@ -7,3 +7,4 @@ void bind_core(nanobind::module_& module);
 void bind_attention(nanobind::module_& module);
 void bind_hop(nanobind::module_& module);
 void bind_client(nanobind::module_& module);
+void bind_decoder(nanobind::module_& module);

@@ -128,7 +128,6 @@ void Gate::route(const float* x, int64_t n, int32_t* ids, float* weights) {
   ensure_size(logits_, static_cast<size_t>(n * spec_.n_experts));
   linear_.multiply(x, n, logits_.data());
   route_tokens(pool_, spec_, logits_.data(), bias_.empty() ? nullptr : bias_.data(), n, ids, weights);
-  pool_.rest();
 }
 
 }  // namespace trimaran

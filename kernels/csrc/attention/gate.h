@@ -40,8 +40,7 @@ class Gate {
   const GateSpec& spec() const { return spec_; }
   int64_t hidden() const { return linear_.columns(); }
 
-  // x: [n, hidden] → ids, weights: [n, top_k]. What follows is the experts' business, who may need these
-  // cores: the pool rests. Any thread may call, one after another.
+  // x: [n, hidden] → ids, weights: [n, top_k]. Any thread may call, one after another.
   void route(const float* x, int64_t n, int32_t* ids, float* weights);
 
  private:

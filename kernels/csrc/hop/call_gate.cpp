@@ -137,6 +137,7 @@ void CallGate::wait_and_serve(Ticket& ticket) {
     lock.unlock();
     compute_batch(ticket);
     lock.lock();
+    if (rests_ && queue_.empty()) engine_.rest();
     hand_out(ticket);
   }
   const std::shared_ptr<Recorder> recorder = recorder_;

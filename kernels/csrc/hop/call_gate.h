@@ -49,10 +49,12 @@ struct GateCounters {
 // does much company delay a call: what rides along has at most four times its tokens, or 16.
 class CallGate {
  public:
-  // The engine must outlive the gate. gathers: whether a call may wait for another client's.
-  explicit CallGate(ExpertEngine& engine, bool gathers = true)
+  // The engine must outlive the gate. gathers: whether a call may wait for another client's. rests: whether
+  // the engine's threads sleep when no call waits, for those who call from elsewhere and need their cores.
+  explicit CallGate(ExpertEngine& engine, bool gathers = true, bool rests = true)
       : engine_(engine),
         gathers_(gathers),
+        rests_(rests),
         gathering_(static_cast<uint32_t>(engine.dims().n_experts), static_cast<uint32_t>(engine.dims().top_k),
                    static_cast<uint32_t>(engine.dims().max_tokens)) {}
 
@@ -120,6 +122,7 @@ class CallGate {
 
   ExpertEngine& engine_;
   const bool gathers_;
+  const bool rests_;
   std::mutex mutex_;           // guards the queue, the gathering, spare tickets and the recorder
   std::deque<Ticket*> queue_;  // by arrival
   bool is_led_ = false;        // somebody is in the engine, or about to be

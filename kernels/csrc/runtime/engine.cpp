@@ -326,12 +326,13 @@ Status ExpertEngine::forward(int layer, int n_tokens, const void* x, const int32
   impl.prepare(view, x, dtype, n_tokens);
   impl.gate_and_up(view);
   impl.down(view, {y, dtype, n_tokens, weights});
-  impl.pool.rest();  // the next layer's attention may need these cores
   impl.bytes_read += impl.route.groups().size() * view.expert_bytes();
   return Status::ok;
 } catch (const std::bad_alloc&) {
   return Status::internal;  // the scratch buffers grow with n_tokens
 }
+
+void ExpertEngine::rest() noexcept { impl_->pool.rest(); }
 
 const EngineDims& ExpertEngine::dims() const { return impl_->dims; }
 

@@ -59,6 +59,9 @@ class ExpertEngine {
   Status forward(int layer, int n_tokens, const void* x, const int32_t* ids, const float* weights, void* y,
                  DType dtype) noexcept;
 
+  // No call follows soon: the threads sleep, for another process may need their cores.
+  void rest() noexcept;
+
   const EngineDims& dims() const;
   const char* isa() const;  // name of the implementation, e.g. "avx2"
   bool has_layer(int layer) const;

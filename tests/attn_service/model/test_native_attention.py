@@ -60,7 +60,7 @@ def test_one_call_gives_the_same_bits(tmp_path: Path, preset: Any, linears: str)
     attention, spec = build(write_random_model(tmp_path / "m.gguf", preset, tokenizer=False), linears)
     x = torch.randn(8, spec.hidden_size, generator=torch.Generator().manual_seed(1))
     whole, parts = make_step(spec), make_step(spec)
-    assert attention.is_whole
+    assert attention.whole is not None
     got = attention(x, whole)
     expected = attention.by_parts(x, parts)
     assert torch.equal(got, expected)
@@ -72,7 +72,7 @@ def test_a_matrix_of_another_kind_is_called_by_itself(tmp_path: Path) -> None:
     path = write_random_model(tmp_path / "m.gguf", "v3", tokenizer=False)
     dense = {f"model.layers.{LAYER}.self_attn.o_proj": Choice(1, "dense")}
     attention, spec = build(path, "packed", dense)
-    assert not attention.is_whole
+    assert attention.whole is None
     near, _ = build(path, "packed")
     x = torch.randn(8, spec.hidden_size, generator=torch.Generator().manual_seed(1))
     got, expected = attention(x, make_step(spec)), near(x, make_step(spec))

@@ -1,0 +1,185 @@
+"""Routed experts computed in this process, on a CPU, from the memory of the expert service.
+
+Where both have the same cores they can only take turns, and a turn costs: threads sleep and wake twice a
+layer. So this process maps the packed weights that the service keeps, and computes as the service would. The
+service goes on to own them, and to keep the books; if it goes away, nothing is lost here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from trimaran.errors import KernelError, PeerError, TrimaranError
+from trimaran.mapped_file import map_file, page_border, populate_for_reading, wish_huge_pages
+from trimaran.spec import ModelSpec
+from trimaran.telemetry import Log
+from trimaran.wire import Borrowed, LentMatrix, LentWeights, Ready
+from trimaran_kernels import ExpertEngine, ThreadPool
+from trimaran_kernels.hop import CallGate
+
+from trimaran_attn.experts_client import ExpertsClient
+from trimaran_attn.experts_client.statuses import status_error
+from trimaran_attn.experts_link import RemoteExperts, TimedTicket
+from trimaran_attn.metrics import Meter
+
+Bytes = NDArray[np.uint8]
+_log = Log(__name__)
+
+
+class BorrowedExperts:
+    """`Experts` and `NativeExperts`: here once `borrow` has succeeded, else by the expert service.
+
+    Args:
+        remote: the way to the service. link: its client.
+        meter: takes `attention_wait_on_experts_seconds`, a sample per layer and step.
+        spec: of the model.
+        pool: threads of the attention, which then compute experts too.
+    """
+
+    def __init__(
+        self, remote: RemoteExperts, link: ExpertsClient, meter: Meter, spec: ModelSpec, pool: ThreadPool
+    ) -> None:
+        self._remote = remote
+        self._link = link
+        self._meter = meter
+        self._spec = spec
+        self._pool = pool
+        self._lender = ""
+        self._gate: CallGate | None = None
+
+    @property
+    def calls(self) -> CallGate | None:
+        """See `NativeExperts.calls`."""
+        return self._gate
+
+    def took(self, seconds: Sequence[float]) -> None:
+        """See `NativeExperts.took`."""
+        for one in seconds:
+            self._meter.observe("attention_wait_on_experts_seconds", one)
+
+    def error(self, status: int, layer: int) -> TrimaranError:
+        """See `NativeExperts.error`."""
+        return status_error(status, self._lender, layer)
+
+    def borrow(self) -> bool:
+        """Compute here from now on, if the service that `link` is connected to lends its weights.
+
+        Returns:
+            Whether it is so; the log says why not.
+        """
+        lender = self._link.lender()
+        reason = "it keeps them in no file" if lender is None else self._objection(lender)
+        if lender is not None and not reason:
+            try:
+                self._gate = self._open(lender)
+            except (OSError, PeerError, KernelError) as error:
+                reason = str(error)
+        if lender is None or self._gate is None:
+            _log.info("the expert service computes the experts", reason=reason)
+            return False
+        self._lender = lender.shard
+        self._link.borrow(_books(self._gate))
+        return True
+
+    def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor | TimedTicket:
+        """See `Experts.submit`; what is computed here is done at once, and the ticket."""
+        gate = self._gate
+        if gate is None:
+            return self._remote.submit(layer, x, ids, weights)
+        start = time.perf_counter()
+        values = x.float().contiguous()
+        y = torch.empty_like(values)
+        status = gate.run(
+            layer, values.numpy(), ids.contiguous().numpy(), weights.contiguous().numpy(), y.numpy()
+        )
+        if status != 0:
+            raise self.error(status, layer)
+        self.took([time.perf_counter() - start])
+        return y
+
+    def wait(self, ticket: Tensor | TimedTicket) -> Tensor:
+        """See `Experts.wait`."""
+        return ticket if isinstance(ticket, Tensor) else self._remote.wait(ticket)
+
+    def _objection(self, lender: Ready) -> str:
+        """Why the weights are not borrowed, if they are not."""
+        lent = lender.lent
+        if lent is None:
+            return "it keeps them in no file"
+        if not set(lent.cpus) <= set(self._pool.cpus):
+            return f"it has CPUs of its own: {_numbers(lent.cpus)} beside {_numbers(self._pool.cpus)}"
+        moe_layers = range(self._spec.n_dense_layers, self._spec.n_layers)
+        if set(lent.layers) != set(moe_layers):
+            return f"it lends layers {_numbers(lent.layers)} of {_numbers(moe_layers)}"
+        return ""
+
+    def _open(self, lender: Ready) -> CallGate:
+        assert lender.lent is not None
+        moe = self._spec.moe
+        file = _map(lender.lent)
+        engine = ExpertEngine(
+            self._pool,
+            self._spec.hidden_size,
+            moe.intermediate_size,
+            moe.n_experts,
+            moe.top_k,
+            isa=lender.isa,
+        )
+        for layer, matrices in lender.lent.layers.items():
+            gate, up, down = ((matrix.type, _part(file, matrix), matrix.packed) for matrix in matrices)
+            engine.add_layer(layer, gate, up, down, 0, moe.n_experts)
+        _log.info(
+            "experts are computed here",
+            borrowed=lender.lent.path,
+            gigabytes=round(file.size / 1e9, 3),
+            isa=engine.isa,
+        )
+        return CallGate(engine, gathers=False, rests=False)
+
+
+def _map(lent: LentWeights) -> Bytes:
+    """The lent file, every page of it; the mapping holds the file's shared lock."""
+    fd = os.open(lent.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        info = os.fstat(fd)
+        if (info.st_dev, info.st_ino) != (lent.device, lent.inode):
+            raise PeerError(f"{lent.path} is not the file that was lent")
+        if info.st_uid != os.geteuid() or not stat.S_ISREG(info.st_mode):
+            raise PeerError(f"{lent.path} is not a file of this user")
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        file = map_file(fd, info.st_size, writable=False, border=page_border(fd))
+    finally:
+        os.close(fd)
+    wish_huge_pages(file)
+    populate_for_reading(file, lambda _: None, lambda: False)
+    return file
+
+
+def _part(file: Bytes, matrix: LentMatrix) -> Bytes:
+    end = matrix.offset + matrix.nbytes
+    if not 0 <= matrix.offset <= end <= file.size:
+        raise PeerError(f"bytes {matrix.offset} to {end} were lent of a file of {file.size}")
+    return file[matrix.offset : end]
+
+
+def _books(gate: CallGate) -> Callable[[], Borrowed]:
+    name = secrets.token_hex(8)
+    return lambda: Borrowed(
+        books=name,
+        counters=gate.counters(),
+        expert_tokens=gate.expert_tokens(),
+        layer_times=gate.latencies(),
+    )
+
+
+def _numbers(numbers: Iterable[int]) -> str:
+    return ",".join(map(str, numbers))
