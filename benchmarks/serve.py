@@ -222,8 +222,8 @@ def add_shares(report: Report, server: Server, prompts: Prompts, options: argpar
     """What the gateway and the way to the experts take of one stream's decoding.
 
     The gateway: its CPU seconds, as if nothing ran beside them. The hops: from a submit to its answer in the
-    attention service's hands, less what the experts computed; shared experts that take longer count too. Where
-    the attention service computes routed experts itself, what their calls took beyond that.
+    attention service's hands, less what the experts computed; shared experts that take longer count too.
+    Where the attention service computes routed experts itself: what their calls took beyond that.
     """
     gateway = service_processes()["trimaran_gateway"]
     time.sleep(STATS_S)
