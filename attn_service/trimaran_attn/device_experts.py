@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -93,6 +93,16 @@ class Side:
     def begin(self) -> None:
         """A step: all slots are free."""
         self._free = deque(self._slots)
+
+    @contextmanager
+    def slots_kept(self) -> Iterator[None]:
+        """What fails within keeps no slot: a recording that the driver breaks off has asked nobody."""
+        free = self._free.copy()
+        try:
+            yield
+        except BaseException:
+            self._free = free
+            raise
 
     def take_slot(self) -> int:
         """Raises OverloadedError if there is none."""
@@ -210,7 +220,10 @@ class DeviceExperts:
         """Within, only the first `live` rows of every batch are real; int32 [1], one a device."""
         self._live = {count.device: count for count in live}
         try:
-            yield
+            with ExitStack() as kept:
+                for side in self._sides.values():
+                    kept.enter_context(side.slots_kept())
+                yield
         finally:
             self._live = {}
 

@@ -17,6 +17,7 @@ from trimaran.telemetry import Log
 from trimaran_kernels.gpu.sampling_inputs import LARGEST_VOCAB, DrawInputs
 
 from trimaran_attn.draws import Draw
+from trimaran_attn.placement import entered
 
 NOT_WANTED = Draw(-1.0)
 """Of rows that somebody else draws, and of padding."""
@@ -31,6 +32,8 @@ DRAW_FIELDS = {
 """The tensors of `DrawInputs` and their types."""
 
 _KEEPS_ALL = 1 << 30
+_HOTTEST = float(np.finfo(np.float32).max)
+"""Far below it, all tokens are equally likely already."""
 _log = Log(__name__)
 
 
@@ -77,7 +80,7 @@ def fill_draws(fields: Mapping[str, NDArray[np.generic]], draws: Sequence[Draw])
     n = len(draws)
     fields["temperatures"][n:] = NOT_WANTED.temperature
     for row, draw in enumerate(draws):
-        fields["temperatures"][row] = draw.temperature
+        fields["temperatures"][row] = min(draw.temperature, _HOTTEST)
         fields["top_ks"][row] = min(draw.top_k, _KEEPS_ALL)
         fields["top_ps"][row] = draw.top_p
         fields["min_ps"][row] = _rounded_up(draw.min_p)
@@ -90,7 +93,8 @@ def draw_now(drawer: Drawer, logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     fill_draws({name: field.numpy() for name, field in fields.items()}, draws)
     wanted = DrawInputs(**{name: field.to(logits.device) for name, field in fields.items()})
     out = torch.empty(len(draws), dtype=torch.int32, device=logits.device)
-    return drawer(logits.contiguous(), wanted, out)
+    with entered(logits.device):  # that of the head: not the current one, if layers are on several
+        return drawer(logits.contiguous(), wanted, out)
 
 
 class HostSide:
@@ -106,10 +110,17 @@ class HostSide:
         self._tokens = torch.empty(0, dtype=torch.int32)
 
     def fetch(self, computed: Computed, rows: Sequence[int]) -> tuple[Tensor, list[int]]:
-        """Logits of some rows, good until the next call, and all tokens; waits for the device."""
+        """Logits of some rows, good until the next call, and all tokens; waits for the device.
+
+        Args:
+            computed: where they are.
+            rows: in ascending order.
+        """
         logits, tokens = computed.logits, computed.tokens
         if not self._on_gpu:
-            return logits[list(rows)].cpu(), [] if tokens is None else tokens.tolist()
+            # A copy of all rows would take longer than greedy draws from them.
+            wanted = logits if len(rows) == len(logits) else logits[list(rows)]
+            return wanted, [] if tokens is None else tokens.tolist()
         self._make_room(len(rows), logits)
         for place, row in enumerate(rows):
             self._rows[place].copy_(logits[row], non_blocking=True)

@@ -148,8 +148,11 @@ class Engine:
             self._forget(request, self._clock())
         return RequestFailed(request_id=request_id, code=code, message=message, param=param)
 
-    def step(self) -> list[Event]:
+    def step(self, before_run: Callable[[], None] = lambda: None) -> list[Event]:
         """Schedule, run, draw. Returns what the clients should hear.
+
+        Args:
+            before_run: called when there is nothing left but to compute, if there is anything at all.
 
         Raises:
             PeerError: the experts did not answer; the requests are still there. What was to be heard until
@@ -157,10 +160,10 @@ class Engine:
         """
         if self.has_work:
             with self._tracer.step():
-                self._step()
+                self._step(before_run)
         return self._take_events()
 
-    def _step(self) -> None:
+    def _step(self, before_run: Callable[[], None]) -> None:
         for late in self.scheduler.expire(self._clock()):
             self._events.append(self._last_words(late, self._clock()))
         if self._constraints is not None:
@@ -172,6 +175,7 @@ class Engine:
         if plan.chunks:
             if self._draws_ahead:
                 plan = dataclasses.replace(plan, draws=self._draws(plan))
+            before_run()
             with self._tracer.span("forward", tokens=plan.n_tokens):
                 output = self._runner.run(plan)
             with self._tracer.span("sample", tokens=len(output.logits) + len(output.tokens)):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from trimaran.wire import SamplingParams
 
-FLOORS = (math.exp(-7), math.exp(-14), 0.0)
+FLOORS = (math.exp(-7), math.exp(-9), math.exp(-11), math.exp(-14), 0.0)
 """Weights that are looked at first, then next; the last one is below none."""
 
 BLOCK = 1024

@@ -8,6 +8,7 @@ gives the same numbers in any batch and after any preemption.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -97,10 +98,11 @@ class Sampler:
             ArithmeticError: penalties, bias and grammar left no finite best token.
         """
         adjusted = self._adjust(logits if masked is None else masked)
-        token = int(adjusted.numpy().argmax())  # far faster than torch's
-        best = adjusted[token]
-        if not best.isfinite():
-            raise ArithmeticError(f"the best adjusted logit is {float(best)}")
+        values = adjusted.numpy()
+        token = int(values.argmax())  # far faster than torch's
+        best = float(values[token])
+        if not math.isfinite(best):
+            raise ArithmeticError(f"the best adjusted logit is {best}")
         if not self._is_greedy:
             token = self._pick(adjusted, best)
         logprob = self._logprob(logits, token)
@@ -156,8 +158,8 @@ class Sampler:
     def _bars_stop_ids(self) -> bool:
         return len(self._stop_ids) > 0 and self.n_drawn < self._params.min_tokens
 
-    def _pick(self, logits: Tensor, best: Tensor) -> int:
-        weights = ((logits - best) / self._params.temperature).exp_()
+    def _pick(self, logits: Tensor, best: float) -> int:
+        weights = (logits - best).div_(self._params.temperature).exp_()
         ids, kept = keep(weights, self._params)
         place = draw_place(kept.numpy(), self._uniform())
         return place if ids is None else int(ids[place])

@@ -98,6 +98,9 @@ class EngineWorker:
         self._load = load
         self._link = link
         self._inbox: SimpleQueue[Command] = SimpleQueue()
+        # What a step found out is told when the next one begins to compute: its sender then works beside
+        # the kernels, and not between two steps, where everybody waits.
+        self._untold: list[Event] = []
         self._cancelled = False
         self._thread = Thread(target=self._main, name="engine", daemon=True)
 
@@ -155,6 +158,8 @@ class EngineWorker:
     def _take_commands(self, engine: Engine) -> bool:
         """Everything in the inbox; sleeps if there is nothing else to do. False: the end."""
         busy = engine.has_work and not engine.is_held
+        if not busy:
+            self._tell()
         try:
             pause_s = HELD_S if engine.has_work else LOOK_S
             command = self._inbox.get(timeout=None if busy else pause_s, block=not busy)
@@ -182,7 +187,7 @@ class EngineWorker:
 
     def _step(self, engine: Engine) -> None:
         try:
-            self._emit(*engine.step())
+            self._untold += engine.step(self._tell)
         except Exception as error:
             # No fault, ours included, may take the service down with all other requests to come.
             self._link.settle()
@@ -213,6 +218,7 @@ class EngineWorker:
 
     def _set_status(self, state: str, detail: str) -> None:
         self._replace_status(state, detail, 1.0)
+        self._tell()
         self.outbox.put(self.status)
 
     def _replace_status(self, state: str, detail: str, progress: float) -> None:
@@ -226,7 +232,12 @@ class EngineWorker:
         )
 
     def _emit(self, *events: Event | None) -> None:
-        self.outbox.put(*(event for event in events if event is not None))
+        self._untold += [event for event in events if event is not None]
+        self._tell()
+
+    def _tell(self) -> None:
+        self.outbox.put(*self._untold)
+        self._untold.clear()
 
 
 def received(message: Generate) -> SubmitCommand:

@@ -101,6 +101,26 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / 100
 
 
+def test_a_recording_that_breaks_off_keeps_no_slot(model, start_experts, make_device: MakeDevice) -> None:
+    """The step that was to be recorded is launched instead, with all of its slots."""
+    start_experts()
+    experts = make_device()
+    x, ids, weights = map(torch.from_numpy, model.batch(2))
+    live = torch.tensor([2], dtype=torch.int32)
+
+    def break_off() -> None:
+        experts.submit(1, x, ids, weights)
+        raise RuntimeError("out of memory")
+
+    with experts.step():
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="out of memory"), experts.padded(live):
+                break_off()
+            with experts.padded(live):
+                y = experts.wait(experts.submit(1, x, ids, weights))
+    np.testing.assert_allclose(y, model.expected(1, *model.batch(2)), rtol=1e-3, atol=1e-3)
+
+
 def test_two_shards_are_summed(model, start_experts, make_device: MakeDevice, run_dir: Path) -> None:
     half = model.facts.n_experts // 2
     endpoints = []

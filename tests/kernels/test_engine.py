@@ -154,6 +154,18 @@ def test_result_is_independent_of_batch_and_threads(make_experts, make_call, poo
         np.testing.assert_array_equal(forward(alone, x[one], ids[one], weights[one])[0], together[i])
 
 
+def test_few_tokens_in_runs_of_tiles(make_experts, make_call, pool):
+    """One thread's items of down are runs of several tiles, of which the last is shorter."""
+    experts = make_experts(hidden=32 * 35, intermediate=64, gate="Q8_0", up="Q8_0", down="Q8_0")
+    x, ids, weights = make_call(experts, 40, 3)
+    together = forward(experts.engine(pool, "auto", 3), x, ids, weights)
+    assert_close(together, experts.reference(x, ids, weights))
+    for threads in range(1, len(pool.cpus) + 1):
+        some = experts.engine(ThreadPool(pool.cpus[:threads]), "auto", 3)
+        for n in (1, 2, 8):
+            np.testing.assert_array_equal(forward(some, x[:n], ids[:n], weights[:n]), together[:n])
+
+
 def test_bf16_rounds_to_nearest_even(make_experts, make_call, pool, isa):
     torch = pytest.importorskip("torch")
     experts = make_experts()

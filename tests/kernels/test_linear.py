@@ -59,6 +59,20 @@ def test_a_row_depends_on_itself_only(type_named, isa, pool, rng):
         np.testing.assert_array_equal(run(alone, q4, raw, x[i : i + 1], 40, isa)[0], together[i])
 
 
+def test_few_tokens_in_runs_of_tiles(type_named, pool, rng):
+    """A thread takes runs of tiles, of which the last is shorter; of many tokens single tiles."""
+    q8 = type_named("Q8_0")
+    rows = 16 * 52 + 5
+    raw = q8.random(rng, rows, 64)
+    x = rng.standard_normal((9, 64), dtype=np.float32)
+    together = run(pool, q8, raw, x, rows, "auto")
+    assert_close(together, q8.decode(raw, rows, 64), x)
+    for threads in range(1, len(pool.cpus) + 1):
+        some = ThreadPool(pool.cpus[:threads])
+        for n in (1, 3, 8):
+            np.testing.assert_array_equal(run(some, q8, raw, x[:n], rows, "auto"), together[:n])
+
+
 def test_nan_and_infinity_stay_in_their_row(type_named, isa, pool, rng):
     q8 = type_named("Q8_0")
     raw = q8.random(rng, 24, 64)

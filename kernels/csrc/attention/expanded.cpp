@@ -6,6 +6,7 @@ namespace trimaran {
 namespace {
 
 constexpr int64_t kFewestQueries = 128;  // that share an expansion, when there are threads to spare
+constexpr int kTiles = 2;  // expanded before a block's queries are read: with more they leave the cache
 
 int64_t panels_of(int64_t n) { return (n + kPanel - 1) / kPanel; }
 
@@ -72,8 +73,8 @@ ExpandedAttention::Views ExpandedAttention::carve(int64_t n, Carver& memory) con
   views.v_b = memory.take(value_panels * latent_ * kPanel);
   views.panel = memory.take(static_cast<int64_t>(std::max(nope_, latent_)) * kPanel);
   views.entries = memory.take(static_cast<int64_t>(kKeyTile) * entry_width_);
-  views.keys = memory.take(static_cast<int64_t>(kKeyTile) * key_width_);
-  views.values = memory.take(value_panels * kKeyTile * kPanel);
+  views.keys = memory.take(static_cast<int64_t>(kTiles) * kKeyTile * key_width_);
+  views.values = memory.take(kTiles * value_panels * kKeyTile * kPanel);
   views.scores = memory.take(static_cast<int64_t>(kKeyTile) * kPanel);
   views.rows = memory.take(static_cast<int64_t>(kPanel) * key_width_);
   views.queries = memory.take(panels_of(n) * key_width_ * kPanel);
@@ -89,14 +90,19 @@ void ExpandedAttention::run_item(const LatentMaps& maps, const Queries& queries,
     open_block(queries, item, static_cast<int64_t>(b) * kPanel, views, blocks[b]);
   }
   const int64_t visible = item.segment->position + item.first + item.n;
-  for (int64_t first = 0; first < visible; first += kKeyTile) {
-    const int tokens = static_cast<int>(std::min<int64_t>(kKeyTile, visible - first));
-    decode_tile(primitives_, cache, *item.segment, first, tokens, views.entries);
-    expand(tokens, views);
-    const KeyTile tile{views.keys,        key_width_, key_width_, views.values, kPanel,
-                       kKeyTile * kPanel, value_,     first,      tokens};
-    for (size_t b = 0; b < n_blocks; ++b)
-      attend_tile(primitives_, tile, dims_.scale, views.scores, blocks[b]);
+  KeyTile tiles[kTiles];
+  for (int64_t first = 0; first < visible;) {
+    int n_tiles = 0;
+    for (; n_tiles < kTiles && first < visible; first += kKeyTile) {
+      const int tokens = static_cast<int>(std::min<int64_t>(kKeyTile, visible - first));
+      decode_tile(primitives_, cache, *item.segment, first, tokens, views.entries);
+      tiles[n_tiles] = expand(first, tokens, views, n_tiles);
+      ++n_tiles;
+    }
+    for (size_t b = 0; b < n_blocks; ++b) {
+      for (int t = 0; t < n_tiles; ++t)
+        attend_tile(primitives_, tiles[t], dims_.scale, views.scores, blocks[b]);
+    }
   }
   for (size_t b = 0; b < n_blocks; ++b) normalise(value_, blocks[b]);
 }
@@ -143,24 +149,27 @@ void ExpandedAttention::open_block(const Queries& queries, const Item& item, int
   block.clear(value_);
 }
 
-// Keys and values of one head from the decoded entries.
-void ExpandedAttention::expand(int tokens, const Views& views) const {
-  for (int first = 0; first < nope_; first += kPanel) {
-    const int n = std::min(kPanel, nope_ - first);
+// Keys and values of one head from the decoded entries, which begin at position `first`.
+KeyTile ExpandedAttention::expand(int64_t first, int tokens, const Views& views, int place) const {
+  float* keys = views.keys + static_cast<int64_t>(place) * kKeyTile * key_width_;
+  float* values = views.values + place * panels_of(value_) * kKeyTile * kPanel;
+  for (int column = 0; column < nope_; column += kPanel) {
+    const int n = std::min(kPanel, nope_ - column);
     primitives_.multiply(
-        {views.entries, entry_width_, 1, kPanel, views.keys + first, key_width_, tokens, n, latent_, false},
-        views.k_b + static_cast<int64_t>(first) * latent_);
+        {views.entries, entry_width_, 1, kPanel, keys + column, key_width_, tokens, n, latent_, false},
+        views.k_b + static_cast<int64_t>(column) * latent_);
   }
   for (int t = 0; t < tokens; ++t) {
     std::copy_n(views.entries + t * entry_width_ + latent_, entry_width_ - latent_,
-                views.keys + t * key_width_ + nope_);
+                keys + t * key_width_ + nope_);
   }
-  for (int first = 0; first < value_; first += kPanel) {
-    const int n = std::min(kPanel, value_ - first);
-    primitives_.multiply({views.entries, entry_width_, 1, n, views.values + first * kKeyTile, kPanel, tokens,
-                          n, dims_.latent, false},
-                         views.v_b + static_cast<int64_t>(first) * latent_);
+  for (int column = 0; column < value_; column += kPanel) {
+    const int n = std::min(kPanel, value_ - column);
+    primitives_.multiply({views.entries, entry_width_, 1, n, values + column * kKeyTile, kPanel, tokens, n,
+                          dims_.latent, false},
+                         views.v_b + static_cast<int64_t>(column) * latent_);
   }
+  return {keys, key_width_, key_width_, values, kPanel, kKeyTile * kPanel, value_, first, tokens};
 }
 
 void ExpandedAttention::write(const Item& item, const Views& views, float* out) const {

@@ -34,8 +34,8 @@ class ExpandedAttention {
     float* v_b;      // [value panel][latent][kPanel]
     float* panel;    // [nope or latent][kPanel]: a widened panel on its way
     float* entries;  // [kKeyTile][entry width]
-    float* keys;     // [kKeyTile][key width]
-    float* values;   // [value panel][kKeyTile][kPanel]
+    float* keys;     // [place][kKeyTile][key width]: of several tiles
+    float* values;   // [place][value panel][kKeyTile][kPanel]
     float* scores;   // [kKeyTile][kPanel]
     float* rows;     // [kPanel][key width]: queries on their way
     float* queries;  // [block][key width][kPanel]
@@ -50,7 +50,7 @@ class ExpandedAttention {
   void widen_maps(const LatentMaps& maps, int head, const Views& views) const;
   void open_block(const Queries& queries, const Item& item, int64_t first, const Views& views,
                   RowBlock& block) const;
-  void expand(int tokens, const Views& views) const;
+  KeyTile expand(int64_t first, int tokens, const Views& views, int place) const;
 
   ThreadPool& pool_;
   const AttentionPrimitives& primitives_;

@@ -192,14 +192,16 @@ void ExpertEngine::Impl::gate_and_up_item(const Layer& layer, const Route::Group
   for (int first = group.begin; first < group.end; first += kTileTokens) {
     const int count = std::min(kTileTokens, group.end - first);
     const Vectors vectors = inputs.vectors().from(first);
-    for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t tile = first_tile + i;
-      // Other threads take the items in between.
-      const int64_t after = i + 1 < tiles ? tile + 1 : first_tile + int64_t{kItemTiles} * pool.size();
-      layer.gate.multiply(primitives, group.expert, tile, vectors, count, gate[i],
-                          layer.up.start(group.expert, tile));
-      layer.up.multiply(primitives, group.expert, tile, vectors, count, up[i],
-                        layer.gate.start(group.expert, after));
+    const int64_t end = first_tile + tiles;
+    for (int64_t tile = first_tile; tile < end; ++tile) {
+      layer.gate.multiply(primitives, group.expert, tile, vectors, count, gate[tile - first_tile],
+                          tile + 1 < end ? nullptr : layer.up.start(group.expert, first_tile));
+    }
+    // Other threads take the items in between.
+    const uint8_t* after = layer.gate.start(group.expert, first_tile + int64_t{kItemTiles} * pool.size());
+    for (int64_t tile = first_tile; tile < end; ++tile) {
+      layer.up.multiply(primitives, group.expert, tile, vectors, count, up[tile - first_tile],
+                        tile + 1 < end ? nullptr : after);
     }
     for (int t = 0; t < count; ++t) {
       float activated[kGroupColumns];
@@ -218,7 +220,10 @@ void ExpertEngine::Impl::gate_and_up_item(const Layer& layer, const Route::Group
 }
 
 void ExpertEngine::Impl::down(const Layer& layer, const Output& output) {
-  const int width = tiled.empty() ? 1 : kItemTiles;  // small items balance better
+  const auto n_groups = std::max<int64_t>(1, static_cast<int64_t>(route.groups().size()));
+  const int64_t tokens = (route.n_positions() + n_groups - 1) / n_groups;
+  const int width =
+      tiled.empty() ? static_cast<int>(layer.down.run_of_tiles(pool.size(), tokens)) : kItemTiles;
   for (std::vector<float>& part : parts) {
     ensure_size(part, static_cast<size_t>(width) * static_cast<size_t>(route.n_positions()) * kTileRows);
   }

@@ -14,7 +14,15 @@ void Linear::multiply(const float* x, int64_t n, float* out) {
   if (n == 0) return;
   const std::lock_guard<std::mutex> lock(callers_);
   const Vectors vectors = prepare(x, n);
-  pool_.parallel_for(weights_.tiles(), [&](int64_t tile, int) { multiply_tile(tile, vectors, n, out); });
+  const int64_t tiles = weights_.tiles(), run = weights_.run_of_tiles(pool_.size(), n);
+  pool_.parallel_for((tiles + run - 1) / run, [&](int64_t item, int) {
+    const int64_t end = std::min(tiles, (item + 1) * run);
+    for (int64_t tile = item * run; tile < end; ++tile) {
+      // Other threads take the items in between.
+      const int64_t after = tile + 1 < end ? tile + 1 : (item + pool_.size()) * run;
+      multiply_tile(tile, vectors, n, out, weights_.start(0, after));
+    }
+  });
 }
 
 // The vectors in the form that the weights read.
@@ -27,12 +35,12 @@ Vectors Linear::prepare(const float* x, int64_t n) {
   return {nullptr, views_.data()};
 }
 
-void Linear::multiply_tile(int64_t tile, const Vectors& x, int64_t n, float* out) const {
+void Linear::multiply_tile(int64_t tile, const Vectors& x, int64_t n, float* out, const uint8_t* next) const {
   const int count = weights_.tile_rows(tile);
   alignas(64) float block[kTileTokens * kTileRows];
   for (int64_t first = 0; first < n; first += kTileTokens) {
     const int tokens = static_cast<int>(std::min<int64_t>(kTileTokens, n - first));
-    weights_.multiply(primitives_, 0, tile, x.from(first), tokens, block);
+    weights_.multiply(primitives_, 0, tile, x.from(first), tokens, block, next);
     for (int t = 0; t < tokens; ++t) {
       std::copy_n(block + t * kTileRows, count, out + (first + t) * rows() + tile * kTileRows);
     }

@@ -28,7 +28,8 @@ class Linear {
 
  private:
   Vectors prepare(const float* x, int64_t n);
-  void multiply_tile(int64_t tile, const Vectors& x, int64_t n, float* out) const;
+  // `next`: see Weights::multiply.
+  void multiply_tile(int64_t tile, const Vectors& x, int64_t n, float* out, const uint8_t* next) const;
 
   ThreadPool& pool_;
   const Primitives& primitives_;

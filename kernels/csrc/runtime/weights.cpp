@@ -8,6 +8,11 @@
 namespace trimaran {
 namespace {
 
+// Hardware prefetching starts anew where a thread leaps: pieces of 16 KiB are read 20 % slower than of 1 MiB.
+constexpr size_t kPieceBytes = 256 << 10;
+constexpr int64_t kFewTokens = 8;        // more are bound by arithmetic
+constexpr int64_t kItemsPerThread = 16;  // at least, so that the last ones to finish cost little
+
 const Format& packed_format(const Matrix& matrix, const char* argument) {
   const Format* format = find_format(matrix.type);
   if (format != nullptr) return *format;
@@ -43,6 +48,16 @@ int Weights::tile_rows(int64_t tile) const {
 const uint8_t* Weights::stripe(int64_t matrix, int64_t tile) const {
   return raw_.data + static_cast<size_t>(matrix) * matrix_bytes_ +
          static_cast<size_t>(tile) * stripe_bytes(*format_, raw_.columns);
+}
+
+size_t Weights::tile_bytes() const {
+  return packed() ? stripe_bytes(*format_, raw_.columns) : raw_.row_bytes * kTileRows;
+}
+
+int64_t Weights::run_of_tiles(int threads, int64_t tokens) const {
+  if (tokens > kFewTokens) return 1;
+  const auto long_enough = static_cast<int64_t>(kPieceBytes / std::max<size_t>(1, tile_bytes()));
+  return std::max<int64_t>(1, std::min(long_enough, tiles() / (kItemsPerThread * threads)));
 }
 
 const uint8_t* Weights::start(int64_t matrix, int64_t tile) const {

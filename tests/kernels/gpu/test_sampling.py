@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 from interpreted import DEVICE, ON_GPU
 from trimaran.wire import SamplingParams
+from trimaran_attn import drawing
 from trimaran_attn.drawing import NOT_WANTED, draw_now
 from trimaran_attn.draws import Draw
 from trimaran_attn.sampler import Sampler
@@ -32,6 +35,7 @@ WAYS: list[dict[str, Any]] = [
     {"top_p": 1e-9},
     {"temperature": 1e-6},
     {"temperature": 40.0, "top_k": 900},
+    {"temperature": 1e300, "top_p": 0.5},
 ]
 
 
@@ -133,6 +137,25 @@ def test_draws_follow_the_distribution() -> None:
     shares = [(i + 0.5) / n for i in range(n)]
     counts = np.bincount(drawn(logits.expand(n, -1), [Draw(0.7, share=s) for s in shares]), minlength=9)
     np.testing.assert_allclose(counts / n, (logits[0] / 0.7).softmax(0), atol=1.01 / n)
+
+
+def test_tokens_are_drawn_on_the_device_of_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several GPUs that of the head; Triton launches on the current one, whatever its tensors are on."""
+    current: list[torch.device] = []
+
+    @contextmanager
+    def enter(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
+
+    def drawer(logits: torch.Tensor, wanted: DrawInputs, out: torch.Tensor) -> torch.Tensor:
+        assert current == [logits.device]
+        return reference(logits, wanted, out)
+
+    monkeypatch.setattr(drawing, "entered", enter)
+    logits = random_logits(2, 50, 1)
+    assert draw_now(drawer, logits, [Draw(0.0)] * 2).tolist() == logits.argmax(-1).tolist()
 
 
 def test_a_vocabulary_that_is_too_large_is_refused() -> None:
