@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,11 @@ from pathlib import Path
 import torch
 import triton
 from _gpu_messages import Failed, Figure, Message, Skipped
+
+COPIED_VALUES = 1 << 29
+"""Of float32, for the copy rate."""
+PRODUCT_SIZE = 8192
+"""Rows and columns, for the product rate."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +117,46 @@ def seconds_of(call: Callable[[], object]) -> float:
     return float(triton.testing.do_bench_cudagraph(call, rep=30, return_mode="median")) / 1e3
 
 
+class Stopwatch:
+    """Time on a device, between what was launched before it was made and before it was stopped.
+
+    Args:
+        device: whose current stream is looked at; the host's clock for a CPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._began = self._mark()
+        self._ended: torch.cuda.Event | float | None = None
+
+    def stop(self) -> None:
+        """Nothing waits for the device here."""
+        self._ended = self._mark()
+
+    def seconds(self) -> float:
+        """Waits until the device has come so far."""
+        if isinstance(self._began, float):
+            assert isinstance(self._ended, float)
+            return self._ended - self._began
+        assert isinstance(self._ended, torch.cuda.Event)
+        self._ended.synchronize()
+        return float(self._began.elapsed_time(self._ended)) / 1e3
+
+    def _mark(self) -> torch.cuda.Event | float:
+        if self._device.type == "cpu":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+
 def _copy_rate(device: torch.device) -> float:
-    source = torch.randn(1 << 29, device=device)
+    source = torch.randn(COPIED_VALUES, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / seconds_of(lambda: target.copy_(source))
 
 
 def _product_rate(device: torch.device) -> float:
-    a, b = (torch.randn(8192, 8192, device=device).bfloat16() for _ in range(2))
-    return 2 * 8192**3 / seconds_of(lambda: a @ b)
+    n = PRODUCT_SIZE
+    a, b = (torch.randn(n, n, device=device).bfloat16() for _ in range(2))
+    return 2 * n**3 / seconds_of(lambda: a @ b)

@@ -26,6 +26,7 @@ from trimaran_kernels.gpu.grouped_reference import grouped_reference
 from trimaran_kernels.gpu.grouped_stack import ExpertStack
 
 HIDDEN, WIDE, EXPERTS, TOP_K = 7168, 2048, 256, 8
+BUS_BYTES, STREAMED_TOKENS = 256 << 20, 128
 LIMITS = {torch.bfloat16: 2e-2, torch.float32: 1e-5}
 _Q4_K_M = (GGMLType.Q4_K, GGMLType.Q4_K, GGMLType.Q6_K)
 _SMALL = (GGMLType.Q4_0, GGMLType.Q4_0, GGMLType.Q8_0)  # blocks of 32, for the interpreter's sizes
@@ -72,8 +73,9 @@ def _check_stream(bench: Bench) -> None:
         path = write_random_model(Path(folder) / "m.gguf", "v3", mix="Q4_K_M", tokenizer=False)
         with GGUFFile.open(path) as model:
             file = _expert_file(model, bench.device)
-            x = random_tokens(300, file.shapes[0][1], bench.device, torch.bfloat16)
-            ids, weights = _random_route(300, 16, 4, bench.device)
+            n, dtype = (2, torch.float32) if bench.tiny else (300, torch.bfloat16)
+            x = random_tokens(n, file.shapes[0][1], bench.device, dtype)
+            ids, weights = _random_route(n, 16, 4, bench.device)
             stack, slots = file.stack(16, bench.device), _table(16, range(16), bench.device)
             for expert in range(16):
                 stack.put(expert, file.matrices(expert))
@@ -81,7 +83,7 @@ def _check_stream(bench: Bench) -> None:
             got = streamer.run(file, range(16), x, ids, weights)
             streamer.close()
             expected = grouped_reference(x, ids, weights, slots, stack)
-            bench.check("experts streamed", _error(got, expected), LIMITS[torch.bfloat16])
+            bench.check("experts streamed", _error(got, expected), LIMITS[dtype])
 
 
 def measure_experts(bench: Bench) -> None:
@@ -115,7 +117,7 @@ def _time(bench: Bench, name: str, turn: cycle[ExpertStack], n: int, ids: Tensor
 
 
 def _time_bus(bench: Bench) -> None:
-    source = torch.empty(256 << 20, dtype=torch.uint8, pin_memory=True)
+    source = torch.empty(BUS_BYTES, dtype=torch.uint8, pin_memory=True)
     target = torch.empty_like(source, device=bench.device)
     seconds = seconds_of(lambda: target.copy_(source, non_blocking=True))
     bench.row("host to GPU, pinned", source.nbytes / seconds / 1e9, "GB/s", higher_is_better=True)
@@ -125,8 +127,8 @@ def _time_stream(bench: Bench) -> None:
     """16 experts of V3's size from a file in the page cache, with 64 tokens each."""
     with tempfile.TemporaryDirectory() as folder:
         file = _mapped_experts(Path(folder), 16)
-        x = random_tokens(128, HIDDEN, bench.device, torch.bfloat16)
-        ids, weights = _random_route(128, 16, TOP_K, bench.device)
+        x = random_tokens(STREAMED_TOKENS, HIDDEN, bench.device, torch.bfloat16)
+        ids, weights = _random_route(STREAMED_TOKENS, 16, TOP_K, bench.device)
         streamer = _streamer(file, bench.device)
         seconds = []
         for _ in range(4):

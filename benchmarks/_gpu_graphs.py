@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,16 +13,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import trimaran_kernels
-from _gpu_bench import Bench
+from _gpu_bench import Bench, Stopwatch, reason_of
 from _gpu_shard import ShardDims, device_experts
 from _gpu_slice import write_slice
+from torch import Tensor
 from trimaran.gguf import GGUFFile
 from trimaran.spec import ModelSpec, read_spec
 from trimaran.synth import REAL_SPECS
 from trimaran.timeline import Tracer
 from trimaran.wire import SamplingParams
 from trimaran_attn.device_experts import DeviceExperts
-from trimaran_attn.graph.capture import CudaRecorder, Recorder
+from trimaran_attn.graph.capture import Body, CudaRecorder, Recorder, Replay
 from trimaran_attn.graph.inputs import InputShape
 from trimaran_attn.graph.steps import StepGraphs
 from trimaran_attn.kv_cache import PAGE_SIZE, LatentCache
@@ -43,13 +45,51 @@ CONTEXT, MAX_RUNNING, REPEATS = 4096, 16, 30
 IDLE_LIMIT = 0.05
 
 
+class TimedRecorder:
+    """Implements `Recorder`: another one's recordings, and what each replay of them took.
+
+    Args:
+        recorder: records and replays.
+
+    Attributes:
+        refusals: why recordings failed, of which a step makes only a warning.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.refusals: list[str] = []
+        self._recorder = recorder
+        self._watches: deque[Stopwatch] = deque(maxlen=REPEATS)
+
+    def record(self, body: Body, device: torch.device) -> Replay:
+        """See `Recorder.record`."""
+        try:
+            replay = self._recorder.record(body, device)
+        except RuntimeError as error:
+            self.refusals.append(reason_of(error))
+            raise
+
+        def timed() -> Tensor:
+            watch = Stopwatch(device)
+            out = replay()
+            watch.stop()
+            self._watches.append(watch)
+            return out
+
+        return timed
+
+    def median(self) -> float:
+        """Seconds on the device, of the last replays: the host's part of a step lies outside."""
+        if not self._watches:
+            raise RuntimeError("no step was replayed")
+        return float(np.median([watch.seconds() for watch in self._watches]))
+
+
 @dataclass(frozen=True)
 class Slice:
     """The slice with its hop, computed in both ways over one cache."""
 
     spec: ModelSpec
-    experts: DeviceExperts
-    graphs: StepGraphs
+    recorder: TimedRecorder
     launched: Runner
     replayed: Runner
 
@@ -60,13 +100,18 @@ def measure_graphs(
     """The same logits to the bit where both have the same inputs; then milliseconds of a step."""
     with _slice(bench, spec, record) as model:
         for n in (1, 4, MAX_RUNNING):
-            plan = _plan(n)
-            _check_replay(bench, model, plan)
-            _measure(bench, model, plan)
+            with bench.part(f"graphs: {n} rows"):
+                plan = _plan(n)
+                _check_replay(bench, model, plan)
+                _measure(bench, model, plan)
 
 
 def _check_replay(bench: Bench, model: Slice, plan: StepPlan) -> None:
-    logits = [model.replayed.run(plan).logits for _ in range(3)]
+    # Copies: a runner's logits are good until its next step.
+    logits = [model.replayed.run(plan).logits.clone() for _ in range(3)]
+    for reason in model.recorder.refusals:
+        bench.fail(f"graphs: {len(plan.chunks)} rows: not recorded: {reason}")
+    model.recorder.refusals.clear()
     same = torch.equal(logits[0], logits[1]) and torch.equal(logits[1], logits[2])
     if not same:
         bench.fail(f"graphs: {len(plan.chunks)} rows: a replay differs from the step that was recorded")
@@ -81,9 +126,8 @@ def _measure(bench: Bench, model: Slice, plan: StepPlan) -> None:
     replayed = _seconds(lambda: model.replayed.run(plan))
     bench.row(f"step of {layers} V3 layers, {n} rows, launched one by one", launched * 1e3, "ms")
     bench.row(f"step of {layers} V3 layers, {n} rows, replayed", replayed * 1e3, "ms")
-    with model.experts.step():
-        device = _device_seconds(lambda: model.graphs.run(plan))
-    host = max(0.0, replayed - device)
+    host = max(0.0, replayed - model.recorder.median())
+    device = replayed - host
     bench.row(f"host beside a replayed step, {n} rows", host * 1e6, "us")
     whole = device / layers * V3.n_layers
     share = host / (host + whole)
@@ -108,19 +152,19 @@ def _slice(bench: Bench, spec: ModelSpec, record: Callable[[torch.device], Recor
             for layer in range(spec.n_layers):
                 cache.layer_bytes(layer).zero_()
             widest = InputShape(MAX_RUNNING, CONTEXT, spec.hidden_size, _dtype(bench), n_pages)
+            recorder = TimedRecorder(record(bench.device))
             graphs = StepGraphs(
                 model,
                 cache,
                 experts,
-                record(bench.device),
+                recorder,
                 widest=widest,
                 devices=(bench.device,),
                 tracer=Tracer(),
             )
             yield Slice(
                 spec,
-                experts,
-                graphs,
+                recorder,
                 Runner(model, cache, bench.device, experts),
                 Runner(model, cache, bench.device, experts, graphs),
             )
@@ -176,19 +220,4 @@ def _seconds(call: Callable[[], object]) -> float:
         began = time.perf_counter()
         call()
         times.append(time.perf_counter() - began)
-    return float(np.median(times))
-
-
-def _device_seconds(call: Callable[[], object]) -> float:
-    """Median by the device's clock, from a replay's begin to its end."""
-    if not torch.cuda.is_available():
-        return _seconds(call)
-    times = []
-    for _ in range(REPEATS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
     return float(np.median(times))

@@ -44,13 +44,20 @@ class Skipped(msgspec.Struct, tag="skipped", frozen=True):
     why: str
 
 
+class Cut(msgspec.Struct, tag="cut", frozen=True):
+    """A section had not come to its end when its time, or the run's, was over."""
+
+    section: str
+    why: str
+
+
 class End(msgspec.Struct, tag="end", frozen=True):
     """A section is over."""
 
     section: str
 
 
-Message = Facts | Begin | Figure | Failed | Skipped | End
+Message = Facts | Begin | Figure | Failed | Skipped | Cut | End
 _DECODER: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 

@@ -8,13 +8,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
-from _gpu_messages import Begin, End, Failed, Message, Skipped, decode
+from _gpu_messages import Begin, Cut, End, Failed, Message, Skipped, decode
 from _gpu_sections import Section
 
 START_SECONDS = 120.0
 """For importing torch and finding the GPU, before the first section begins."""
+KILL_SECONDS = 10.0
+"""For a killed worker to be gone: one that waits in the driver may stay, and is left behind."""
 
 _WORKER = Path(__file__).with_name("_gpu_worker.py")
 
@@ -25,12 +28,20 @@ class Watch:
     Args:
         sections: to be run, in order.
         arguments: of the worker.
-        total_seconds: no section starts after so long.
+        total_seconds: then the run is over, and the section that runs is cut off.
+        log: takes what workers write to standard error; None leaves it there.
     """
 
-    def __init__(self, sections: Sequence[Section], arguments: Sequence[str], total_seconds: float) -> None:
+    def __init__(
+        self,
+        sections: Sequence[Section],
+        arguments: Sequence[str],
+        total_seconds: float,
+        log: Path | None = None,
+    ) -> None:
         self._waiting = list(sections)
         self._arguments = arguments
+        self._log = log
         self._end = time.monotonic() + total_seconds
 
     def messages(self) -> Iterator[Message]:
@@ -41,18 +52,19 @@ class Watch:
             if len(self._waiting) == before:  # not even a section began
                 break
         for section in self._waiting:
-            yield Skipped(
-                section.name, f"no time was left, or no worker started; its share is {section.seconds:.0f} s"
-            )
+            yield Skipped(section.name, "no time was left, or no worker started")
 
     def _one_worker(self) -> Iterator[Message]:
         names = [section.name for section in self._waiting]
         command = [sys.executable, str(_WORKER), *self._arguments, *names]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as worker:
-            try:
-                yield from self._follow(worker)
-            finally:
-                worker.kill()
+        with self._log.open("ab") if self._log else nullcontext() as log:
+            worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
+        try:
+            yield from self._follow(worker)
+        finally:
+            worker.kill()
+            with suppress(subprocess.TimeoutExpired):
+                worker.wait(KILL_SECONDS)
 
     def _follow(self, worker: subprocess.Popen[bytes]) -> Iterator[Message]:
         lines = _lines(worker)
@@ -62,8 +74,7 @@ class Watch:
             try:
                 line = lines.get(timeout=max(0.0, min(deadline, self._end) - time.monotonic()))
             except queue.Empty:
-                name = running.name if running else "start of the worker"
-                yield Failed(f"{name}: stopped, its time is over")
+                yield self._late(running)
                 return
             if line is None:
                 break
@@ -74,9 +85,16 @@ class Watch:
                 deadline = time.monotonic() + running.seconds
             elif isinstance(message, End):
                 running, deadline = None, time.monotonic() + START_SECONDS
-        if worker.wait() < 0 or (worker.returncode and running is None):
+        if worker.wait(KILL_SECONDS) < 0 or (worker.returncode and running is None):
             what = running.name if running else "the worker"
             yield Failed(f"{what}: ended with code {worker.returncode}")
+
+    def _late(self, running: Section | None) -> Message:
+        """Nothing came in time."""
+        if running is None:
+            return Failed("start of the worker: stopped, its time is over")
+        is_last = time.monotonic() >= self._end
+        return Cut(running.name, "the run's time was over" if is_last else f"it took {running.seconds:.0f} s")
 
 
 def _lines(worker: subprocess.Popen[bytes]) -> queue.Queue[bytes | None]:
@@ -85,8 +103,9 @@ def _lines(worker: subprocess.Popen[bytes]) -> queue.Queue[bytes | None]:
 
     def read() -> None:
         assert worker.stdout is not None
-        for line in worker.stdout:
-            lines.put(line)
+        with worker.stdout as out:
+            for line in out:
+                lines.put(line)
         lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()

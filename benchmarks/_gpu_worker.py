@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import sys
@@ -46,6 +47,7 @@ def _run(section: Section, bench: object, emit: Callable[[Message], None], seed:
     torch.manual_seed(seed)
     try:
         getattr(importlib.import_module(module), function)(bench)
+        gc.collect()  # the next section may measure what it holds itself
         if torch.cuda.is_available():
             torch.cuda.synchronize()
             torch.cuda.empty_cache()

@@ -17,4 +17,4 @@ if ! "$python" -c 'import trimaran_kernels' 2>/dev/null; then
     PYTHON=$python JOBS=${JOBS:-$(nproc)} bash kernels/dev_build.sh
 fi
 mkdir -p build/bench
-exec "$python" benchmarks/gpu_check.py --json build/bench/gpu-check.json "$@"
+exec "$python" benchmarks/gpu_check.py --json build/bench/gpu-check.json --spent "$SECONDS" "$@"

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trimaran.config import Config
-from trimaran.errors import PeerError
+from trimaran.errors import ConfigError, PeerError
 from trimaran.units import format_bytes
 from trimaran.wire import ExpertStats, ExpertStatsRequest, Record, Recorded
 
 from trimaran_experts.asking import ServiceLine
 from trimaran_experts.placement import shard_name
+from trimaran_experts.tap import MAX_BYTES, MIN_BYTES
 
 _LOOK_EVERY_S = 0.5
 
@@ -22,8 +23,10 @@ def record(config: Config, path: Path, max_bytes: int, seconds: float) -> None:
     """Let the running service write its calls to `path`, until it is full, time is up, or Ctrl-C.
 
     Raises:
-        PeerError: no service answers, or it cannot record.
+        ConfigError: a size that no recording has. PeerError: no service answers, or it cannot record.
     """
+    if not MIN_BYTES <= max_bytes <= MAX_BYTES:
+        raise ConfigError(f"--limit is {max_bytes} bytes", remedy="give 4KiB to 1TiB")
     with ServiceLine(config, shard_name(config.experts)) as line:
         _checked(line.ask(Record(action="start", path=str(path.absolute()), max_bytes=max_bytes), Recorded))
         state, end = Recorded(), time.monotonic() + seconds

@@ -257,6 +257,8 @@ class ExpertService:
             return
         self._next_beat = now + HEARTBEAT_S
         self._clients.drop_silent(now)
+        if self._engine is not None:
+            self._tap.drop_forgotten(now, self._engine.gate)
         loading = self._engine is None
         message = (
             Loading(progress=self._loading.report.fraction) if loading else Heartbeat(sent_ns=time.time_ns())

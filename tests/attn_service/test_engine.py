@@ -90,6 +90,17 @@ def test_requests_are_continued_side_by_side(engine: Engine) -> None:
     assert (usage.prompt_tokens, usage.generated_tokens) == (11, 2)
 
 
+def test_before_run_is_called_once_in_each_step_that_computes(engine: Engine, runner: CountingRunner) -> None:
+    calls: list[str] = []
+    engine.step(lambda: calls.append("idle"))
+    engine.submit(ask("a", [1], max_tokens=2))
+    engine.step(lambda: calls.append("first"))
+    runner.away = True
+    with pytest.raises(PeerError):
+        engine.step(lambda: calls.append("broken"))
+    assert calls == ["first", "broken"]
+
+
 def test_ignore_eos_goes_on_to_max_tokens(engine: Engine) -> None:
     engine.submit(ask("a", [1], stop_ids=(3,), ignore_eos=True, max_tokens=5))
     assert tokens(run(engine), "a") == [2, 3, 4, 5, 6]

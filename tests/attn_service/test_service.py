@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from threading import Event as ThreadEvent
 from threading import Thread
@@ -264,6 +265,26 @@ def test_status_is_answered_while_a_step_runs(start: Start) -> None:
         ask(client, EngineStatusRequest())
         hear(client, EngineStatus)
         assert time.monotonic() - began < 0.5
+
+
+def test_a_token_is_told_while_the_next_step_computes(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = start()
+    steps, may_end, run = count(), ThreadEvent(), bench.runner.run
+
+    def run_until_told(plan: StepPlan) -> StepOutput:
+        if next(steps) == 1:
+            assert may_end.wait(10)
+        return run(plan)
+
+    monkeypatch.setattr(bench.runner, "run", run_until_told)
+    with bench.client() as client:
+        wait_state(client, "ready")
+        ask(client, generate("a", max_tokens=2))
+        first = hear(client, TokenBatch)
+        assert (first.ids, first.finish_reason) == ([2], None)
+        may_end.set()
+        last = hear(client, TokenBatch)
+        assert (last.ids, last.finish_reason) == ([3], "length")
 
 
 def test_abort_ends_a_request_and_unknown_ids_are_ignored(start: Start) -> None:

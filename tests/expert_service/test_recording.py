@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from trimaran.wire import Record, Recorded
 from trimaran_attn.experts_client import ExpertsClient
 from trimaran_experts.recording import Recording
 from trimaran_experts.replay import deviation
-from trimaran_experts.tap import Tap
+from trimaran_experts.tap import FORGOTTEN_S, Tap
 
 MakeClient = Callable[..., ExpertsClient]
 
@@ -142,13 +144,52 @@ def test_what_cannot_be_recorded_is_one_line(shared_dir: Path, tmp_path: Path) -
     assert "File exists" in result.stderr
 
 
+@pytest.mark.parametrize("limit", ["5", "4095", "2TiB", "99999999999TiB"])
+def test_sizes_that_no_recording_has(tmp_path: Path, limit: str) -> None:
+    result = trimaran("record", str(tmp_path / "new"), f"--limit={limit}", f"--set=run_dir={tmp_path}")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "4KiB to 1TiB" in result.stderr
+
+
+class Gate:
+    """Of a service that computes nothing: a recording has its size and no calls."""
+
+    calls, bytes, full = 0, 128, False
+    recording = False
+
+    def record(self, _path: str, _max_bytes: int, _fingerprint: str) -> Gate:
+        self.recording = True
+        return self
+
+    def stop_recording(self) -> None:
+        self.recording = False
+
+
+def test_a_recording_that_nobody_asks_about_ends() -> None:
+    """As if whoever asked for it had been killed; refused attempts at another do not keep it alive."""
+    gate: Any = Gate()
+    tap, begun = Tap("print"), time.monotonic()
+    start = Record(action="start", path="x", max_bytes=4096)
+    assert not tap.handle(start, gate).error
+    tap.drop_forgotten(begun + FORGOTTEN_S, gate)
+    assert gate.recording
+    assert not tap.handle(Record(action="look"), gate).error
+    asked = time.monotonic()
+    assert "another recording" in tap.handle(start, gate).error
+    tap.drop_forgotten(asked + FORGOTTEN_S + 0.001, gate)
+    assert not gate.recording
+    assert "no recording is under way" in tap.handle(Record(action="look"), gate).error
+    assert not tap.handle(start, gate).error
+
+
 def test_the_tap_refuses_what_makes_no_sense() -> None:
     tap, gate = Tap("print"), None
     for message, complaint in (
         (Record(action="dance"), "not start, look or stop"),
         (Record(action="look"), "no recording is under way"),
-        (Record(action="start", path="x", max_bytes=0), "no size for a file"),
-        (Record(action="start", path="x", max_bytes=1 << 60), "no size for a file"),
+        (Record(action="start", path="x", max_bytes=0), "a size is 4096 bytes to 1 TiB"),
+        (Record(action="start", path="x", max_bytes=4095), "not 4095"),
+        (Record(action="start", path="x", max_bytes=1 << 60), "a size is 4096 bytes to 1 TiB"),
     ):
         state = tap.handle(message, gate)  # type: ignore[arg-type]
         assert isinstance(state, Recorded)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -42,6 +43,7 @@ class CudaRecorder:
         # Other threads (heartbeats, sockets) may do what they like meanwhile.
         with (
             entered(device),
+            _stream_kept(device),
             torch.cuda.graph(
                 graph,
                 pool=self._pools[device],
@@ -57,6 +59,16 @@ class CudaRecorder:
             return result
 
         return replay
+
+
+@contextmanager
+def _stream_kept(device: torch.device) -> Iterator[None]:
+    """Within, the current stream may change: torch leaves the thread on its own when a capture breaks off."""
+    before = torch.cuda.current_stream(device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_stream(before)
 
 
 def _stream_on(device: torch.device) -> torch.cuda.Stream:

@@ -48,10 +48,12 @@ def attn(
 ) -> None:
     """Run the attention service alone: everything of the model but the routed experts.
 
+    It finds the expert service in the run directory, or where experts.endpoints says.
+
     Examples:
 
-      trimaran attn --model r1.gguf --device cuda:0 --set run_dir=/run/trimaran
-      trimaran attn --config server.yaml --set experts.endpoints=tcp://127.0.0.1:7000
+      trimaran attn --model r1.gguf --set run_dir=/run/trimaran
+      trimaran attn --config server.yaml --device cuda:0
     """
     _become(
         ATTN,
@@ -77,7 +79,7 @@ def experts(
     Examples:
 
       trimaran experts --model r1.gguf --set run_dir=/run/trimaran
-      trimaran experts --model r1.gguf --set experts.experts=0-127 --set experts.threads=32
+      trimaran experts --model r1.gguf --set experts.experts=0-127
       trimaran experts --list
       trimaran experts --purge
     """

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 from gguf import GGUFReader
-from trimaran_demo.evaluate import write_held_out
+from trimaran_demo.evaluate import missed, write_held_out
 from trimaran_demo.export import read_gguf
 from trimaran_demo.model import ModelConfig
 from trimaran_demo.tasks import held_out
@@ -30,3 +30,9 @@ def test_the_held_out_file_is_the_one_the_scripts_write(tmp_path: Path) -> None:
     write_held_out(tmp_path / "held_out.jsonl", held_out())
     kept = Path(__file__).parents[2] / "data" / "demo_held_out.jsonl"
     assert (tmp_path / "held_out.jsonl").read_text("utf-8") == kept.read_text("utf-8")
+
+
+def test_a_model_that_learnt_too_little_is_told_by_its_scores() -> None:
+    assert missed({"arithmetic": 0.95, "passkey": 0.9, "sort": 0.0}) == ""
+    assert missed({"arithmetic": 0.955, "passkey": 0.5}) == "passkey is 50% right, not 90%"
+    assert missed({}).startswith("arithmetic is 0% right")

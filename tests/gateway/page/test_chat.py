@@ -277,3 +277,20 @@ def test_a_long_answer_is_followed_until_the_reader_scrolls_away(page: Any, serv
     page.js("document.getElementById('scroll').scrollTop = 0")
     page.wait_answer(2)
     assert page.js("document.getElementById('scroll').scrollTop") == 0
+
+
+def test_a_wide_table_scrolls_and_keeps_its_words_whole(page: Any, server: Any) -> None:
+    words = ["algorithm", "comparisons", "insertion", "standard-libraries"]
+    server.answer(f"|{'|'.join(words)}|\n|---|---|---|---|\n|{'|'.join(['many words in one cell'] * 4)}|\n")
+    page.open(server.url, size=(360, 640), touch=True)
+    page.say("a table, please")
+    page.wait_answer()
+    lines = page.js(
+        "[...document.querySelectorAll('.table th')].map((cell) => { const range = document.createRange(); "
+        "range.selectNodeContents(cell); return range.getClientRects().length; })"
+    )
+    assert lines[:3] == [1, 1, 1]
+    assert page.js(
+        "(() => { const t = document.querySelector('.table'); return t.scrollWidth > t.clientWidth })()"
+    )
+    assert page.js("document.documentElement.scrollWidth") == 360

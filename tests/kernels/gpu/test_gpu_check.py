@@ -26,11 +26,11 @@ def load(monkeypatch):
     return importlib.import_module
 
 
-def run_script(tmp_path: Path, *arguments: str) -> tuple[str, dict]:
+def run_script(tmp_path: Path, *arguments: str, code: int = 0) -> tuple[str, dict]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, BENCHMARKS / "gpu_check.py", "--json", tmp_path / "out.json", *arguments]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.returncode == code, result.stdout + result.stderr
     return result.stdout, json.loads((tmp_path / "out.json").read_text())
 
 
@@ -115,7 +115,7 @@ def test_a_kernel_that_breaks_leaves_the_others_their_checks(load, monkeypatch):
     assert {"check expand Q6_K", "check linear Q8_0 1", "check linear Q8_0 3"} <= cases
 
 
-def follow(load, monkeypatch, tmp_path, script: str) -> list:
+def follow(load, monkeypatch, tmp_path, script: str, seconds: float = 1.0, total: float = 100.0) -> list:
     """What the watcher makes of a worker that runs `script`, in which `say` writes a message."""
     messages, watch, sections = (load(f"_gpu_{name}") for name in ("messages", "watch", "sections"))
     worker = tmp_path / "worker.py"
@@ -123,8 +123,8 @@ def follow(load, monkeypatch, tmp_path, script: str) -> list:
     say = "def say(m):\n    os.write(1, encode(m))\n"
     worker.write_text(f"{head}{say}names = sys.argv[1:]\n{script}")
     monkeypatch.setattr(watch, "_WORKER", worker)
-    listed = [sections.Section(name, "none:none", 1.0) for name in ("a", "b")]
-    said = list(watch.Watch(listed, [], 100.0).messages())
+    listed = [sections.Section(name, "none:none", seconds) for name in ("a", "b")]
+    said = list(watch.Watch(listed, [], total).messages())
     assert all(isinstance(message, messages.Message) for message in said)
     return [(type(message).__name__, str(message)) for message in said]
 
@@ -150,8 +150,46 @@ for name in names:
     say(End(name))
 """
     said = follow(load, monkeypatch, tmp_path, script)
-    assert [kind for kind, _ in said] == ["Begin", "Failed", "Begin", "End"]
-    assert "a: stopped" in said[1][1]
+    assert [kind for kind, _ in said] == ["Begin", "Cut", "Begin", "End"]
+    assert "it took 1 s" in said[1][1]
+
+
+def test_a_run_whose_time_is_over_says_what_was_cut_off_and_what_never_began(load, monkeypatch, tmp_path):
+    script = """
+say(Begin(names[0]))
+time.sleep(60)
+"""
+    said = follow(load, monkeypatch, tmp_path, script, seconds=50.0, total=3.0)
+    assert [kind for kind, _ in said] == ["Begin", "Cut", "Skipped"]
+    assert "the run's time was over" in said[1][1]
+
+
+def test_the_end_says_what_came_of_each_section(load, tmp_path):
+    messages, check_module = load("_gpu_messages"), load("gpu_check")
+    path = tmp_path / "out.json"
+    check = check_module.Check(load("_report").Report("gpu-check"), path)
+    for section in ("a", "b", "c"):
+        check.take(messages.Begin(section))
+        if section == "a":
+            check.take(messages.End(section))
+        if section == "b":
+            check.take(messages.Cut(section, "it took 3 s"))
+    check.take(messages.Failed("c: ended with code -9"))
+    check.take(messages.Skipped("d", "no time was left"))
+    assert check.summary() == [
+        "1 sections came to their end",
+        "unfinished: b: it took 3 s",
+        "unfinished: c: it broke off",
+        "skipped: d: no time was left",
+        "FAILED: c: ended with code -9",
+    ]
+    assert json.loads(path.read_text())["machine"]["unfinished_sections"] == check.unfinished
+
+
+def test_what_building_took_is_taken_from_the_time(tmp_path):
+    output, report = run_script(tmp_path, "--interpret", "--spent", "9999", code=1)
+    assert "gpu-check: UNFINISHED" in output
+    assert report["rows"] == []
 
 
 def test_a_worker_that_never_starts_ends_the_run(load, monkeypatch, tmp_path):

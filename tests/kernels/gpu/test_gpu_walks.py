@@ -54,9 +54,9 @@ def test_a_prompt_that_takes_too_long_is_told_as_far_as_it_came(load, walk, monk
     bench, said = walk
     memory = load("_gpu_memory")
     monkeypatch.setattr(memory, "SECONDS", 0.0)
-    memory.check_memory(bench, random_spec("v3"), context=1024)
+    memory.check_memory(bench, replace(random_spec("v3"), context_length=4096), context=4096)
     (case,) = cases(load, said)
-    assert case == "prefill of 3 V3 layers, 512 of 1024 tokens"
+    assert case == "prefill of 3 V3 layers, 2048 of 4096 tokens"
     assert any("the rest of the prompt" in str(message) for message in said)
 
 
