@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from functools import partial
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from trimaran.spec import ModelSpec
 from trimaran.synth import model_metadata
 from trimaran.synth.drawn import draw_blocks
 from trimaran.synth.weights import random_weights, tensor_shapes, weight_std
+
+DRAWN_WEIGHTS = 1 << 23
+"""Of a tensor at most; then its rows begin again: drawing two gigabytes would take half a minute."""
 
 
 def write_slice(path: Path, spec: ModelSpec) -> Path:
@@ -32,4 +36,11 @@ def write_slice(path: Path, spec: ModelSpec) -> Path:
 def _draw(spec: ModelSpec, name: str, shape: tuple[int, ...], kind: GGMLType) -> np.ndarray:
     if not kind.is_quantised:
         return quantize(kind, random_weights(spec, name, shape, 0))
-    return draw_blocks(kind, shape, weight_std(spec, name, shape), (0, zlib.crc32(name.encode())))
+    rows, columns = prod(shape[:-1]), shape[-1]
+    some = draw_blocks(
+        kind,
+        (min(rows, max(1, DRAWN_WEIGHTS // columns)), columns),
+        weight_std(spec, name, shape),
+        (0, zlib.crc32(name.encode())),
+    )
+    return np.resize(some, rows * kind.row_bytes(columns))

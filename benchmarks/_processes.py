@@ -32,8 +32,15 @@ def cpu_seconds(process: psutil.Process) -> float:
 
 
 def resident_bytes(processes: Mapping[str, psutil.Process]) -> int:
-    """Memory of all, mapped files included; what two of them share counts twice."""
-    return sum(process.memory_info().rss for process in processes.values())
+    """Memory of all, mapped files included; a file that two of them map counts once."""
+    private, files = 0, dict[str, int]()
+    for process in processes.values():
+        for mapping in process.memory_maps():
+            if mapping.path.startswith("/"):
+                files[mapping.path] = max(files.get(mapping.path, 0), mapping.rss)
+            else:
+                private += mapping.rss
+    return private + sum(files.values())
 
 
 def read_metrics(server: Server) -> dict[str, float]:

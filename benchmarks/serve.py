@@ -223,6 +223,7 @@ def add_shares(report: Report, server: Server, prompts: Prompts, options: argpar
 
     The gateway: its CPU seconds, as if nothing ran beside them. The hops: from a submit to its answer in the
     attention service's hands, less what the experts computed; shared experts that take longer count too.
+    Where the attention service computes routed experts itself: what their calls took beyond that.
     """
     gateway = service_processes()["trimaran_gateway"]
     time.sleep(STATS_S)
@@ -232,15 +233,16 @@ def add_shares(report: Report, server: Server, prompts: Prompts, options: argpar
     time.sleep(STATS_S)
     after = read_metrics(server)
     wall_s = done.ended_at - done.asked_at
-    waited_s, computed_s = (
+    called_s, waited_s, computed_s = (
         after[name] - before[name]
         for name in (
             "trimaran_expert_rpc_latency_seconds_sum",
+            "trimaran_attention_wait_on_experts_seconds_sum",
             "trimaran_expert_compute_seconds_total",
         )
     )
     report.row("gateway's share of one stream", 100 * cpu_s / wall_s, "%")
-    report.row("hops' share of one stream", 100 * max(0.0, waited_s - computed_s) / wall_s, "%")
+    report.row("hops' share of one stream", 100 * max(0.0, (called_s or waited_s) - computed_s) / wall_s, "%")
 
 
 if __name__ == "__main__":

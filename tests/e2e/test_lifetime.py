@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pty
+import shutil
 import signal
 import socket
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -105,6 +107,34 @@ def test_a_killed_service_comes_back_under_load(random_model: Path, name: str) -
         assert 200 in statuses
         assert server.stop() == 0
         assert server.leftovers() == []
+
+
+def test_a_killed_lender_is_missed_by_nobody(random_model: Path, kept_dir: Path) -> None:
+    """The attention service computes experts itself, from the memory that the expert service keeps."""
+    store = ("--set", "experts.store=tmpfs", "--set", f"experts.store_dir={kept_dir}")
+    with running_server("--model", str(random_model), *QUICK, *store) as server:
+        assert "experts are computed here" in server.text()
+        expected = server.complete("Hello", max_tokens=8)["choices"][0]["text"]
+        with Load(server) as statuses:
+            wait_until(lambda: statuses, 30, "a first answer")
+            server.note_pids()["experts"].kill()
+            wait_until(lambda: "experts" in server.note_pids(), 30, "new experts")
+            wait_until(lambda: _answers(server, expected), 60, "the same answer as before")
+        assert set(statuses) == {200}
+        assert server.stop() == 0
+        assert server.leftovers() == []
+    with running_server("--model", str(random_model), *QUICK, "--set", "attn.experts=service") as server:
+        assert "experts are computed here" not in server.text()
+        assert server.complete("Hello", max_tokens=8)["choices"][0]["text"] == expected
+
+
+@pytest.fixture
+def kept_dir(tmp_path: Path) -> Iterator[Path]:
+    """A private directory on a tmpfs."""
+    path = Path("/dev/shm") / f"trimaran-test-{os.getpid()}-{tmp_path.name}"
+    path.mkdir(mode=0o700)
+    yield path
+    shutil.rmtree(path)
 
 
 class Load:
