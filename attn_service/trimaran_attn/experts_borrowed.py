@@ -43,16 +43,25 @@ class BorrowedExperts:
         meter: takes `attention_wait_on_experts_seconds`, a sample per layer and step.
         spec: of the model.
         pool: threads of the attention, which then compute experts too.
+        max_tokens: of one call: of the longest step.
     """
 
     def __init__(
-        self, remote: RemoteExperts, link: ExpertsClient, meter: Meter, spec: ModelSpec, pool: ThreadPool
+        self,
+        remote: RemoteExperts,
+        link: ExpertsClient,
+        meter: Meter,
+        spec: ModelSpec,
+        pool: ThreadPool,
+        *,
+        max_tokens: int,
     ) -> None:
         self._remote = remote
         self._link = link
         self._meter = meter
         self._spec = spec
         self._pool = pool
+        self._max_tokens = max_tokens
         self._lender = ""
         self._gate: CallGate | None = None
 
@@ -132,6 +141,7 @@ class BorrowedExperts:
             moe.intermediate_size,
             moe.n_experts,
             moe.top_k,
+            max_tokens=self._max_tokens,
             isa=lender.isa,
         )
         for layer, matrices in lender.lent.layers.items():

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from trimaran.config import Config
+from trimaran.plan.sizes import largest_step
 from trimaran.spec import ModelSpec
 from trimaran.telemetry import Log
 from trimaran_kernels import ThreadPool
@@ -44,7 +45,8 @@ def choose_experts(
     remote = RemoteExperts(link, meter, dtype, pool)
     if devices[0].type != "cuda":
         if _may_borrow(config):
-            return BorrowedExperts(remote, link, meter, spec, pool), PlainSteps()
+            longest = largest_step(config.attn, on_gpu=False)
+            return BorrowedExperts(remote, link, meter, spec, pool, max_tokens=longest), PlainSteps()
         return remote, PlainSteps()
     notifier = config.experts.notifier
     if notifier != "doorbell":

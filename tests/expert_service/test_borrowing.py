@@ -33,11 +33,13 @@ Borrow = Callable[..., BorrowedExperts]
 def borrow(model: Any, make_client: Callable[..., ExpertsClient]) -> Borrow:
     """A client's experts, connected; `.link` is the client."""
 
-    def make(cpus: list[int] | None = None) -> BorrowedExperts:
+    def make(cpus: list[int] | None = None, max_tokens: int = 64) -> BorrowedExperts:
         link = make_client()
         meter = Meter()
         pool = ThreadPool(cpus or usable_cpus(1))
-        experts = BorrowedExperts(RemoteExperts(link, meter), link, meter, model.spec, pool)
+        experts = BorrowedExperts(
+            RemoteExperts(link, meter), link, meter, model.spec, pool, max_tokens=max_tokens
+        )
         link.connect()
         return experts
 
@@ -60,6 +62,17 @@ def test_a_client_computes_what_the_service_would(
     assert experts.calls is not None
     here = computed(experts, batch)
     assert torch.equal(here, there)
+    assert experts.calls.counters()["calls"] == 1
+
+
+def test_the_longest_step_is_computed_in_one_call(
+    model: Any, start_experts: Any, directory: Path, borrow: Borrow
+) -> None:
+    start_experts(**KEPT, **{"experts.store_dir": str(directory)})
+    experts = borrow(max_tokens=4100)
+    assert experts.borrow()
+    assert len(computed(experts, model.batch(4100))) == 4100
+    assert experts.calls is not None
     assert experts.calls.counters()["calls"] == 1
 
 
