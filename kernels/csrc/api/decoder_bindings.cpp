@@ -2,6 +2,9 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <string>
+
 #include "api/arrays.h"
 #include "api/attention_arrays.h"
 #include "api/module.h"
@@ -31,6 +34,10 @@ std::vector<CacheLayer> caches_of(const Decoder& decoder, const std::vector<Late
     throw KernelError("pages: of " + std::to_string(pages.size()) + " layers, need " +
                       std::to_string(decoder.layers().size()));
   }
+  // nanobind takes a None within a list for a null pointer.
+  if (std::find(pages.begin(), pages.end(), nullptr) != pages.end()) {
+    throw KernelError("pages: those of a layer are missing");
+  }
   std::vector<CacheLayer> caches;
   for (size_t i = 0; i < pages.size(); ++i) {
     const AttentionLayer& attention = decoder.layers()[i]->attention();
@@ -45,6 +52,20 @@ std::vector<CacheLayer> caches_of(const Decoder& decoder, const std::vector<Late
   return caches;
 }
 
+void check_experts(const Decoder& decoder, const hop::CallGate* experts) {
+  if (experts == nullptr) {
+    if (decoder.is_routed()) throw KernelError("experts: layers need them");
+    return;
+  }
+  if (experts->dims().hidden != decoder.hidden()) throw KernelError("experts: have another hidden size");
+  for (const DecoderLayer* layer : decoder.layers()) {
+    if (layer->is_routed() && layer->top_k() != experts->dims().top_k) {
+      throw KernelError("experts: take " + std::to_string(experts->dims().top_k) +
+                        " of a token, the gate gives " + std::to_string(layer->top_k()));
+    }
+  }
+}
+
 std::pair<int64_t, int32_t> run(Decoder& decoder, nb::handle x_object, nb::handle cos, nb::handle sin,
                                 nb::handle slots, const std::vector<LatentPages*>& pages, nb::handle segments,
                                 nb::handle page_table, hop::CallGate* experts, nb::handle times_object) {
@@ -54,10 +75,7 @@ std::pair<int64_t, int32_t> run(Decoder& decoder, nb::handle x_object, nb::handl
   const ArrayView times = view_array(times_object, "times", {Element::i64}, 2, true);
   check_length(times, "times", 0, static_cast<int64_t>(caches.size()));
   check_length(times, "times", 1, kTimes);
-  if (experts == nullptr && decoder.is_routed()) throw KernelError("experts: layers need them");
-  if (experts != nullptr && experts->dims().hidden != decoder.hidden()) {
-    throw KernelError("experts: have another hidden size");
-  }
+  check_experts(decoder, experts);
   const int64_t n = x.shape[0];
   const StepArrays step(cos, sin, slots, segments, page_table, caches.front(), n);
   const nb::gil_scoped_release unlocked;

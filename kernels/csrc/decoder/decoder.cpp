@@ -9,6 +9,8 @@ namespace trimaran {
 
 Decoder::Decoder(std::vector<DecoderLayer*> layers) : layers_(std::move(layers)) {
   if (layers_.empty()) throw KernelError("layers: need at least one");
+  const auto is_missing = [](const DecoderLayer* layer) { return layer == nullptr; };
+  if (std::any_of(layers_.begin(), layers_.end(), is_missing)) throw KernelError("layers: one is missing");
   for (const DecoderLayer* layer : layers_) {
     if (layer->hidden() != hidden()) throw KernelError("layers: their hidden sizes differ");
   }

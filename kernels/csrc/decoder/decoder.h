@@ -11,7 +11,8 @@ namespace trimaran {
 
 class Decoder {
  public:
-  // The layers must outlive it. Throws KernelError if there are none, or if their hidden sizes differ.
+  // The layers must outlive it. Throws KernelError if there are none, if one is null, or if their hidden
+  // sizes differ.
   explicit Decoder(std::vector<DecoderLayer*> layers);
 
   const std::vector<DecoderLayer*>& layers() const { return layers_; }

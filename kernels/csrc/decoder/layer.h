@@ -55,6 +55,8 @@ class DecoderLayer {
   const AttentionLayer& attention() const { return *parts_.attention; }
   int64_t hidden() const { return parts_.attention->hidden(); }
   bool is_routed() const { return parts_.gate != nullptr; }
+  // How many routed experts a token gets.
+  int top_k() const { return is_routed() ? parts_.gate->spec().top_k : 0; }
 
   // x: [n, hidden], changed in place, to the bit as by the parts one by one: x + attention, then
   // x + (routed + always). `routed` may be null if the layer has no gate. Returns the first status other than

@@ -24,6 +24,7 @@ from trimaran_attn.model.modules import register_modules
 from trimaran_attn.model.native_layers import NativeLayers, native_layers
 from trimaran_attn.registry import Registry, Site
 from trimaran_attn.weights import Weights
+from trimaran_kernels.hop import CallGate
 
 CPU = torch.device("cpu")
 N_PAGES = 4
@@ -186,6 +187,22 @@ def test_no_layers_are_no_kernel() -> None:
     assert native_layers([]) is None
     with pytest.raises(KernelError, match="need at least one"):
         trimaran_kernels.Decoder([])
+
+
+def test_a_missing_layer_is_refused() -> None:
+    with pytest.raises(KernelError, match="layers: one is missing"):
+        trimaran_kernels.Decoder([None])  # type: ignore[list-item]
+
+
+def test_experts_for_another_gate_are_refused(tmp_path: Path) -> None:
+    model, spec, here = build(packed_model(tmp_path))
+    pool = trimaran_kernels.ThreadPool(trimaran_kernels.usable_cpus(1))
+    moe = spec.moe
+    dims = (spec.hidden_size, moe.intermediate_size, moe.n_experts, moe.top_k + 1)
+    other = CallGate(trimaran_kernels.ExpertEngine(pool, *dims), gathers=False, rests=False)
+    here._calls = other
+    with pytest.raises(KernelError, match=f"take {moe.top_k + 1} of a token, the gate gives {moe.top_k}"):
+        model.forward(make_batch((1,)), make_cache(spec))
 
 
 def _one_each(site: Site) -> ExpertsHere:
