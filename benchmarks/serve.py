@@ -234,7 +234,7 @@ def add_shares(report: Report, server: Server, prompts: Prompts, options: argpar
     after = read_metrics(server)
     wall_s = done.ended_at - done.asked_at
     called_s, waited_s, computed_s = (
-        after[name] - before[name]
+        after.get(name, 0.0) - before.get(name, 0.0)  # what never happened is not exported
         for name in (
             "trimaran_expert_rpc_latency_seconds_sum",
             "trimaran_attention_wait_on_experts_seconds_sum",
