@@ -124,8 +124,8 @@ class BorrowedExperts:
         lent = lender.lent
         if lent is None:
             return "it keeps them in no file"
-        if not set(lent.cpus) <= set(self._pool.cpus):
-            return f"it has CPUs of its own: {_numbers(lent.cpus)} beside {_numbers(self._pool.cpus)}"
+        if set(lent.cpus) != set(self._pool.cpus):
+            return f"it computes on other CPUs: {_numbers(lent.cpus)} beside {_numbers(self._pool.cpus)}"
         moe_layers = range(self._spec.n_dense_layers, self._spec.n_layers)
         if set(lent.layers) != set(moe_layers):
             return f"it lends layers {_numbers(lent.layers)} of {_numbers(moe_layers)}"

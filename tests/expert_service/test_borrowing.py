@@ -134,7 +134,7 @@ def record(run_dir: Path, path: Path) -> Any:
         return line.ask(Record(action="start", path=str(path), max_bytes=1 << 20), Recorded)
 
 
-@pytest.mark.parametrize("why", ["private store", "CPUs of its own"])
+@pytest.mark.parametrize("why", ["private store", "CPUs of its own", "fewer CPUs"])
 def test_weights_that_cannot_be_borrowed_are_computed_there(
     model: Any, start_experts: Any, directory: Path, borrow: Borrow, why: str
 ) -> None:
@@ -144,7 +144,7 @@ def test_weights_that_cannot_be_borrowed_are_computed_there(
         pytest.skip("needs two CPUs")
     store = {"experts.store": "private"} if private else {"experts.store_dir": str(directory)}
     start_experts(**{**KEPT, **store, "experts.cpus": str(cpus[0])})
-    experts = borrow(None if private else [cpus[1]])
+    experts = borrow({"CPUs of its own": [cpus[-1]], "fewer CPUs": cpus}.get(why))
     assert not experts.borrow()
     assert experts.calls is None
     assert computed(experts, model.batch(2)).isfinite().all()
