@@ -181,8 +181,7 @@ void bind_hop(nanobind::module_& m) {
       .def_prop_ro("full", &Recorder::full);
   nb::class_<CallGate>(m, "CallGate")
       .def(nb::init<trimaran::ExpertEngine&, bool, bool>(), nb::arg("engine"), nb::arg("gathers") = true,
-           nb::arg("rests") = true,
-           nb::keep_alive<1, 2>())
+           nb::arg("rests") = true, nb::keep_alive<1, 2>())
       .def("run_slot", &run_slot, nb::arg("arena"), nb::arg("slot"), nb::arg("layer"), nb::arg("n_tokens"))
       .def("run", &run_arrays, nb::arg("layer"), nb::arg("x"), nb::arg("ids"), nb::arg("weights"),
            nb::arg("y"))
