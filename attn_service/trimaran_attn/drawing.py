@@ -120,7 +120,7 @@ class HostSide:
         if not self._on_gpu:
             # A copy of all rows would take longer than greedy draws from them.
             wanted = logits if len(rows) == len(logits) else logits[list(rows)]
-            return wanted, [] if tokens is None else tokens.tolist()
+            return wanted.cpu(), [] if tokens is None else tokens.tolist()
         self._make_room(len(rows), logits)
         for place, row in enumerate(rows):
             self._rows[place].copy_(logits[row], non_blocking=True)

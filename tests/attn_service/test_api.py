@@ -229,6 +229,15 @@ def test_a_stop_text_is_found_however_long_the_answer(words: PreTrainedTokenizer
     assert not stop.end([*ids, 9, 8])
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Python's own handler: whoever runs the tests in the background may have Ctrl-C ignored."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupt_waits_for_the_step(
     model: LoadedModel, expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
