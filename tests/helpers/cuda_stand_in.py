@@ -50,6 +50,7 @@ class StandIn:
         for name, replacement in {
             "synchronize": self.synchronize,
             "current_stream": lambda device=None: stream,
+            "set_stream": lambda stream: None,  # there is one
             "Stream": lambda device=None, priority=0: Stream(self),
             "stream": lambda stream: _nothing(),
             "Event": lambda **options: Event(self, **options),
