@@ -1,8 +1,9 @@
 """Routed experts computed in this process, on a CPU, from the memory of the expert service.
 
-Where both have the same cores they can only take turns, and a turn costs: threads sleep and wake twice a
-layer. So this process maps the packed weights that the service keeps, and computes as the service would. The
-service goes on to own them, and to keep the books; if it goes away, nothing is lost here.
+Where both have the same cores they can only take turns, with an interpreter and sleeping threads between
+them. So this process maps the packed weights that the service keeps, and computes as the service would; all
+layers of a step can then be one native call (`model.native_layers`). The service goes on to own the weights
+and to keep the books; if it goes away, nothing is lost here.
 """
 
 from __future__ import annotations
@@ -86,17 +87,16 @@ class BorrowedExperts:
             Whether it is so; the log says why not.
         """
         lender = self._link.lender()
-        reason = "it keeps them in no file" if lender is None else self._objection(lender)
-        if lender is not None and not reason:
-            try:
-                self._gate = self._open(lender)
-            except (OSError, PeerError, KernelError) as error:
-                reason = str(error)
-        if lender is None or self._gate is None:
-            _log.info("the expert service computes the experts", reason=reason)
+        if lender is None:
+            _log.info("the expert service computes the experts", reason="no shard lends all of them")
             return False
-        self._lender = lender.shard
-        self._link.borrow(_books(self._gate))
+        try:
+            gate = self._open(self._lent_by(lender), lender.isa)
+        except (OSError, PeerError, KernelError) as error:
+            _log.info("the expert service computes the experts", reason=str(error))
+            return False
+        self._gate, self._lender = gate, lender.shard
+        self._link.borrow(_books(gate))
         return True
 
     def submit(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor | TimedTicket:
@@ -119,22 +119,22 @@ class BorrowedExperts:
         """See `Experts.wait`."""
         return ticket if isinstance(ticket, Tensor) else self._remote.wait(ticket)
 
-    def _objection(self, lender: Ready) -> str:
-        """Why the weights are not borrowed, if they are not."""
+    def _lent_by(self, lender: Ready) -> LentWeights:
+        """What it lends; raises PeerError if that is of no use here."""
         lent = lender.lent
         if lent is None:
-            return "it keeps them in no file"
+            raise PeerError("it keeps them in no file")
         if set(lent.cpus) != set(self._pool.cpus):
-            return f"it computes on other CPUs: {_numbers(lent.cpus)} beside {_numbers(self._pool.cpus)}"
+            ours = _numbers(self._pool.cpus)
+            raise PeerError(f"it computes on other CPUs: {_numbers(lent.cpus)} beside {ours}")
         moe_layers = range(self._spec.n_dense_layers, self._spec.n_layers)
         if set(lent.layers) != set(moe_layers):
-            return f"it lends layers {_numbers(lent.layers)} of {_numbers(moe_layers)}"
-        return ""
+            raise PeerError(f"it lends layers {_numbers(lent.layers)} of {_numbers(moe_layers)}")
+        return lent
 
-    def _open(self, lender: Ready) -> CallGate:
-        assert lender.lent is not None
+    def _open(self, lent: LentWeights, isa: str) -> CallGate:
         moe = self._spec.moe
-        file = _map(lender.lent)
+        file = _map(lent)
         engine = ExpertEngine(
             self._pool,
             self._spec.hidden_size,
@@ -142,14 +142,14 @@ class BorrowedExperts:
             moe.n_experts,
             moe.top_k,
             max_tokens=self._max_tokens,
-            isa=lender.isa,
+            isa=isa,
         )
-        for layer, matrices in lender.lent.layers.items():
+        for layer, matrices in lent.layers.items():
             gate, up, down = ((matrix.type, _part(file, matrix), matrix.packed) for matrix in matrices)
             engine.add_layer(layer, gate, up, down, 0, moe.n_experts)
         _log.info(
             "experts are computed here",
-            borrowed=lender.lent.path,
+            borrowed=lent.path,
             gigabytes=round(file.size / 1e9, 3),
             isa=engine.isa,
         )
