@@ -87,9 +87,11 @@ def _check_answer(bench: Bench, dims: ShardDims, n: int) -> None:
             got = [experts.wait(experts.submit(dims.layers[0], x, ids, weights)) for _ in range(3)][-1].cpu()
         sent = sent_reference(x.cpu(), is_bf16=True)
         y = torch.empty_like(sent)
-        shard.engine.forward(
+        status = shard.engine.forward(
             dims.layers[0], sent.numpy(), ids.cpu().numpy(), weights.cpu().numpy(), y.numpy()
         )
+        if status != 0:
+            raise RuntimeError(f"the reference refuses {n} tokens: status {status}")
         expected = y.view(torch.bfloat16).float()
         error = float((got.float() - expected).norm() / expected.norm())
         bench.check(f"hop {n} tokens", error, LIMIT)

@@ -136,7 +136,7 @@ def random_call(
 def _engine(dims: ShardDims) -> ExpertEngine:
     random = np.random.default_rng(1)
     pool = ThreadPool(usable_cpus(1))
-    engine = ExpertEngine(pool, dims.hidden, INTERMEDIATE, dims.n_experts, dims.top_k, max_tokens=64)
+    engine = ExpertEngine(pool, dims.hidden, INTERMEDIATE, dims.n_experts, dims.top_k, dims.max_tokens)
 
     def matrix(rows: int, columns: int) -> tuple[int, np.ndarray]:
         values = random.standard_normal((dims.n_experts, rows, columns), np.float32) / columns**0.5

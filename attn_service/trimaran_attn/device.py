@@ -53,7 +53,7 @@ def _check_capability(device: torch.device) -> None:
 
 
 def enter_gpus(planned: Mapping[torch.device, int]) -> None:
-    """Cap the allocator on each GPU, and make the first the calling thread's current one.
+    """Cap the allocator on each GPU, keep sums exact, and make the first the calling thread's current one.
 
     Args:
         planned: bytes by GPU, in the order of the layers; what CUDA itself takes beside the allocator is held
@@ -67,7 +67,15 @@ def enter_gpus(planned: Mapping[torch.device, int]) -> None:
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, (nbytes - GPU_RESERVE) / total), device)
     for device in list(planned)[:1]:
+        sum_in_float32()
         torch.cuda.set_device(device)
+
+
+def sum_in_float32() -> None:
+    """Products of 16-bit matrices: torch lets cuBLAS add up parts of a sum in 16 bits unless it is told otherwise."""
+    matmul = torch.backends.cuda.matmul
+    matmul.allow_bf16_reduced_precision_reduction = False
+    matmul.allow_fp16_reduced_precision_reduction = False
 
 
 @contextmanager

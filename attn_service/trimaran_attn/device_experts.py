@@ -197,17 +197,12 @@ class DeviceExperts:
             return
         for side in self._sides.values():
             side.begin()
-        for shared in attached.arenas:
-            shared.memory.begin_step()
-        try:
-            yield
-        finally:
+        with _in_flight(attached.arenas):
             try:
+                yield
+            finally:
                 # Waits for the devices: the experts sleep once no step is in flight.
                 reports = [side.take_report() for side in self._sides.values()]
-            finally:
-                for shared in attached.arenas:
-                    shared.memory.end_step()
         self._tell(reports)
 
     @property
@@ -261,10 +256,17 @@ class DeviceExperts:
 
     def close(self) -> None:
         """Give the arenas back. May be called twice."""
-        if self._attached is not None:
-            for memory in self._attached.memories:
+        attached, self._attached = self._attached, None
+        if attached is not None:
+            self._unregister(attached.memories)
+
+    def _unregister(self, memories: Sequence[NDArray[np.uint8]]) -> None:
+        """Each of them, whatever becomes of the others: what is kept of one does not matter to the next."""
+        for memory in memories:
+            try:
                 self._pinning.unregister(memory)
-            self._attached = None
+            except PinningRefusedError as error:
+                _log.warning("an arena stays registered until the process ends", reason=str(error))
 
     def _check_shapes(self, x: Tensor, ids: Tensor, weights: Tensor) -> None:
         """A kernel would write beyond the slot."""
@@ -304,8 +306,7 @@ class DeviceExperts:
             for side in self._sides.values():
                 side.attach([self._pinning.address(memory, side.device) for memory in memories])
         except BaseException:
-            for memory in memories:
-                self._pinning.unregister(memory)
+            self._unregister(memories)
             raise
         places = tuple(_place(arenas[0], slot) for slot in range(self._n_slots))
         self._attached = Attached(arenas, tuple(memories), places)
@@ -331,6 +332,16 @@ class DeviceExperts:
         if failure is HopFailure.ABANDONED:
             return self._link.went_away(shard)
         return self._link.refused(shard, layer, status)
+
+
+@contextmanager
+def _in_flight(arenas: Sequence[SharedArena]) -> Iterator[None]:
+    """Within, the shards poll; those that were told so are told of the end, whatever fails."""
+    with ExitStack() as begun:
+        for shared in arenas:
+            shared.memory.begin_step()
+            begun.callback(shared.memory.end_step)
+        yield
 
 
 def _place(shared: SharedArena, slot: int) -> SlotPlace:

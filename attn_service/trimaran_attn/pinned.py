@@ -11,17 +11,19 @@ from numpy.typing import NDArray
 from trimaran.errors import TrimaranError
 
 _PORTABLE, _MAPPED = 1, 2
+_KERNEL_EXEC_TIMEOUT = 17
+"""CUdevice_attribute: whether the driver ends kernels that run long."""
 
 
 class PinningRefusedError(TrimaranError):
-    """The driver does not let the GPU see memory that it should."""
+    """The driver does not let the GPU see memory that it should, or wait for what comes there."""
 
 
 class Pinning(Protocol):
     """Makes host memory visible to devices."""
 
     def register(self, memory: NDArray[np.uint8]) -> None:
-        """Once, for all devices; raises PinningRefusedError."""
+        """Once, for all devices; raises PinningRefusedError, also where a device may not wait long for a change."""
         ...
 
     def address(self, memory: NDArray[np.uint8], device: torch.device) -> int:
@@ -29,7 +31,7 @@ class Pinning(Protocol):
         ...
 
     def unregister(self, memory: NDArray[np.uint8]) -> None:
-        """It may be unmapped; the devices use it no more."""
+        """It may be unmapped; the devices use it no more. Raises PinningRefusedError."""
         ...
 
 
@@ -51,9 +53,11 @@ class CudaPinning:
         nbytes = memory.nbytes
         with torch.cuda.device(self._devices[0]):
             torch.cuda.synchronize()  # makes the context current, too
+            for device in self._devices:
+                self._check_patience(device)
             flags = ctypes.c_uint(_PORTABLE | _MAPPED)
             code = self._driver.cuMemHostRegister_v2(_start(memory), ctypes.c_size_t(nbytes), flags)
-        _check(code, nbytes)
+        _check(code, "register", nbytes)
 
     def address(self, memory: NDArray[np.uint8], device: torch.device) -> int:
         """See `Pinning.address`."""
@@ -63,7 +67,7 @@ class CudaPinning:
             code = self._driver.cuMemHostGetDevicePointer_v2(
                 ctypes.byref(address), _start(memory), ctypes.c_uint(0)
             )
-        _check(code, memory.nbytes)
+        _check(code, "show the GPU", memory.nbytes)
         return address.value
 
     def unregister(self, memory: NDArray[np.uint8]) -> None:
@@ -71,7 +75,21 @@ class CudaPinning:
         for device in self._devices:
             torch.cuda.synchronize(device)
         with torch.cuda.device(self._devices[0]):
-            self._driver.cuMemHostUnregister(_start(memory))
+            code = self._driver.cuMemHostUnregister(_start(memory))
+        _check(code, "give back", memory.nbytes)
+
+    def _check_patience(self, device: torch.device) -> None:
+        """The kernel that waits for the experts runs as long as they take, which some drivers do not allow."""
+        handle, ends = ctypes.c_int(), ctypes.c_int()
+        codes = (
+            self._driver.cuDeviceGet(ctypes.byref(handle), ctypes.c_int(device.index or 0)),
+            self._driver.cuDeviceGetAttribute(ctypes.byref(ends), ctypes.c_int(_KERNEL_EXEC_TIMEOUT), handle),
+        )
+        if not any(codes) and ends.value:
+            raise PinningRefusedError(
+                f"{device} has a display: its driver ends kernels that wait for seconds",
+                remedy="for faster steps give the display to another GPU",
+            )
 
 
 class SameMemory:
@@ -93,9 +111,9 @@ def _start(memory: NDArray[np.uint8]) -> ctypes.c_void_p:
     return ctypes.c_void_p(memory.ctypes.data)
 
 
-def _check(code: int, nbytes: int) -> None:
+def _check(code: int, what: str, nbytes: int) -> None:
     if code != 0:
         raise PinningRefusedError(
-            f"the CUDA driver refuses to register {nbytes} bytes of shared memory: error {code}",
+            f"the CUDA driver refuses to {what} {nbytes} bytes of shared memory: error {code}",
             remedy="raise the limit of locked memory, or lower attn.max_step_tokens",
         )

@@ -8,7 +8,16 @@ import torch
 from trimaran.config import AttnConfig
 from trimaran.errors import ConfigError, GpuMemoryError
 from trimaran.plan import GPU_RESERVE
-from trimaran_attn.device import choose_device, compute_dtype, enter_gpus, explained_memory, start_threads
+from trimaran_attn.device import (
+    choose_device,
+    compute_dtype,
+    enter_gpus,
+    explained_memory,
+    start_threads,
+    sum_in_float32,
+)
+
+REAL_MATMUL = torch.backends.cuda.matmul
 
 
 @pytest.mark.parametrize(
@@ -48,10 +57,23 @@ def test_the_allocator_keeps_to_the_plan(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     first, second = torch.device("cuda:1"), torch.device("cuda:0")
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace())
     enter_gpus({first: 24 << 30, second: 16 << 30})
+    assert torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction is False
     assert current == [first]
     assert [device for _, device in capped] == [first, second]
     assert [share * total for share, _ in capped] == [(24 << 30) - GPU_RESERVE, (16 << 30) - GPU_RESERVE]
+
+
+def test_torch_adds_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = SimpleNamespace()
+    monkeypatch.setattr(torch.backends.cuda, "matmul", settings)
+    sum_in_float32()
+    assert vars(settings) == {
+        "allow_bf16_reduced_precision_reduction": False,
+        "allow_fp16_reduced_precision_reduction": False,
+    }
+    assert all(hasattr(REAL_MATMUL, name) for name in vars(settings))
 
 
 def test_running_out_of_gpu_memory_is_explained() -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import interpreted
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import torch
 from logical_devices import LogicalDevices, device_of
 from trimaran.errors import KernelError, OverloadedError, PeerError
+from trimaran_attn import device_experts
 from trimaran_attn.device_experts import DeviceExperts
 from trimaran_attn.experts_client import ExpertsClient
 from trimaran_attn.experts_link import RemoteExperts
@@ -34,6 +36,16 @@ class NoPinning(SameMemory):
 
     def register(self, memory: np.ndarray) -> None:
         raise PinningRefusedError(f"the driver refuses {memory.nbytes} bytes")
+
+
+class KeepingPinning(SameMemory):
+    """A driver that gives nothing back."""
+
+    asked = 0
+
+    def unregister(self, memory: np.ndarray) -> None:
+        self.asked += 1
+        raise PinningRefusedError(f"the driver keeps {memory.nbytes} bytes")
 
 
 class CountingPinning(SameMemory):
@@ -121,13 +133,19 @@ def test_a_recording_that_breaks_off_keeps_no_slot(model, start_experts, make_de
     np.testing.assert_allclose(y, model.expected(1, *model.batch(2)), rtol=1e-3, atol=1e-3)
 
 
-def test_two_shards_are_summed(model, start_experts, make_device: MakeDevice, run_dir: Path) -> None:
+@pytest.fixture
+def two_shards(model, start_experts, run_dir: Path) -> tuple[str, ...]:
+    """Endpoints of services with half of the experts each."""
     half = model.facts.n_experts // 2
     endpoints = []
     for name, owned in (("a", f"0-{half - 1}"), ("b", f"{half}-{model.facts.n_experts - 1}")):
         endpoints.append(f"ipc://{run_dir}/{name}.sock")
         start_experts(**{"experts.listen": endpoints[-1], "experts.experts": owned})
-    experts = make_device(endpoints=tuple(endpoints))
+    return tuple(endpoints)
+
+
+def test_two_shards_are_summed(model, make_device: MakeDevice, two_shards: tuple[str, ...]) -> None:
+    experts = make_device(endpoints=two_shards)
     for seed in range(3):
         assert_works(experts, model, seed)
     assert experts.is_attached
@@ -237,6 +255,39 @@ def test_where_the_driver_refuses_the_cpu_carries(model, start_experts, make_dev
     experts = make_device(pinning=NoPinning())
     assert_works(experts, model)
     assert not experts.is_attached
+
+
+def test_every_arena_is_given_back_though_the_driver_refuses(
+    model, make_device: MakeDevice, two_shards: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    pinning = KeepingPinning()
+    experts = make_device(pinning=pinning, endpoints=two_shards)
+    assert_works(experts, model)
+    with caplog.at_level("WARNING"):
+        experts.close()
+    assert pinning.asked == len(caplog.records) == 2
+    assert_works(experts, model)
+
+
+def test_a_step_that_cannot_begin_ends_where_it_began() -> None:
+    told: list[str] = []
+
+    class Memory:
+        def __init__(self, name: str, *, breaks: bool = False) -> None:
+            self.name, self.breaks = name, breaks
+
+        def begin_step(self) -> None:
+            if self.breaks:
+                raise KernelError("the arena is closed")
+            told.append(f"{self.name} begins")
+
+        def end_step(self) -> None:
+            told.append(f"{self.name} ends")
+
+    arenas = [SimpleNamespace(memory=Memory(name, breaks=name == "second")) for name in ("first", "second")]
+    with pytest.raises(KernelError, match="closed"), device_experts._in_flight(arenas):
+        raise AssertionError("not reached")
+    assert told == ["first begins", "first ends"]
 
 
 BEGIN_A_STEP_AND_HANG = """

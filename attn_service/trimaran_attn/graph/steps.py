@@ -163,6 +163,7 @@ class StepGraphs:
         except RuntimeError as error:
             if size in self._sizes:
                 self._sizes.remove(size)
+                self._buckets.pop(size, None)  # its inputs are of no use but to the step under way
                 reason = str(error).partition("\n")[0]
                 _log.warning("decode steps of a size cannot be recorded", rows=size, reason=reason)
             return ()

@@ -112,13 +112,14 @@ def _draw_in_order(logits, vocab, best, temperature, goal, BLOCK: tl.constexpr):
     before = tl.zeros([], tl.int64)
     for start in range(0, vocab, BLOCK):
         after = before + tl.sum(_mass(_weights(logits, start, vocab, best, temperature, BLOCK)), 0)
-        here = (before <= goal) & (goal < after)
+        # The last such block holds the token; were the sums to end below the goal, the last one with any mass.
+        here = (before <= goal) & (before < after)
         at = tl.where(here, start, at)
         rest = tl.where(here, goal - before, rest)
         before = after
     masses = _mass(_weights(logits, at, vocab, best, temperature, BLOCK))
     place = tl.sum(tl.where(tl.cumsum(masses, 0) <= rest, 1, 0), 0)
-    # Rounded otherwise than above, the sums might end too early: then it is the last token with any mass.
+    # Likewise within the block.
     return at + tl.minimum(place, tl.max(tl.where(masses > 0, tl.arange(0, BLOCK), 0), 0))
 
 
@@ -310,5 +311,6 @@ def draw(logits: Tensor, wanted: DrawInputs, out: Tensor) -> Tensor:
         vocab,
         BLOCK=block,
         num_warps=16 if block == WIDEST_BLOCK else 4,
+        enable_fp_fusion=False,  # the same weights wherever they are computed: sums of them must agree
     )
     return out

@@ -176,6 +176,7 @@ def test_sizes_that_cannot_be_recorded_take_the_next_larger_one(make_bench, rng,
     with caplog.at_level("WARNING"):
         graphs.warm_up()
     assert (bench.recorder.recorded, len(caplog.records)) == (2, 2)
+    assert sorted(graphs._buckets) == [1, 4]  # the others' inputs are given up
     requests = requests_of([5, 6, 7, 8, 9], rng)
     prefill(bench, cache, requests)
     assert not graphs.fits(decode_plan(requests))

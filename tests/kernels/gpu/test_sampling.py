@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from interpreted import DEVICE, ON_GPU
 from trimaran.wire import SamplingParams
 from trimaran_attn import drawing
@@ -98,6 +100,24 @@ def test_equal_logits_are_drawn_in_order_of_id(share: float) -> None:
     ways = [Draw(1.0, share=share), Draw(0.7, 100, share=share), Draw(1.0, 0, 0.5, share=share)]
     kept = [600, 100, 300]
     assert drawn(logits, ways) == [int(share * n) if share < 1 else n - 1 for n in kept]
+
+
+@triton.jit
+def _draw_all_the_way(logits, goals, out, vocab, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    token = sampling._draw_in_order(logits, vocab, 0.0, 1.0, tl.load(goals + row), BLOCK)
+    tl.store(out + row, token)
+
+
+def test_a_goal_that_sums_do_not_reach_is_the_last_token_with_any_mass() -> None:
+    """Sums are rounded alike wherever they are made; were they not, no other token may come of it."""
+    logits = torch.full((300,), -100.0)
+    logits[[3, 70, 130, 140]] = torch.tensor([0.0, -1.0, -2.0, -3.0])
+    total = sum(int(mass) for mass in np.exp(np.float64([0, -1, -2, -3])) * 2**44)
+    goals = torch.tensor([0, total - 2**30, total + 2**30, 2**60], device=DEVICE)
+    out = torch.zeros(4, dtype=torch.int32, device=DEVICE)
+    _draw_all_the_way[(4,)](logits.to(DEVICE), goals, out, 300, BLOCK=64)
+    assert out.tolist() == [3, 140, 140, 140]
 
 
 def test_the_largest_of_equal_logits_is_the_first() -> None:
