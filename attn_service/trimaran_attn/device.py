@@ -72,7 +72,7 @@ def enter_gpus(planned: Mapping[torch.device, int]) -> None:
 
 
 def sum_in_float32() -> None:
-    """Products of 16-bit matrices: torch lets cuBLAS add up parts of a sum in 16 bits unless it is told otherwise."""
+    """Products of 16-bit matrices: unless told otherwise, cuBLAS may add up parts of a sum in 16 bits."""
     matmul = torch.backends.cuda.matmul
     matmul.allow_bf16_reduced_precision_reduction = False
     matmul.allow_fp16_reduced_precision_reduction = False

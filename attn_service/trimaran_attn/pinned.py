@@ -23,7 +23,11 @@ class Pinning(Protocol):
     """Makes host memory visible to devices."""
 
     def register(self, memory: NDArray[np.uint8]) -> None:
-        """Once, for all devices; raises PinningRefusedError, also where a device may not wait long for a change."""
+        """Once, for all devices.
+
+        Raises:
+            PinningRefusedError: it cannot be, or a device could not wait there for as long as it takes.
+        """
         ...
 
     def address(self, memory: NDArray[np.uint8], device: torch.device) -> int:
@@ -79,7 +83,7 @@ class CudaPinning:
         _check(code, "give back", memory.nbytes)
 
     def _check_patience(self, device: torch.device) -> None:
-        """The kernel that waits for the experts runs as long as they take, which some drivers do not allow."""
+        """The kernel that waits for the experts runs as long as they take: some drivers do not allow it."""
         handle, ends = ctypes.c_int(), ctypes.c_int()
         codes = (
             self._driver.cuDeviceGet(ctypes.byref(handle), ctypes.c_int(device.index or 0)),

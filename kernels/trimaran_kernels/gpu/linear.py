@@ -25,7 +25,7 @@ EXPANDED_BYTES = 64 << 20
 def quant_linear(x: Tensor, matrix: QuantMatrix) -> Tensor:
     """x: [T, K] → x·Wᵀ [T, N] in x's type; sums are float32.
 
-    Of long batches they are torch's: float32 too unless its `allow_bf16_reduced_precision_reduction` is left on.
+    Those of long batches are torch's: see to its `allow_bf16_reduced_precision_reduction`, which is on.
 
     Args:
         x: float16, bfloat16 or float32, on the matrix's device.

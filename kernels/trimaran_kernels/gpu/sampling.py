@@ -112,7 +112,7 @@ def _draw_in_order(logits, vocab, best, temperature, goal, BLOCK: tl.constexpr):
     before = tl.zeros([], tl.int64)
     for start in range(0, vocab, BLOCK):
         after = before + tl.sum(_mass(_weights(logits, start, vocab, best, temperature, BLOCK)), 0)
-        # The last such block holds the token; were the sums to end below the goal, the last one with any mass.
+        # The last such block holds the token. Were the sums to end too early: the last one with any mass.
         here = (before <= goal) & (before < after)
         at = tl.where(here, start, at)
         rest = tl.where(here, goal - before, rest)

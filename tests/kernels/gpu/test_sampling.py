@@ -103,7 +103,7 @@ def test_equal_logits_are_drawn_in_order_of_id(share: float) -> None:
 
 
 @triton.jit
-def _draw_all_the_way(logits, goals, out, vocab, BLOCK: tl.constexpr):
+def _draw_all_the_way(logits, goals, out, vocab, BLOCK: tl.constexpr):  # noqa: N803 Triton's constants
     row = tl.program_id(0)
     token = sampling._draw_in_order(logits, vocab, 0.0, 1.0, tl.load(goals + row), BLOCK)
     tl.store(out + row, token)
