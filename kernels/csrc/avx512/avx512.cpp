@@ -4,6 +4,7 @@
 
 #include "avx2/avx2.h"
 #include "avx512/activate.h"
+#include "avx512/attention.h"
 #include "avx512/packed.h"
 
 namespace trimaran::avx512 {
@@ -13,6 +14,7 @@ Primitives make(const char* name, void (*fill_dots)(DotFn*)) {
   Primitives p = avx2::primitives();
   p.name = name;
   p.activate = activate;
+  p.attention = &attention_primitives();
   fill_dots(p.dot);
   return p;
 }

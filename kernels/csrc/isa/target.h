@@ -5,11 +5,14 @@
 
 #define TRIMARAN_PRAGMA(text) _Pragma(#text)
 
-// Before a loop of eight rounds whose counter must be a constant in each, for instance as a shift count.
+// Before a loop of at most so many rounds whose counter must be a constant in each, for instance as a shift
+// count.
 #if defined(__clang__)
 #define TRIMARAN_UNROLL_8 TRIMARAN_PRAGMA(clang loop unroll(full))
+#define TRIMARAN_UNROLL_16 TRIMARAN_UNROLL_8
 #else
 #define TRIMARAN_UNROLL_8 TRIMARAN_PRAGMA(GCC unroll 8)
+#define TRIMARAN_UNROLL_16 TRIMARAN_PRAGMA(GCC unroll 16)
 #endif
 
 // Keeps the compiler from regrouping a long sum, for which it would first hold all terms, in memory.

@@ -24,6 +24,7 @@ struct __m512 {
   float lane[16];
 };
 using __m512bh = __m512i;
+using __mmask16 = uint16_t;
 using __mmask32 = uint32_t;
 using __mmask64 = uint64_t;
 
@@ -428,3 +429,5 @@ inline void _tile_dpbf16ps(int sum, int a, int b) {
     }
   }
 }
+
+#include "masks.h"
