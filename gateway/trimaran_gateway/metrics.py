@@ -78,12 +78,12 @@ class RequestTimer:
 
     def __init__(self, metrics: GatewayMetrics, prompt_tokens: int) -> None:
         self._metrics = metrics
+        self._prompt_tokens = prompt_tokens
         self._started = self._last = time.perf_counter()
         self._first: float | None = None
         self._is_finished = False
         self.generated = 0
         metrics.in_flight.inc()
-        metrics.prompt_tokens.observe(prompt_tokens)
 
     @property
     def prefill_s(self) -> float:
@@ -115,6 +115,7 @@ class RequestTimer:
         metrics = self._metrics
         metrics.success.labels(reason).inc()
         metrics.e2e.observe(time.perf_counter() - self._started)
+        metrics.prompt_tokens.observe(self._prompt_tokens)  # not of what is refused, however long it is
         metrics.generated_tokens.observe(self.generated)
         metrics.queue.observe(usage.queue_s)
         metrics.prefill.observe(usage.prefill_s)

@@ -37,6 +37,7 @@ _HELP = {
     "attention_service_up": "1 while the engine is connected and was heard of within the last minute",
     "attention_service_silence_seconds": "How long nothing was heard of the engine: it is asked every second",
     "late_tokens": "Tokens that came for requests that were aborted or given up before",
+    "request_failure": "Requests that the engine refused or could not finish",
     "requests_moved": "Requests that the engine lost or refused before they began, asked of another",
 }
 
