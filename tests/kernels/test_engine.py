@@ -155,8 +155,8 @@ def test_result_is_independent_of_batch_and_threads(make_experts, make_call, poo
 
 
 def test_few_tokens_in_runs_of_tiles(make_experts, make_call, pool):
-    """One thread's items of down are runs of several tiles, of which the last is shorter."""
-    experts = make_experts(hidden=32 * 35, intermediate=64, gate="Q8_0", up="Q8_0", down="Q8_0")
+    """One thread's items are runs of several tiles, of which the last is shorter."""
+    experts = make_experts(hidden=32 * 35, intermediate=32 * 17, gate="Q8_0", up="Q8_0", down="Q8_0")
     x, ids, weights = make_call(experts, 40, 3)
     together = forward(experts.engine(pool, "auto", 3), x, ids, weights)
     assert_close(together, experts.reference(x, ids, weights))

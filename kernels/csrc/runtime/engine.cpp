@@ -18,8 +18,10 @@
 namespace trimaran {
 namespace {
 
-constexpr int kItemTiles = 2;  // tiles of gate and up in a work item: one group of quantised activations
-static_assert(kItemTiles * kTileRows == kGroupColumns);
+constexpr int kGroupTiles = 2;  // tiles of gate and up that make one group of quantised activations
+static_assert(kGroupTiles * kTileRows == kGroupColumns);
+constexpr int64_t kMostItemTiles = 8;                         // of gate and up in a work item
+constexpr int64_t kItemProducts = kGroupTiles * kTileTokens;  // tiles × tokens whose results an item keeps
 
 struct Layer {
   Weights gate;
@@ -94,8 +96,11 @@ struct ExpertEngine::Impl {
     return found == layers.end() ? nullptr : &found->second;
   }
   void prepare(const Layer& layer, const void* x, DType dtype, int n_tokens);
+  int64_t mean_tokens() const;
+  int64_t gate_tiles_of_item(const Layer& layer) const;
   void gate_and_up(const Layer& layer);
-  void gate_and_up_item(const Layer& layer, const Route::Group& group, int64_t first_tile);
+  void gate_and_up_item(const Layer& layer, const Route::Group& group, int64_t first_tile, int64_t run);
+  void keep_hidden(const Layer& layer, const float* activated, int position, int64_t column, int64_t width);
   void down(const Layer& layer, const Output& output);
   void down_item(const Layer& layer, const Output& output, int64_t first_tile, int tiles, int worker);
   void add_up(const Output& output, const float* part, int64_t tile, int rows) const;
@@ -166,64 +171,85 @@ void ExpertEngine::Impl::prepare(const Layer& layer, const void* data, DType dty
   }
 }
 
-// hidden[position] = silu(gate · x) · (up · x); work items are (expert, two tiles of rows).
+// Of an expert that has any, rounded up.
+int64_t ExpertEngine::Impl::mean_tokens() const {
+  const auto n_groups = std::max<int64_t>(1, static_cast<int64_t>(route.groups().size()));
+  return (route.n_positions() + n_groups - 1) / n_groups;
+}
+
+// Whole groups, which threads write each by itself.
+int64_t ExpertEngine::Impl::gate_tiles_of_item(const Layer& layer) const {
+  if (!tiled.empty()) return kGroupTiles;
+  const auto n_groups = static_cast<int64_t>(route.groups().size());
+  const int64_t run = layer.gate.run_of_tiles(pool.size(), mean_tokens(), n_groups);
+  return std::clamp<int64_t>(run, kGroupTiles, kMostItemTiles) / kGroupTiles * kGroupTiles;
+}
+
+// hidden[position] = silu(gate · x) · (up · x); work items are (expert, some tiles of rows).
 void ExpertEngine::Impl::gate_and_up(const Layer& layer) {
-  const int64_t items = (layer.gate.tiles() + kItemTiles - 1) / kItemTiles;
+  const int64_t run = gate_tiles_of_item(layer);
+  const int64_t items = (layer.gate.tiles() + run - 1) / run;
   const auto n_groups = static_cast<int64_t>(route.groups().size());
   pool.parallel_for(n_groups * items, [&](int64_t item, int worker) {
     const auto index = static_cast<size_t>(item / items);
     const Route::Group& group = route.groups()[index];
-    const int64_t first_tile = item % items * kItemTiles;
+    const int64_t first_tile = item % items * run;
     if (tiled.has(index)) {
       tiled.gate_and_up(layer.gate, layer.up, group.expert, index, first_tile, worker);
     } else {
-      gate_and_up_item(layer, group, first_tile);
+      gate_and_up_item(layer, group, first_tile, run);
     }
   });
 }
 
-void ExpertEngine::Impl::gate_and_up_item(const Layer& layer, const Route::Group& group, int64_t first_tile) {
-  const int64_t padded = round_up(dims.intermediate, kLanes);
+void ExpertEngine::Impl::gate_and_up_item(const Layer& layer, const Route::Group& group, int64_t first_tile,
+                                          int64_t run) {
   const int64_t column = first_tile * kTileRows;
-  const auto width = std::min<int64_t>(kGroupColumns, dims.intermediate - column);
-  const int64_t tiles = (width + kTileRows - 1) / kTileRows;
-  alignas(64) float gate[kItemTiles][kTileTokens * kTileRows];
-  alignas(64) float up[kItemTiles][kTileTokens * kTileRows];
-  for (int first = group.begin; first < group.end; first += kTileTokens) {
-    const int count = std::min(kTileTokens, group.end - first);
+  const auto width = std::min<int64_t>(run * kTileRows, dims.intermediate - column);
+  const int64_t tiles = (width + kTileRows - 1) / kTileRows, end = first_tile + tiles;
+  const auto step = static_cast<int>(kItemProducts / run);
+  alignas(64) float gate[kItemProducts * kTileRows];  // [tile, token, row]
+  alignas(64) float up[kItemProducts * kTileRows];
+  for (int first = group.begin; first < group.end; first += step) {
+    const int count = std::min(step, group.end - first);
     const Vectors vectors = inputs.vectors().from(first);
-    const int64_t end = first_tile + tiles;
+    const int64_t pitch = static_cast<int64_t>(count) * kTileRows;
     for (int64_t tile = first_tile; tile < end; ++tile) {
-      layer.gate.multiply(primitives, group.expert, tile, vectors, count, gate[tile - first_tile],
+      layer.gate.multiply(primitives, group.expert, tile, vectors, count, gate + (tile - first_tile) * pitch,
                           tile + 1 < end ? nullptr : layer.up.start(group.expert, first_tile));
     }
     // Other threads take the items in between.
-    const uint8_t* after = layer.gate.start(group.expert, first_tile + int64_t{kItemTiles} * pool.size());
+    const uint8_t* after = layer.gate.start(group.expert, first_tile + run * pool.size());
     for (int64_t tile = first_tile; tile < end; ++tile) {
-      layer.up.multiply(primitives, group.expert, tile, vectors, count, up[tile - first_tile],
+      layer.up.multiply(primitives, group.expert, tile, vectors, count, up + (tile - first_tile) * pitch,
                         tile + 1 < end ? nullptr : after);
     }
     for (int t = 0; t < count; ++t) {
-      float activated[kGroupColumns];
+      float activated[kMostItemTiles * kTileRows];
       for (int64_t i = 0; i < tiles; ++i) {
-        const int64_t at = t * kTileRows, rows = std::min<int64_t>(kTileRows, width - i * kTileRows);
-        primitives.activate(gate[i] + at, up[i] + at, rows, activated + i * kTileRows);
+        const int64_t at = i * pitch + t * kTileRows;
+        const int64_t rows = std::min<int64_t>(kTileRows, width - i * kTileRows);
+        primitives.activate(gate + at, up + at, rows, activated + i * kTileRows);
       }
-      const int position = first + t;
-      if (layer.down.packed()) {
-        primitives.quantize(activated, kGroupColumns, column / kGroupColumns, hidden_codes.slot(position));
-      } else {
-        std::copy_n(activated, width, hidden.data() + position * padded + column);
-      }
+      keep_hidden(layer, activated, first + t, column, width);
     }
   }
 }
 
+// In the form that down reads.
+void ExpertEngine::Impl::keep_hidden(const Layer& layer, const float* activated, int position, int64_t column,
+                                     int64_t width) {
+  if (layer.down.packed()) {
+    primitives.quantize(activated, width, column / kGroupColumns, hidden_codes.slot(position));
+  } else {
+    const int64_t padded = round_up(dims.intermediate, kLanes);
+    std::copy_n(activated, width, hidden.data() + position * padded + column);
+  }
+}
+
 void ExpertEngine::Impl::down(const Layer& layer, const Output& output) {
-  const auto n_groups = std::max<int64_t>(1, static_cast<int64_t>(route.groups().size()));
-  const int64_t tokens = (route.n_positions() + n_groups - 1) / n_groups;
   const int width =
-      tiled.empty() ? static_cast<int>(layer.down.run_of_tiles(pool.size(), tokens)) : kItemTiles;
+      tiled.empty() ? static_cast<int>(layer.down.run_of_tiles(pool.size(), mean_tokens())) : kGroupTiles;
   for (std::vector<float>& part : parts) {
     ensure_size(part, static_cast<size_t>(width) * static_cast<size_t>(route.n_positions()) * kTileRows);
   }

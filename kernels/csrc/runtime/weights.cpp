@@ -54,10 +54,10 @@ size_t Weights::tile_bytes() const {
   return packed() ? stripe_bytes(*format_, raw_.columns) : raw_.row_bytes * kTileRows;
 }
 
-int64_t Weights::run_of_tiles(int threads, int64_t tokens) const {
+int64_t Weights::run_of_tiles(int threads, int64_t tokens, int64_t matrices) const {
   if (tokens > kFewTokens) return 1;
   const auto long_enough = static_cast<int64_t>(kPieceBytes / std::max<size_t>(1, tile_bytes()));
-  return std::max<int64_t>(1, std::min(long_enough, tiles() / (kItemsPerThread * threads)));
+  return std::max<int64_t>(1, std::min(long_enough, matrices * tiles() / (kItemsPerThread * threads)));
 }
 
 const uint8_t* Weights::start(int64_t matrix, int64_t tile) const {

@@ -38,10 +38,10 @@ class Weights {
   int tile_rows(int64_t tile) const;
   uint64_t matrix_bytes() const { return matrix_bytes_; }  // of one matrix of the stack
 
-  // How many tiles in a row a work item should take, of a loop over all tiles by so many threads that
-  // multiplies each with `tokens` vectors: memory is read fastest in long pieces, but items must be many
-  // enough to balance.
-  int64_t run_of_tiles(int threads, int64_t tokens) const;
+  // How many tiles in a row a work item should take, of a loop over all tiles of so many matrices by so many
+  // threads that multiplies each with `tokens` vectors: memory is read fastest in long pieces, but items must
+  // be many enough to balance.
+  int64_t run_of_tiles(int threads, int64_t tokens, int64_t matrices = 1) const;
 
   // out[kTileRows × token + r] = row r of the tile · vector, for r < tile_rows(tile). `next`: start() of the
   // tile that this thread is likely to read after it, if that is not the one behind.
