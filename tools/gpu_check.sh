@@ -12,6 +12,20 @@ if [ ! -x .venv/bin/python ] && compgen -G 'build/gpu-wheels/*.whl' >/dev/null; 
     "$python" -m pip install --quiet --no-index --no-deps --upgrade --target "$site" build/gpu-wheels/*.whl
 fi
 export PYTHONPATH=$site:$PWD/shared:$PWD/kernels:$PWD/attn_service
+# Triton comes with torch where there is a GPU; elsewhere nothing is run.
+missing=$("$python" - torch numpy rich yaml msgspec zmq llguidance <<'END'
+import sys
+from importlib.util import find_spec
+
+print(*(name for name in sys.argv[1:] if find_spec(name) is None))
+END
+)
+if [ -n "$missing" ]; then
+    echo "gpu-check: $python does not find: $missing; where pip has a registry, make gpu-wheels packs what is small" >&2
+    exit 1
+fi
+# The CPU only says what is right here: by the instructions that most machines have, and tests have most of.
+export TRIMARAN_ISA=${TRIMARAN_ISA:-avx2}
 if ! "$python" -c 'import trimaran_kernels' 2>/dev/null; then
     echo 'gpu-check: building the C++ kernels …'
     PYTHON=$python JOBS=${JOBS:-$(nproc)} bash kernels/dev_build.sh

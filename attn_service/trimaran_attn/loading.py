@@ -9,7 +9,7 @@ import torch
 from trimaran.config import AttnConfig, Config, Precision
 from trimaran.fingerprint import fingerprint
 from trimaran.gguf import GGUFFile
-from trimaran.kv_format import choose_format
+from trimaran.kv_format import KvFormat, choose_format
 from trimaran.machine import read_machine
 from trimaran.model_path import resolve_model
 from trimaran.plan import Plan, check_plan, make_plan
@@ -29,7 +29,7 @@ from trimaran_attn.device import (
     explained_memory,
     start_threads,
 )
-from trimaran_attn.drawing import choose_drawer
+from trimaran_attn.drawing import Drawer, choose_drawer
 from trimaran_attn.engine import Engine
 from trimaran_attn.experts import Experts
 from trimaran_attn.gpu_experts.build import Residents
@@ -43,7 +43,7 @@ from trimaran_attn.graph.steps import StepGraphs
 from trimaran_attn.hop_steps import HopSteps
 from trimaran_attn.kv_cache import PAGE_SIZE, LatentCache
 from trimaran_attn.metrics import Meter
-from trimaran_attn.model.deepseek2 import ForwardOptions, build_model
+from trimaran_attn.model.deepseek2 import Deepseek2, ForwardOptions, build_model
 from trimaran_attn.model.deferral import check_deferral
 from trimaran_attn.model.modules import register_modules
 from trimaran_attn.pages import PageAllocator
@@ -140,41 +140,79 @@ def load_engine(
         PlanError: the model or the context do not fit the memory.
         ModelFileError: a tensor is missing or has another shape.
     """
-    config, spec, device, attn = model.config, model.spec, model.device, model.config.attn
     for notice in model.chosen.notices:
         _log.warning(notice)
-    check_deferral(spec, attn.defer_experts)
+    attn, tracer = model.config.attn, tracer or Tracer()
+    check_deferral(model.spec, attn.defer_experts)
+    layout = _lay_out(model)
+    residents = Residents(attn, model.file, model.spec, model.fingerprint, layout.plan)
+    pool = pool or start_threads(attn)
+    with explained_memory("loading the model"):
+        network = _build_network(
+            model, layout, experts=residents.wrap(experts), pool=pool, progress=progress, tracer=tracer
+        )
+        cache = LatentCache(model.spec, layout.cache_pages, layout.placement, layout.kv_format)
+    drawer = choose_drawer(layout.placement.last, model.spec.vocab_size)
+    graphs = None
+    if hop is not None and layout.records_steps:
+        graphs = _step_graphs(
+            model, layout, network=network, cache=cache, hop=hop, tracer=tracer, drawer=drawer
+        )
+    seated = SeatedModel(network, pool.cpus[0]) if model.device.type == "cpu" else network
+    table = read_token_table(model.file.metadata)
+    return Engine(
+        Scheduler(layout.limits, PageAllocator(layout.pages), prefix_cache=attn.prefix_cache),
+        Runner(seated, cache, layout.placement.first, hop, graphs, drawer=drawer),
+        model.spec.vocab_size,
+        meter,
+        constraints=None if table is None else Constraints(GrammarCompiler(table)),
+        tracer=tracer,
+        caretaker=residents.caretaker(routed),
+        draws_ahead=drawer is not None,
+        on_close=residents.close,
+    )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What is decided before any weights are read.
+
+    Attributes:
+        pages: of the cache, for requests.
+        dtype: of what is computed with.
+        exact: whether the CPU rounds nothing on the way.
+        records_steps: see the function of that name.
+    """
+
+    plan: Plan
+    placement: Placement
+    kv_format: KvFormat
+    limits: Limits
+    pages: int
+    dtype: torch.dtype
+    exact: bool
+    records_steps: bool
+
+    @property
+    def cache_pages(self) -> int:
+        """The requests' pages, and one that padding of recorded steps is written to."""
+        return self.pages + self.records_steps
+
+
+def _lay_out(model: OpenModel) -> _Layout:
+    """Where layers go, and how much cache and how long steps there may be."""
+    config, device, attn = model.config, model.device, model.config.attn
     plan = _plan(model)
     check_plan(plan)
-    placement = Placement.planned(plan, spec.n_layers)
+    placement = Placement.planned(plan, model.spec.n_layers)
     enter_gpus({torch.device("cuda", share.number): share.budget.available for share in plan.gpus})
     if len(placement.stages) > 1:
         _log.info("layers on several devices", placement=str(placement))
     if plan.re_encoded:
         _log.warning("held as the nearest Q8_0 weights on the GPU", types=" ".join(plan.re_encoded))
-    dtype = compute_dtype(device)
     exact = config.precision == "exact" and device.type == "cpu"
-    kind = choose_format(attn.kv_dtype, exact=exact)
-    cache_plan = plan_cache(spec, attn, kind, plan)
-    residents = Residents(attn, model.file, spec, model.fingerprint, plan)
-    replays = records_steps(attn, placement)
-    registry = Registry(spec, Weights(model.file), placement, dtype, model.chosen.choices)
-    pool = pool or start_threads(attn)
-    register_modules(
-        registry,
-        experts=residents.wrap(experts),
-        pool=pool,
-        linears=_linears(device, config.precision),
-        mla=attn.mla,
-        native=True,
-        exact_maps=exact,
-        defer_experts=attn.defer_experts,
-    )
-    with explained_memory("loading the model"):
-        network = build_model(
-            spec, registry, placement, progress, ForwardOptions(attn.micro_batches, tracer or Tracer())
-        )
-        cache = LatentCache(spec, cache_plan.n_pages + replays, placement, kind)
+    kv_format = choose_format(attn.kv_dtype, exact=exact)
+    cache_plan = plan_cache(model.spec, attn, kv_format, plan)
     limits = Limits(
         context_length=cache_plan.context_length,
         max_running=attn.max_running,
@@ -183,38 +221,62 @@ def load_engine(
         page_size=PAGE_SIZE,
         lone_step_tokens=largest_step(attn, on_gpu=device.type == "cuda"),
     )
-    pages = PageAllocator(cache_plan.n_pages)
-    scheduler = Scheduler(limits, pages, prefix_cache=attn.prefix_cache)
-    table = read_token_table(model.file.metadata)
-    constraints = None if table is None else Constraints(GrammarCompiler(table))
-    drawer = choose_drawer(placement.last, spec.vocab_size)
-    graphs = None
-    if hop is not None and replays:
-        devices = tuple(stage.device for stage in placement.stages)
-        rows = min(limits.max_running, limits.max_step_tokens)
-        widest = InputShape(rows, limits.context_length, spec.hidden_size, dtype, pages.n_pages)
-        graphs = StepGraphs(
-            network,
-            cache,
-            hop,
-            CudaRecorder(*devices),
-            widest=widest,
-            devices=devices,
-            tracer=tracer or Tracer(),
-            drawer=drawer,
-        )
-    seated = SeatedModel(network, pool.cpus[0]) if device.type == "cpu" else network
-    runner = Runner(seated, cache, placement.first, hop, graphs, drawer=drawer)
-    return Engine(
-        scheduler,
-        runner,
-        spec.vocab_size,
-        meter,
-        constraints=constraints,
-        tracer=tracer,
-        caretaker=residents.caretaker(routed),
-        draws_ahead=drawer is not None,
-        on_close=residents.close,
+    return _Layout(
+        plan,
+        placement,
+        kv_format,
+        limits,
+        pages=cache_plan.n_pages,
+        dtype=compute_dtype(device),
+        exact=exact,
+        records_steps=records_steps(attn, placement),
+    )
+
+
+def _build_network(
+    model: OpenModel,
+    layout: _Layout,
+    *,
+    experts: Callable[[Site], Experts],
+    pool: ThreadPool,
+    progress: Callable[[float], None],
+    tracer: Tracer,
+) -> Deepseek2:
+    """Read the weights into modules, those of the rules where they choose."""
+    attn = model.config.attn
+    weights = Weights(model.file)
+    registry = Registry(model.spec, weights, layout.placement, layout.dtype, model.chosen.choices)
+    register_modules(
+        registry,
+        experts=experts,
+        pool=pool,
+        linears=_linears(model.device, model.config.precision),
+        mla=attn.mla,
+        native=True,
+        exact_maps=layout.exact,
+        defer_experts=attn.defer_experts,
+    )
+    options = ForwardOptions(attn.micro_batches, tracer)
+    return build_model(model.spec, registry, layout.placement, progress, options)
+
+
+def _step_graphs(
+    model: OpenModel,
+    layout: _Layout,
+    *,
+    network: Deepseek2,
+    cache: LatentCache,
+    hop: HopSteps,
+    tracer: Tracer,
+    drawer: Drawer | None,
+) -> StepGraphs:
+    """Recordings of decode steps, none made yet."""
+    limits, devices = layout.limits, tuple(stage.device for stage in layout.placement.stages)
+    rows = min(limits.max_running, limits.max_step_tokens)
+    widest = InputShape(rows, limits.context_length, model.spec.hidden_size, layout.dtype, layout.pages)
+    recorder = CudaRecorder(*devices)
+    return StepGraphs(
+        network, cache, hop, recorder, widest=widest, devices=devices, tracer=tracer, drawer=drawer
     )
 
 

@@ -24,7 +24,6 @@ from trimaran_attn.scheduler import Chunk, StepPlan
 
 CPU, ONE, TWO = torch.device("cpu"), torch.device("cpu:0"), torch.device("cpu:1")
 SPEC = random_spec("v3")
-THIRDS = [range(2), range(2, 4), range(4, 6)]
 BuildLab = Callable[..., Any]
 
 

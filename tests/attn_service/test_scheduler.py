@@ -76,6 +76,23 @@ def test_a_long_prompt_is_cut_and_streams_go_on_beside_it() -> None:
     ]
 
 
+def test_no_more_run_than_a_step_has_tokens_for() -> None:
+    """Even while one of them takes no token, since later it may again be due one."""
+    scheduler = make_scheduler(max_running=4, max_step_tokens=2)
+    for name in "abc":
+        scheduler.add(make_request(name, 1))
+    assert lengths(run_step(scheduler, held={"a"})) == {"b": 1}
+    assert lengths(run_step(scheduler)) == {"a": 1, "b": 1}
+
+
+def test_a_request_waits_until_its_first_token_has_room_too() -> None:
+    scheduler = make_scheduler(n_pages=8, max_step_tokens=64)
+    scheduler.add(make_request("long", 7 * PAGE - 1))
+    scheduler.add(make_request("page", PAGE, first=100))
+    assert lengths(run_step(scheduler)) == {"long": 7 * PAGE - 1}
+    assert scheduler.pages.n_free == 1
+
+
 def test_a_prompt_alone_gets_longer_chunks_until_there_is_a_stream() -> None:
     scheduler = make_scheduler(lone_step_tokens=12)
     scheduler.add(make_request("first", 21))

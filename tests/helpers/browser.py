@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import fcntl
 import itertools
 import json
@@ -205,10 +204,6 @@ class Page:
     def wait_answer(self, number: int = 1) -> None:
         """Wait until that many answers are complete."""
         self.wait(f"document.querySelectorAll('.answer[aria-busy=false]').length === {number}")
-
-    def screenshot(self, path: Path) -> None:
-        data = self.call("Page.captureScreenshot", format="png")["data"]
-        path.write_bytes(base64.b64decode(data))
 
     def troubles(self) -> list[str]:
         """Exceptions, console errors and policy violations so far; failed requests are not among them."""

@@ -18,7 +18,7 @@ GRID = (2**31 - 1, 65535, 65535)
 SPILLED = 32
 """Bytes a thread may keep in local memory: a few pointers outside a loop."""
 
-SPILLING = {"gemm_kernel": 400, "split_kernel": 64, "grouped_up_kernel": 400, "grouped_down_kernel": 400}
+SPILLING = {"gemm_kernel": 128, "split_kernel": 64, "grouped_up_kernel": 400, "grouped_down_kernel": 400}
 """Kernels that may keep more: on sm_80 and sm_89 those of many tokens do, and attention over 8-bit caches."""
 
 MULTIPLYING = {

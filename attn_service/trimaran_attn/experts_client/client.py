@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -22,7 +20,7 @@ from trimaran.run_dir import experts_endpoint
 from trimaran.telemetry import Log
 from trimaran.wire import Borrowed, Ready, Status
 
-from trimaran_attn.experts_client.calls import Calls, DoorbellCalls, Flight, MailCalls
+from trimaran_attn.experts_client.calls import Calls, DoorbellCalls, MailCalls
 from trimaran_attn.experts_client.coverage import check_coverage
 from trimaran_attn.experts_client.link import (
     LinkOptions,
@@ -32,6 +30,7 @@ from trimaran_attn.experts_client.link import (
     ShardStatus,
 )
 from trimaran_attn.experts_client.statuses import status_error
+from trimaran_attn.experts_client.tickets import Ticket, Traffic
 from trimaran_attn.experts_client.transports import Batch, SharedArena, Vectors
 
 Progress = Callable[[str, float], None]
@@ -42,38 +41,6 @@ _SAY_EVERY_S = 3.0
 _INT32 = np.dtype(np.int32)  # compared to a type, an array's dtype makes one of these each time
 _FLOAT32 = np.dtype(np.float32)
 _log = Log(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """A layer's computation under way.
-
-    Attributes:
-        deadline: of time.monotonic.
-        sent: tokens that were submitted so far; the rest follow as slots become free.
-        flights: calls under way, and which tokens each is for: [start, stop).
-    """
-
-    batch: Batch
-    deadline: float
-    sent: int = 0
-    started: bool = False
-    flights: deque[tuple[Flight, int, int]] = field(default_factory=deque)
-
-
-@dataclass
-class Traffic:
-    """Bytes of tensors that went to each shard and came back."""
-
-    sent: int = 0
-    received: int = 0
-
-    def counters(self) -> dict[str, float]:
-        """By the names of the exported metrics."""
-        return {
-            'transport_bytes_total{direction="to_experts"}': float(self.sent),
-            'transport_bytes_total{direction="from_experts"}': float(self.received),
-        }
 
 
 class ExpertsClient:
@@ -165,7 +132,7 @@ class ExpertsClient:
         try:
             self._advance(ticket)
         except BaseException:
-            _abandon(ticket)
+            ticket.abandon()
             raise
         self._open.add(ticket)
         return ticket
@@ -184,14 +151,14 @@ class ExpertsClient:
         self._open.discard(ticket)
         y = np.empty(ticket.batch.x.shape, np.float32)
         try:
-            while ticket.flights or not _is_sent(ticket):
+            while ticket.flights or not ticket.is_sent:
                 if not ticket.flights:
                     self._advance(ticket)
                 self._collect(ticket, y)
-                if not _is_sent(ticket):
+                if not ticket.is_sent:
                     self._advance(ticket)
         except BaseException:
-            _abandon(ticket)
+            ticket.abandon()
             raise
         return y
 
@@ -355,7 +322,7 @@ class ExpertsClient:
     def _advance(self, ticket: Ticket) -> None:
         """Submit as many of the ticket's tokens as every shard has slots for."""
         step = self._dims.max_tokens
-        while not _is_sent(ticket):
+        while not ticket.is_sent:
             start, stop = ticket.sent, min(ticket.sent + step, len(ticket.batch))
             flight = self._calls.start(ticket.batch.part(start, stop))
             if flight is None:
@@ -380,17 +347,6 @@ def _try_arenas(dims: ArenaDims, directory: Path, count: int) -> None:
     with ExitStack() as stack:
         for _ in range(count):
             stack.enter_context(Arena(dims, directory))
-
-
-def _is_sent(ticket: Ticket) -> bool:
-    """Whether nothing is left to submit; an empty batch crosses too, once."""
-    return ticket.started and ticket.sent >= len(ticket.batch)
-
-
-def _abandon(ticket: Ticket) -> None:
-    while ticket.flights:
-        flight, _, _ = ticket.flights.popleft()
-        flight.abandon()
 
 
 def _log_progress(detail: str, progress: float) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trimaran_kernels.gpu.decode import decode_units, low_columns
 from trimaran_kernels.gpu.matrix import QuantMatrix
+from trimaran_kernels.gpu.target import has_large_shared_memory
 
 SPLIT_PROGRAMS = 256
 """Below so many programs a multiplication is cut along K, to fill the GPU."""
@@ -156,10 +157,15 @@ def gemm(x: Tensor, matrix: QuantMatrix, up: QuantMatrix | None = None) -> Tenso
         TOKENS=tile.tokens,
         UNITS=units,
         DUAL=up is not None,
-        num_warps=tile.warps,
+        num_warps=_warps_of(tile, dual=up is not None),
         num_stages=3,
     )
     return out[0] if splits == 1 else out.sum(0).to(x.dtype)
+
+
+def _warps_of(tile: Tile, *, dual: bool) -> int:
+    """Two sums of the widest tile are too many for four warps' registers, except on Hopper and the like."""
+    return 8 if dual and tile.tokens > 64 and not has_large_shared_memory() else tile.warps
 
 
 def choose_tile(n_tokens: int) -> Tile:

@@ -11,6 +11,7 @@ Without PTX, in the interpreter, plain Triton computes the same.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -59,10 +60,15 @@ _BIAS = 128
 
 def choose_unpacking(layout: Layout, dtype: torch.dtype) -> Unpacking:
     """For a matrix and tokens of a type; float32 has no room for a bias."""
+    return _unpacking(layout, dtype, in_ptx=not interprets())
+
+
+@cache  # a launch for each matrix of each step asks
+def _unpacking(layout: Layout, dtype: torch.dtype, *, in_ptx: bool) -> Unpacking:
     parts = 2 if layout.bits in (5, 6) else 1
     kept = _BIAS if layout.mins and dtype != torch.float32 else 0
     form = _FORMS.get(dtype)
-    if form is None or interprets():
+    if form is None or not in_ptx:
         return Unpacking("", "", parts * kept)
     return Unpacking(_code_ptx(layout, form, kept), _bit_ptx(layout, form, kept), parts * kept)
 

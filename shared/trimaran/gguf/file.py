@@ -89,18 +89,6 @@ class GGUFFile:
         info = self.tensor(name)
         return np.frombuffer(self._parts[info.part].data, np.uint8, count=info.nbytes, offset=info.offset)
 
-    def raw_expert(self, name: str, expert: int) -> NDArray[np.uint8]:
-        """The bytes of one expert of a tensor [experts, out, in], a read-only uint8 view."""
-        info = self.tensor(name)
-        if len(info.shape) != 3:
-            raise ModelFileError(
-                f"{self.path}: tensor {quoted(name)}: shape {list(info.shape)} has no experts"
-            )
-        if not 0 <= expert < info.shape[0]:
-            raise IndexError(f"expert {expert} of {info.shape[0]}")
-        size = info.nbytes // info.shape[0]
-        return self.raw(name)[expert * size : (expert + 1) * size]
-
     def peek(self, name: str, start: int, size: int) -> bytes:
         """A few bytes of a tensor, fewer at its end, without the read-ahead of touching the mapping."""
         info = self.tensor(name)

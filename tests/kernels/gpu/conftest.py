@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from gpu_walk import BENCHMARKS
 from interpreted import DEVICE, ON_GPU
 from torch import Tensor
 from trimaran.gguf import GGMLType
@@ -55,3 +59,17 @@ def make_matrix(make_blocks: MakeBlocks) -> MakeMatrix:
         return QuantMatrix.from_blocks(type_, make_blocks(type_, rows, columns).to(DEVICE), (rows, columns))
 
     return make
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Modules of the benchmarks' folder."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+@pytest.fixture
+def walk(load: Callable[[str], ModuleType]) -> tuple[Any, list[Any]]:
+    """A bench of `make gpu-check` for the CPU, and what was said to it."""
+    said: list[Any] = []
+    return load("_gpu_bench").Bench(torch.device("cpu"), said.append), said

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
@@ -11,19 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpu_walk import BENCHMARKS
 from interpreted import ON_GPU
 from trimaran.gguf import GGMLType
 
-BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(ON_GPU, reason="`make gpu-check` runs it whole")
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Modules of the benchmarks' folder."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
 
 
 def run_script(tmp_path: Path, *arguments: str, code: int = 0) -> tuple[str, dict]:

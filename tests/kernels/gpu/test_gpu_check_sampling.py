@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-
 import interpreted
 import pytest
 import torch
+from gpu_walk import failures
 from trimaran_kernels.gpu.sampling_reference import draw_reference
 
-BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(interpreted.ON_GPU, reason="`make gpu-check` runs them whole")
 
 
 @pytest.fixture
-def walk(monkeypatch):
+def walk(load, monkeypatch):
     """The sections' module, with the reference in place of the kernel; a bench, and what was said to it."""
     torch.manual_seed(1)
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    module, said = importlib.import_module("_gpu_sampling"), []
+    module, said = load("_gpu_sampling"), []
     monkeypatch.setattr(module, "draw", by_reference)
-    return module, importlib.import_module("_gpu_bench").Bench(CPU, said.append), said
+    return module, load("_gpu_bench").Bench(CPU, said.append), said
 
 
 def by_reference(logits, wanted, out):
     return out.copy_(torch.tensor(draw_reference(logits, wanted)))
-
-
-def failures(said) -> list[str]:
-    return [message.what for message in said if type(message).__name__ == "Failed"]
 
 
 def test_every_way_at_the_real_vocabulary(walk):
@@ -70,9 +62,9 @@ def test_nearly_equal_tokens_may_stand_in_for_each_other(walk):
     assert module._places_apart(logits, 0, 4, by_size=False) == 4
 
 
-def test_draws_are_timed_against_their_logits(walk, monkeypatch):
+def test_draws_are_timed_against_their_logits(load, walk, monkeypatch):
     module, bench, said = walk
-    bench_module = importlib.import_module("_gpu_bench")
+    bench_module = load("_gpu_bench")
     monkeypatch.setattr(bench_module, "seconds_of", lambda call: call() is None or 1e-3)
     monkeypatch.setattr(module, "VOCAB", 1000)
     bench.ceilings = bench_module.Ceilings(copy=1e6, product=1e9)

@@ -5,46 +5,23 @@ from __future__ import annotations
 import importlib
 import itertools
 from dataclasses import replace
-from pathlib import Path
 
 import interpreted
 import pytest
 import torch
+from gpu_walk import cases, failures
 from replaying import CallingRecorder
 from trimaran.synth import random_spec
 
-BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(interpreted.ON_GPU, reason="`make gpu-check` runs them whole")
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Modules of the benchmarks' folder."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
-
-
-@pytest.fixture
-def walk(load):
-    """A bench for the CPU, and what was said to it."""
-    said: list = []
-    return load("_gpu_bench").Bench(CPU, said.append), said
-
-
-def failures(load, said: list) -> list[str]:
-    return [message.what for message in said if isinstance(message, load("_gpu_messages").Failed)]
-
-
-def cases(load, said: list) -> list[str]:
-    return [message.case for message in said if isinstance(message, load("_gpu_messages").Figure)]
 
 
 def test_a_slice_is_planned_loaded_and_filled(load, walk):
     bench, said = walk
     load("_gpu_memory").check_memory(bench, random_spec("v3"), context=320)
-    assert not failures(load, said)
-    assert cases(load, said) == [
+    assert not failures(said)
+    assert cases(said) == [
         "prefill of 3 V3 layers, 288 of 320 tokens",
         "decode of 3 V3 layers behind 288 of 320 tokens",
     ]
@@ -55,7 +32,7 @@ def test_a_prompt_that_takes_too_long_is_told_as_far_as_it_came(load, walk, monk
     memory = load("_gpu_memory")
     monkeypatch.setattr(memory, "SECONDS", 0.0)
     memory.check_memory(bench, replace(random_spec("v3"), context_length=4096), context=4096)
-    (case,) = cases(load, said)
+    (case,) = cases(said)
     assert case == "prefill of 3 V3 layers, 2048 of 4096 tokens"
     assert any("the rest of the prompt" in str(message) for message in said)
 
@@ -66,9 +43,9 @@ def test_more_memory_than_planned_fails(load, walk):
     budget = plan.Budget(needed=plan.GPU_RESERVE + 1000, available=24 << 30)
     planned = plan_of_one_gpu(plan, budget)
     memory._tell(bench, planned, 1000)
-    assert not failures(load, said)
+    assert not failures(said)
     memory._tell(bench, planned, 1001)
-    assert len(failures(load, said)) == 1
+    assert len(failures(said)) == 1
 
 
 def plan_of_one_gpu(plan, budget):
@@ -103,16 +80,16 @@ def test_recorded_steps_equal_launched_ones(load, walk, monkeypatch):
     recorder = CallingRecorder()
     spec = random_spec("v3")
     graphs.measure_graphs(bench, replace(spec, n_layers=3), record=lambda _: recorder)
-    assert not failures(load, said)
+    assert not failures(said)
     assert recorder.recorded == 3
-    assert sum("replayed" in case for case in cases(load, said)) == 6
+    assert sum("replayed" in case for case in cases(said)) == 6
 
 
 def test_whole_models_are_compared(load, walk):
     bench, said = walk
     load("_gpu_model").check_models(bench)
-    assert not failures(load, said)
-    assert [case.removeprefix("check model ") for case in cases(load, said)] == [
+    assert not failures(said)
+    assert [case.removeprefix("check model ") for case in cases(said)] == [
         f"{form} {kind}" for form in ("naive", "absorbed") for kind in ("bf16", "fp8")
     ]
 
@@ -128,8 +105,8 @@ def test_small_kernels_and_resident_experts_are_timed(load, walk, monkeypatch):
         monkeypatch.setattr(experts, name, value)
     stack = experts._random_stack(experts._SMALL, 2, 64, 32, CPU)
     experts._time(bench, "grouped", itertools.cycle([stack]), 1, torch.tensor([[1, 0]], dtype=torch.int32))
-    assert not failures(load, said)
-    assert cases(load, said) == [
+    assert not failures(said)
+    assert cases(said) == [
         "add and norm, 1 token",
         "rotate queries, 1 token",
         "gate, 1 token",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import create_autospec
 
@@ -11,38 +9,16 @@ import interpreted
 import pytest
 import torch
 from cuda_stand_in import StandIn
+from gpu_walk import cases, failures
 from trimaran_kernels.gpu.grouped_reference import grouped_reference
 
-BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(interpreted.ON_GPU, reason="`make gpu-check` runs them whole")
 
 
 @pytest.fixture
-def load(monkeypatch):
-    """Modules of the benchmarks' folder."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
-
-
-@pytest.fixture
 def cuda(monkeypatch):
     return StandIn(monkeypatch)
-
-
-@pytest.fixture
-def walk(load):
-    """A bench for the CPU, and what was said to it."""
-    said: list = []
-    return load("_gpu_bench").Bench(CPU, said.append), said
-
-
-def failures(said: list) -> list[str]:
-    return [message.what for message in said if type(message).__name__ == "Failed"]
-
-
-def cases(said: list) -> list[str]:
-    return [message.case for message in said if type(message).__name__ == "Figure"]
 
 
 def test_the_stand_in_keeps_the_rules(cuda):
