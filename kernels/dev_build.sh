@@ -32,9 +32,11 @@ module)
 emulated)
     build=$root/build/emulated
     cmake -S "$root/kernels" -B "$build" -G Ninja -DTRIMARAN_PYTHON=OFF -DTRIMARAN_EMULATED_TESTS=ON >/dev/null
-    cmake --build "$build" -j "$jobs" --target emulated_test emulated_attention_test
+    cmake --build "$build" -j "$jobs" --target emulated_test emulated_attention_test \
+        emulated_tiles_test
     "$build/emulated_test"
     "$build/emulated_attention_test"
+    "$build/emulated_tiles_test"
     ;;
 sanitize)
     run_sanitized sanitize address,undefined ON

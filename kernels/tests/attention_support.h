@@ -1,6 +1,7 @@
 // Whole attention calls on random requests, for the test programs.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <numeric>
@@ -24,10 +25,11 @@ struct Request {
   int64_t position;
 };
 
-// One call with everything on heap blocks of exact size: queries, cache and result.
+// One call with everything on heap blocks of exact size: queries, cache and result. Each request's tokens are
+// cut into chunks.
 inline std::vector<float> attend(const AttentionPrimitives& primitives, ThreadPool& pool, const MlaDims& dims,
                                  EntryFormat format, const std::vector<Request>& requests, bool absorbed,
-                                 bool half) {
+                                 bool half, int64_t chunk = 1 << 20) {
   constexpr int kPage = 7;
   std::mt19937 random(11);
   const auto size = [](int64_t n) { return static_cast<size_t>(n); };
@@ -61,13 +63,26 @@ inline std::vector<float> attend(const AttentionPrimitives& primitives, ThreadPo
   std::vector<Segment> segments;
   int64_t row = 0, page = 0;
   for (const Request& r : requests) {
-    segments.push_back({row, r.length, r.position, table.data() + page, absorbed});
+    for (int64_t first = 0; first < r.length; first += chunk) {
+      segments.push_back({row + first, std::min(chunk, r.length - first), r.position + first,
+                          table.data() + page, absorbed});
+    }
     row += r.length;
     page += (r.length + r.position + kPage - 1) / kPage;
   }
   Mla mla(pool, primitives, dims);
   mla.attend(maps, {q.data(), angles.data(), angles.data()}, cache, segments, out.data());
   return out;
+}
+
+// Of a from b, in norm.
+inline double distance(const std::vector<float>& a, const std::vector<float>& b) {
+  double difference = 0, size = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    difference += (static_cast<double>(a[i]) - b[i]) * (static_cast<double>(a[i]) - b[i]);
+    size += static_cast<double>(b[i]) * b[i];
+  }
+  return std::sqrt(difference / size);
 }
 
 // Sizes that fill no vector, and some that do.

@@ -15,6 +15,14 @@ namespace {
 
 using namespace trimaran;
 
+// Where keys and weights are rounded to bf16, scores of some tens may be off by a tenth.
+void compare(const std::vector<float>& result, const std::vector<float>& expected, bool rounds) {
+  CHECK(!rounds || distance(result, expected) < 0.1);
+  for (size_t i = 0; i < result.size() && !rounds; ++i) {
+    CHECK(std::fabs(result[i] - expected[i]) <= 1e-3f * (1 + std::fabs(expected[i])));
+  }
+}
+
 void test_attention() {
   ThreadPool pool(some_cpus(3));
   for (const MlaDims& dims : odd_shapes()) {
@@ -22,17 +30,16 @@ void test_attention() {
       for (int format = 0; format < kEntryFormats; ++format) {
         for (int form = 0; form < 2; ++form) {
           const bool absorbed = form != 0, half = format % 2 == 0;
-          std::vector<std::vector<float>> results;
-          for (const std::string& name : built_isas()) {
-            const Primitives* primitives = select_isa(name).primitives;
-            if (primitives->name != name) continue;
-            results.push_back(attend(*primitives->attention, pool, dims, static_cast<EntryFormat>(format),
-                                     batch, absorbed, half));
-          }
-          for (const auto& result : results) {
-            for (size_t i = 0; i < result.size(); ++i) {
-              CHECK(std::fabs(result[i] - results[0][i]) <= 1e-3f * (1 + std::fabs(results[0][i])));
-            }
+          std::vector<float> expected;
+          std::vector<std::string> names = built_isas();
+          for (auto name = names.rbegin(); name != names.rend(); ++name) {  // "generic" first
+            const Primitives* primitives = select_isa(*name).primitives;
+            if (primitives->name != *name) continue;
+            const auto result = attend(*primitives->attention, pool, dims, static_cast<EntryFormat>(format),
+                                       batch, absorbed, half);
+            if (expected.empty()) expected = result;
+            const bool rounds = primitives->attention->tiles != nullptr && half && !absorbed;
+            compare(result, expected, rounds);
           }
         }
       }

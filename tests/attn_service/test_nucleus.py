@@ -28,6 +28,13 @@ def keep_slowly(weights: Tensor, params: SamplingParams) -> list[int]:
     return [i for i in kept if float(weights[i]) >= params.min_p]
 
 
+@pytest.mark.parametrize(("top_p", "n_kept"), [(0.25, 1), (0.26, 2), (0.5, 2), (0.75, 3)])
+def test_no_token_is_kept_beyond_the_one_that_reaches_top_p(top_p: float, n_kept: int) -> None:
+    ids, _ = keep(torch.ones(4), SamplingParams(top_p=top_p))
+    assert ids is not None
+    assert ids.tolist() == list(range(n_kept))
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 1000),

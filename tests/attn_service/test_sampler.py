@@ -124,6 +124,13 @@ def test_the_strongest_penalties_still_draw_a_token() -> None:
     assert max(support(50, prompt=tuple(range(VOCAB)), **params)) < VOCAB
 
 
+def test_a_stop_id_is_drawn_early_where_a_grammar_allows_nothing_else() -> None:
+    logits, stop = make_logits(), int(make_logits().argmin())
+    masked = torch.full_like(logits, -torch.inf)
+    masked[stop] = logits[stop]
+    assert make_sampler(stop=(stop,), temperature=0.0, min_tokens=2).draw(logits, masked).token == stop
+
+
 def test_stop_ids_are_not_drawn_before_min_tokens() -> None:
     logits = make_logits()
     best, second = logits.topk(2).indices.tolist()

@@ -85,6 +85,14 @@ def test_no_more_run_than_a_step_has_tokens_for() -> None:
     assert lengths(run_step(scheduler)) == {"a": 1, "b": 1}
 
 
+def test_a_request_waits_until_its_first_token_has_room_too() -> None:
+    scheduler = make_scheduler(n_pages=8, max_step_tokens=64)
+    scheduler.add(make_request("long", 7 * PAGE - 1))
+    scheduler.add(make_request("page", PAGE, first=100))
+    assert lengths(run_step(scheduler)) == {"long": 7 * PAGE - 1}
+    assert scheduler.pages.n_free == 1
+
+
 def test_a_prompt_alone_gets_longer_chunks_until_there_is_a_stream() -> None:
     scheduler = make_scheduler(lone_step_tokens=12)
     scheduler.add(make_request("first", 21))

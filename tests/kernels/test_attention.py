@@ -14,6 +14,7 @@ from trimaran_kernels._native import latent_entry_bytes
 
 Floats = NDArray[np.float32]
 ISAS = [name for name in trimaran_kernels.built_isas() if trimaran_kernels.detect_isa(name) == name]
+NO_TILES = "avx512_vnni"  # this, or the next that the machine has
 POOL = ThreadPool(usable_cpus(1))
 
 
@@ -234,8 +235,10 @@ def test_passes_of_bounded_memory_give_the_same() -> None:
 def test_maps_in_16_bits_take_half_and_cost_little() -> None:
     case = Case(LITE, [2, 9], [100, 0])
     for absorbed in (0, 1):
-        exact, half = case.run(absorbed=absorbed), case.run(absorbed=absorbed, half=True)
-        assert 0 < relative(half, exact) < 2.5e-4
+        exact = case.run(absorbed=absorbed)
+        assert 0 < relative(case.run(absorbed=absorbed, half=True, isa=NO_TILES), exact) < 2.5e-4
+        # Where there are tiles, the expanded form rounds to bf16.
+        assert 0 < relative(case.run(absorbed=absorbed, half=True), exact) < (2.5e-4 if absorbed else 8e-3)
     full = LatentMaps(case.k_b, case.v_b, False).nbytes
     assert full == 4 * 2 * 16 * 128 * 512
     assert LatentMaps(case.k_b, case.v_b, True).nbytes == full // 2

@@ -2,6 +2,7 @@
 
 #if defined(__x86_64__)
 
+#include "amx/attention.h"
 #include "amx/tiles.h"
 #include "avx512/avx512.h"
 
@@ -11,6 +12,7 @@ namespace {
 Primitives make() {
   Primitives p = avx512::vnni_primitives();
   p.name = "amx";
+  p.attention = &attention_primitives();
   p.tiles = &tile_primitives();
   return p;
 }

@@ -5,7 +5,6 @@
 namespace trimaran {
 namespace {
 
-constexpr int64_t kFewestQueries = 128;  // that share an expansion, when there are threads to spare
 constexpr int kTiles = 2;  // expanded before a block's queries are read: with more they leave the cache
 
 int64_t panels_of(int64_t n) { return (n + kPanel - 1) / kPanel; }
@@ -27,10 +26,10 @@ ExpandedAttention::ExpandedAttention(ThreadPool& pool, const AttentionPrimitives
 
 void ExpandedAttention::run(const LatentMaps& maps, const Queries& queries, const CacheLayer& cache,
                             const std::vector<Segment>& segments, float* out) {
-  cut_into_items(segments);
+  items_ = cut_into_items(segments, dims_.heads, pool_.size());
   if (items_.empty()) return;
   int64_t most = 0;
-  for (const Item& item : items_) most = std::max(most, item.n);
+  for (const ExpandedItem& item : items_) most = std::max(most, item.n);
   Carver sizes(nullptr);
   carve(most, sizes);
   for (Scratch& worker : workers_) worker.at_least(sizes.taken());
@@ -38,32 +37,10 @@ void ExpandedAttention::run(const LatentMaps& maps, const Queries& queries, cons
   pool_.parallel_for(static_cast<int64_t>(items_.size()), [&](int64_t index, int worker) {
     Carver memory(workers_[static_cast<size_t>(worker)].data());
     const Views views = carve(most, memory);
-    const Item& item = items_[static_cast<size_t>(index)];
+    const ExpandedItem& item = items_[static_cast<size_t>(index)];
     run_item(maps, queries, cache, item, views, blocks_[static_cast<size_t>(worker)]);
     write(item, views, out);
   });
-}
-
-// Enough items for all threads: first the heads, then ranges of queries, each of which expands anew.
-void ExpandedAttention::cut_into_items(const std::vector<Segment>& segments) {
-  items_.clear();
-  int64_t heads = 0;
-  for (const Segment& segment : segments) heads += segment.absorbed ? 0 : dims_.heads;
-  if (heads == 0) return;
-  const int64_t wanted = heads >= pool_.size() ? 1 : (2 * pool_.size() + heads - 1) / heads;
-  for (const Segment& segment : segments) {
-    if (segment.absorbed) continue;
-    const int64_t ranges = std::clamp<int64_t>(segment.length / kFewestQueries, 1, wanted);
-    const int64_t n = panels_of((segment.length + ranges - 1) / ranges) * kPanel;
-    for (int64_t first = 0; first < segment.length; first += n) {
-      for (int head = 0; head < dims_.heads; ++head) {
-        items_.push_back({&segment, head, first, std::min(n, segment.length - first)});
-      }
-    }
-  }
-  const auto cost = [](const Item& item) { return item.segment->position + item.first + item.n; };
-  std::stable_sort(items_.begin(), items_.end(),
-                   [&](const Item& a, const Item& b) { return cost(a) > cost(b); });
 }
 
 ExpandedAttention::Views ExpandedAttention::carve(int64_t n, Carver& memory) const {
@@ -83,13 +60,14 @@ ExpandedAttention::Views ExpandedAttention::carve(int64_t n, Carver& memory) con
 }
 
 void ExpandedAttention::run_item(const LatentMaps& maps, const Queries& queries, const CacheLayer& cache,
-                                 const Item& item, const Views& views, std::vector<RowBlock>& blocks) const {
+                                 const ExpandedItem& item, const Views& views,
+                                 std::vector<RowBlock>& blocks) const {
   const auto n_blocks = static_cast<size_t>(panels_of(item.n));
   widen_maps(maps, item.head, views);
   for (size_t b = 0; b < n_blocks; ++b) {
     open_block(queries, item, static_cast<int64_t>(b) * kPanel, views, blocks[b]);
   }
-  const int64_t visible = item.segment->position + item.first + item.n;
+  const int64_t visible = item.visible();
   KeyTile tiles[kTiles];
   for (int64_t first = 0; first < visible;) {
     int n_tiles = 0;
@@ -127,23 +105,16 @@ void ExpandedAttention::widen_maps(const LatentMaps& maps, int head, const Views
 }
 
 // Queries [first, first + kPanel) of the item: rotated, padded and transposed.
-void ExpandedAttention::open_block(const Queries& queries, const Item& item, int64_t first,
+void ExpandedAttention::open_block(const Queries& queries, const ExpandedItem& item, int64_t first,
                                    const Views& views, RowBlock& block) const {
   float* transposed = views.queries + first * key_width_;
   block.queries = transposed;
   block.rows = static_cast<int>(std::min<int64_t>(kPanel, item.n - first));
   block.out = views.out + first * value_;
   block.ld_out = value_;
-  const int pairs = dims_.rope / 2;
   for (int r = 0; r < block.rows; ++r) {
-    const int64_t query = item.first + first + r;
-    const int64_t row = item.segment->first_row + query;
-    const float* q = queries.data + (row * dims_.heads + item.head) * dims_.query_width();
-    float* dst = views.rows + r * key_width_;
-    std::fill(std::copy_n(q, dims_.nope, dst), dst + nope_, 0.0f);
-    rotate(q + dims_.nope, queries.cos + row * pairs, queries.sin + row * pairs, pairs, dst + nope_);
-    std::fill(dst + nope_ + dims_.rope, dst + key_width_, 0.0f);
-    block.visible[r] = item.segment->position + query + 1;
+    gather_query(queries, dims_, item, first + r, nope_, key_width_, views.rows + r * key_width_);
+    block.visible[r] = item.segment->position + item.first + first + r + 1;
   }
   primitives_.transpose(views.rows, key_width_, block.padded_rows(), key_width_, transposed, kPanel);
   block.clear(value_);
@@ -172,7 +143,7 @@ KeyTile ExpandedAttention::expand(int64_t first, int tokens, const Views& views,
   return {keys, key_width_, key_width_, values, kPanel, kKeyTile * kPanel, value_, first, tokens};
 }
 
-void ExpandedAttention::write(const Item& item, const Views& views, float* out) const {
+void ExpandedAttention::write(const ExpandedItem& item, const Views& views, float* out) const {
   for (int64_t i = 0; i < item.n; ++i) {
     const int64_t row = item.segment->first_row + item.first + i;
     std::copy_n(views.out + i * value_, dims_.value, out + (row * dims_.heads + item.head) * dims_.value);

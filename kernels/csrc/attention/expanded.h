@@ -6,6 +6,7 @@
 
 #include "attention/cache_layer.h"
 #include "attention/flash.h"
+#include "attention/items.h"
 #include "attention/maps.h"
 #include "attention/scratch.h"
 #include "runtime/thread_pool.h"
@@ -21,13 +22,6 @@ class ExpandedAttention {
            const std::vector<Segment>& segments, float* out);
 
  private:
-  // Queries [first, first + n) of a segment, for one head: they share the expansion.
-  struct Item {
-    const Segment* segment;
-    int head;
-    int64_t first;
-    int64_t n;
-  };
   // A worker's memory.
   struct Views {
     float* k_b;      // [nope panel][latent][kPanel]
@@ -42,13 +36,12 @@ class ExpandedAttention {
     float* out;      // [query][value]
   };
 
-  void cut_into_items(const std::vector<Segment>& segments);
   Views carve(int64_t n, Carver& memory) const;
-  void run_item(const LatentMaps& maps, const Queries& queries, const CacheLayer& cache, const Item& item,
-                const Views& views, std::vector<RowBlock>& blocks) const;
-  void write(const Item& item, const Views& views, float* out) const;
+  void run_item(const LatentMaps& maps, const Queries& queries, const CacheLayer& cache,
+                const ExpandedItem& item, const Views& views, std::vector<RowBlock>& blocks) const;
+  void write(const ExpandedItem& item, const Views& views, float* out) const;
   void widen_maps(const LatentMaps& maps, int head, const Views& views) const;
-  void open_block(const Queries& queries, const Item& item, int64_t first, const Views& views,
+  void open_block(const Queries& queries, const ExpandedItem& item, int64_t first, const Views& views,
                   RowBlock& block) const;
   KeyTile expand(int64_t first, int tokens, const Views& views, int place) const;
 
@@ -60,7 +53,7 @@ class ExpandedAttention {
   const int value_;
   const int entry_width_;
   const int key_width_;
-  std::vector<Item> items_;
+  std::vector<ExpandedItem> items_;
   std::vector<Scratch> workers_;
   std::vector<std::vector<RowBlock>> blocks_;  // per worker
 };

@@ -33,6 +33,7 @@ class PanelMatrices {
   PanelMatrices(const Source& source, int heads, int depth, int columns, bool half);
 
   int depth() const { return depth_; }
+  bool half() const { return full_.empty(); }
   int columns() const { return columns_; }
   int panels() const { return (columns_ + kPanel - 1) / kPanel; }
   // Columns of a panel, and the same padded: its row stride.
@@ -61,6 +62,7 @@ class LatentMaps {
   LatentMaps(const MlaDims& dims, const float* k_b, const float* v_b, bool half);
 
   int heads() const { return heads_; }
+  bool half() const { return absorb_.half(); }
   const PanelMatrices& absorb() const { return absorb_; }      // nope → latent
   const PanelMatrices& unabsorb() const { return unabsorb_; }  // latent → value
   size_t bytes() const { return absorb_.bytes() + unabsorb_.bytes(); }

@@ -23,12 +23,18 @@ const MlaDims& checked(const MlaDims& dims) {
 }  // namespace
 
 Mla::Mla(ThreadPool& pool, const AttentionPrimitives& primitives, const MlaDims& dims)
-    : dims_(checked(dims)), absorbed_(pool, primitives, dims), expanded_(pool, primitives, dims) {}
+    : dims_(checked(dims)), absorbed_(pool, primitives, dims), expanded_(pool, primitives, dims) {
+  if (primitives.tiles != nullptr) tiled_ = std::make_unique<TiledAttention>(pool, primitives, dims);
+}
 
 void Mla::attend(const LatentMaps& maps, const Queries& queries, const CacheLayer& cache,
                  const std::vector<Segment>& segments, float* out) {
   const std::lock_guard<std::mutex> lock(callers_);
-  expanded_.run(maps, queries, cache, segments, out);
+  if (tiled_ != nullptr && maps.half()) {
+    tiled_->run(maps, queries, cache, segments, out);
+  } else {
+    expanded_.run(maps, queries, cache, segments, out);
+  }
   absorbed_.run(maps, queries, cache, segments, out);
 }
 

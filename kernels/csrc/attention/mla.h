@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <vector>
 
 #include "attention/absorbed.h"
 #include "attention/expanded.h"
+#include "attention/tiled.h"
 
 namespace trimaran {
 
@@ -29,6 +31,7 @@ class Mla {
   std::mutex callers_;
   AbsorbedAttention absorbed_;
   ExpandedAttention expanded_;
+  std::unique_ptr<TiledAttention> tiled_;  // where there are matrix tiles
 };
 
 }  // namespace trimaran

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "attention/entry.h"
+#include "attention/tiles.h"
 
 namespace trimaran {
 
@@ -56,6 +57,7 @@ struct AttentionPrimitives {
   void (*decode_entry)(const EntryShape& shape, const uint8_t* entry, float* dst);
   // Returns whether any row has shrink != 1.
   bool (*softmax)(const ScoreTile& tile);
+  const AttentionTiles* tiles;  // nullptr where there are no matrix tiles
 };
 
 }  // namespace trimaran

@@ -58,7 +58,7 @@ bool softmax(const ScoreTile& tile) {
 
 const AttentionPrimitives& attention_primitives() {
   static const AttentionPrimitives instance{
-      "generic", multiply<float>, multiply<uint16_t>, widen_half, transpose, decode_entry, softmax};
+      "generic", multiply<float>, multiply<uint16_t>, widen_half, transpose, decode_entry, softmax, nullptr};
   return instance;
 }
 

@@ -27,6 +27,11 @@ def test_escape_and_excess_are_refused(source: str) -> None:
         compile_template(source)(messages=[{"role": "user"}])
 
 
+def test_a_huge_width_is_refused_before_any_text_is_made() -> None:
+    with pytest.raises(SecurityError, match="too much text"):
+        compile_template("{{ 'x'.center(1000000000000000) }}")()
+
+
 def test_time_is_bounded() -> None:
     with pytest.raises(SecurityError, match="too long"), Budget(seconds=-1) as budget:
         budget.charge(1)

@@ -5,10 +5,8 @@ What is compared there is 0, so comparisons fail here; that nothing else does is
 
 from __future__ import annotations
 
-import importlib
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import interpreted
 import numpy as np
@@ -18,7 +16,6 @@ from fake_cuda import GPU, FakeCuda
 from trimaran import machine as machines
 from trimaran_attn import pinned
 
-BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 MEMORY = 80 << 30
 RAISED = re.compile(r"\w+(Error|Exception|Exit)\b")
 pytestmark = pytest.mark.skipif(interpreted.ON_GPU, reason="`make gpu-check` runs them whole")
@@ -29,13 +26,6 @@ class Seen(pinned.SameMemory):
 
     def __init__(self, *devices: torch.device) -> None:
         assert devices == (GPU,)
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Modules of the benchmarks' folder."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
 
 
 @pytest.fixture
