@@ -52,6 +52,7 @@ from trimaran_attn.registry import Registry, Site
 from trimaran_attn.runner import Runner
 from trimaran_attn.scheduler import Limits, Scheduler
 from trimaran_attn.seat import SeatedModel
+from trimaran_attn.stopping import StepStop
 from trimaran_attn.weights import Weights
 
 _log = Log(__name__)
@@ -170,9 +171,10 @@ def load_engine(
         exact_maps=exact,
         defer_experts=attn.defer_experts,
     )
+    stop = StepStop()
     with explained_memory("loading the model"):
         network = build_model(
-            spec, registry, placement, progress, ForwardOptions(attn.micro_batches, tracer or Tracer())
+            spec, registry, placement, progress, ForwardOptions(attn.micro_batches, tracer or Tracer(), stop)
         )
         cache = LatentCache(spec, cache_plan.n_pages + replays, placement, kind)
     limits = Limits(
@@ -215,6 +217,7 @@ def load_engine(
         caretaker=residents.caretaker(routed),
         draws_ahead=drawer is not None,
         on_close=residents.close,
+        stop=stop,
     )
 
 

@@ -35,6 +35,7 @@ from trimaran_attn.pages import PageAllocator
 from trimaran_attn.runner import StepOutput
 from trimaran_attn.scheduler import Limits, Scheduler, StepPlan
 from trimaran_attn.service import AttnService
+from trimaran_attn.stopping import StepStop
 from trimaran_attn.worker import AbortCommand, EngineWorker
 
 VOCAB = 50
@@ -77,9 +78,20 @@ class SlowRunner:
         self._link = link
         self.step_s = 0.002
         self.fault: Exception | None = None
+        self.holding: StepStop | None = None
+        self.held = ThreadEvent()
+
+    def hold(self, stop: StepStop) -> None:
+        """Let steps take for ever, unless they are stopped or released."""
+        self.held.clear()
+        self.holding = stop
 
     def run(self, plan: StepPlan) -> StepOutput:
         time.sleep(self.step_s)
+        while self.holding is not None:
+            self.held.set()
+            self.holding.check()
+            time.sleep(0.001)
         if not self._link.up:
             raise PeerError("expert service 0 is gone")
         if self.fault is not None:
@@ -208,6 +220,37 @@ def test_a_request_is_answered(start: Start) -> None:
         assert (status.model_fingerprint, status.context_length, status.max_waiting) == ("abc", 4096, 4)
         ask(client, generate("r", max_tokens=3))
         assert finish(client, "r") == ([2, 3, 4], "length")
+
+
+def test_an_abort_ends_the_step_that_computes_for_nobody_else(start: Start) -> None:
+    bench = start()
+    with bench.client() as client:
+        wait_state(client, "ready")
+        bench.runner.hold(bench.engine.stop)
+        ask(client, generate("long", [1] * 3000))
+        assert bench.runner.held.wait(10)
+        ask(client, Abort(request_id="long"))
+        assert finish(client, "long") == ([], "abort")
+        assert bench.engine.scheduler.pages.n_free == 256
+        assert bench.link.settled == 1
+        bench.runner.holding = None
+        ask(client, generate("next", max_tokens=2))
+        assert finish(client, "next") == ([2, 3], "length")
+
+
+def test_the_service_ends_within_a_step(start: Start) -> None:
+    bench = start()
+    with bench.client() as client:
+        wait_state(client, "ready")
+        bench.runner.hold(bench.engine.stop)
+        ask(client, generate("a"))
+        ask(client, generate("b"))
+        assert bench.runner.held.wait(10)
+        bench.stop.request()
+        assert hear(client, RequestFailed).code == "unavailable"
+        bench.thread.join(10)
+        assert not bench.thread.is_alive()
+    assert not bench.errors
 
 
 def test_each_worker_names_itself_anew_and_keeps_its_name(start: Start) -> None:
