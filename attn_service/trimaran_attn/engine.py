@@ -25,6 +25,7 @@ from trimaran_attn.runner import StepOutput
 from trimaran_attn.sampler import Drawn, Sampler
 from trimaran_attn.sampling_params import check_deadline, check_sampling, check_token_ids
 from trimaran_attn.scheduler import Scheduler, StepPlan
+from trimaran_attn.stopping import StepStop
 
 Event = TokenBatch | RequestFailed
 NOT_FINITE = "the model's output is not finite"
@@ -65,6 +66,7 @@ class Engine:
         tracer: records the parts of each step when it is asked to.
         draws_ahead: the runner may draw tokens, so it is told how.
         on_close: called after the last step.
+        stop: ends steps that nobody wants; the runner's model looks at it.
 
     Attributes:
         is_held: the last step had nothing to compute, as all requests wait for their grammars.
@@ -83,8 +85,10 @@ class Engine:
         caretaker: Caretaker | None = None,
         draws_ahead: bool = False,
         on_close: Callable[[], None] = lambda: None,
+        stop: StepStop | None = None,
     ) -> None:
         self.scheduler = scheduler
+        self.stop = stop or StepStop()
         self.meter = meter or Meter()
         self._runner = runner
         self._vocab_size = vocab_size
@@ -128,6 +132,7 @@ class Engine:
 
     def abort(self, request_id: str) -> Event | None:
         """End a request; None if it is unknown or over."""
+        self.stop.settle(request_id)
         request = self.scheduler.end(request_id, "abort")
         return None if request is None else self._last_words(request, self._clock())
 
@@ -157,6 +162,7 @@ class Engine:
         Raises:
             PeerError: the experts did not answer; the requests are still there. What was to be heard until
                 then is returned by the next step or `fail_all`.
+            StepStoppedError: `stop` ended the step, of which nothing is booked; the requests are still there.
         """
         if self.has_work:
             with self._tracer.step():
@@ -176,7 +182,7 @@ class Engine:
             if self._draws_ahead:
                 plan = dataclasses.replace(plan, draws=self._draws(plan))
             before_run()
-            with self._tracer.span("forward", tokens=plan.n_tokens):
+            with self._tracer.span("forward", tokens=plan.n_tokens), self.stop.watching(plan):
                 output = self._runner.run(plan)
             with self._tracer.span("sample", tokens=len(output.logits) + len(output.tokens)):
                 self._tell_scores(output.prompt_logprobs)

@@ -52,6 +52,7 @@ from trimaran_attn.registry import Registry, Site
 from trimaran_attn.runner import Runner
 from trimaran_attn.scheduler import Limits, Scheduler
 from trimaran_attn.seat import SeatedModel
+from trimaran_attn.stopping import StepStop
 from trimaran_attn.weights import Weights
 
 _log = Log(__name__)
@@ -142,14 +143,19 @@ def load_engine(
     """
     for notice in model.chosen.notices:
         _log.warning(notice)
-    attn, tracer = model.config.attn, tracer or Tracer()
+    attn, tracer, stop = model.config.attn, tracer or Tracer(), StepStop()
     check_deferral(model.spec, attn.defer_experts)
     layout = _lay_out(model)
     residents = Residents(attn, model.file, model.spec, model.fingerprint, layout.plan)
     pool = pool or start_threads(attn)
     with explained_memory("loading the model"):
         network = _build_network(
-            model, layout, experts=residents.wrap(experts), pool=pool, progress=progress, tracer=tracer
+            model,
+            layout,
+            experts=residents.wrap(experts),
+            pool=pool,
+            progress=progress,
+            options=ForwardOptions(attn.micro_batches, tracer, stop),
         )
         cache = LatentCache(model.spec, layout.cache_pages, layout.placement, layout.kv_format)
     drawer = choose_drawer(layout.placement.last, model.spec.vocab_size)
@@ -170,6 +176,7 @@ def load_engine(
         caretaker=residents.caretaker(routed),
         draws_ahead=drawer is not None,
         on_close=residents.close,
+        stop=stop,
     )
 
 
@@ -240,7 +247,7 @@ def _build_network(
     experts: Callable[[Site], Experts],
     pool: ThreadPool,
     progress: Callable[[float], None],
-    tracer: Tracer,
+    options: ForwardOptions,
 ) -> Deepseek2:
     """Read the weights into modules, those of the rules where they choose."""
     attn = model.config.attn
@@ -256,7 +263,6 @@ def _build_network(
         exact_maps=layout.exact,
         defer_experts=attn.defer_experts,
     )
-    options = ForwardOptions(attn.micro_batches, tracer)
     return build_model(model.spec, registry, layout.placement, progress, options)
 
 

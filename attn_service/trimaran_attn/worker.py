@@ -17,6 +17,7 @@ from trimaran.wire import EngineStatus, Generate
 from trimaran_attn.engine import Engine, Event
 from trimaran_attn.experts_link import ExpertsLink
 from trimaran_attn.mailbox import Mailbox
+from trimaran_attn.stopping import StepStoppedError
 
 HELD_S = 0.01
 """How often an engine whose requests all wait for their grammars looks whether one is ready."""
@@ -109,13 +110,17 @@ class EngineWorker:
         self._thread.start()
 
     def put(self, command: Command) -> None:
-        """Hand a command over; taken before the next step."""
+        """Hand a command over; taken before the next step. An abort ends a step that is for nobody else."""
+        if self.engine is not None and isinstance(command, AbortCommand):
+            self.engine.stop.announce(command.request_id)
         self._inbox.put(command)
 
     def stop(self, timeout_s: float) -> bool:
-        """End the thread, after its step or the next word of progress; False if that took too long."""
+        """End the thread, after its layer or the next word of progress; False if that took too long."""
         self._cancelled = True
         self.put(StopCommand())
+        if self.engine is not None:
+            self.engine.stop.close()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -188,6 +193,9 @@ class EngineWorker:
     def _step(self, engine: Engine) -> None:
         try:
             self._untold += engine.step(self._tell)
+        except StepStoppedError:
+            # The command that it was stopped for is in the inbox, or will be in a moment.
+            self._link.settle()
         except Exception as error:
             # No fault, ours included, may take the service down with all other requests to come.
             self._link.settle()

@@ -639,6 +639,7 @@ class Decoder:
         page_table: Any,
         experts: CallGate | None,
         times: Any,
+        stop: Any,
     ) -> tuple[int, int]:
         """Compute a step; to the bit as the parts one by one. Releases the GIL.
 
@@ -649,9 +650,11 @@ class Decoder:
             experts: the routed ones of all layers.
             times: int64 [layers, 5]: when attention, gate, routed experts and the others began, and the last
                 ended, in nanoseconds of the monotonic clock.
+            stop: int32 [1]; another thread may set it, which ends the call before the next layer.
 
         Returns:
-            How many layers were computed, and 0 or the `wire.Status` code that ended it there.
+            How many layers were computed, fewer than all if it was stopped, and 0 or the `wire.Status` code
+            that ended it there.
 
         Raises:
             KernelError: arrays of wrong type, shape or layout, or no experts where layers need them.

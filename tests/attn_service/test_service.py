@@ -52,6 +52,37 @@ def test_a_request_is_answered(start: Start) -> None:
         assert finish(client, "r") == ([2, 3, 4], "length")
 
 
+def test_an_abort_ends_the_step_that_computes_for_nobody_else(start: Start) -> None:
+    bench = start()
+    with bench.client() as client:
+        wait_state(client, "ready")
+        bench.runner.hold(bench.engine.stop)
+        ask(client, generate("long", [1] * 3000))
+        assert bench.runner.held.wait(10)
+        ask(client, Abort(request_id="long"))
+        assert finish(client, "long") == ([], "abort")
+        assert bench.engine.scheduler.pages.n_free == 256
+        assert bench.link.settled == 1
+        bench.runner.holding = None
+        ask(client, generate("next", max_tokens=2))
+        assert finish(client, "next") == ([2, 3], "length")
+
+
+def test_the_service_ends_within_a_step(start: Start) -> None:
+    bench = start()
+    with bench.client() as client:
+        wait_state(client, "ready")
+        bench.runner.hold(bench.engine.stop)
+        ask(client, generate("a"))
+        ask(client, generate("b"))
+        assert bench.runner.held.wait(10)
+        bench.stop.request()
+        assert hear(client, RequestFailed).code == "unavailable"
+        bench.thread.join(10)
+        assert not bench.thread.is_alive()
+    assert not bench.errors
+
+
 def test_each_worker_names_itself_anew_and_keeps_its_name(start: Start) -> None:
     names = []
     for loaded in (False, True):

@@ -28,6 +28,7 @@ from trimaran_attn.pages import PageAllocator
 from trimaran_attn.runner import StepOutput
 from trimaran_attn.scheduler import Limits, Scheduler, StepPlan
 from trimaran_attn.service import AttnService
+from trimaran_attn.stopping import StepStop
 from trimaran_attn.worker import EngineWorker
 
 VOCAB = 50
@@ -70,9 +71,20 @@ class SlowRunner:
         self._link = link
         self.step_s = 0.002
         self.fault: Exception | None = None
+        self.holding: StepStop | None = None
+        self.held = ThreadEvent()
+
+    def hold(self, stop: StepStop) -> None:
+        """Let steps take for ever, unless they are stopped or released."""
+        self.held.clear()
+        self.holding = stop
 
     def run(self, plan: StepPlan) -> StepOutput:
         time.sleep(self.step_s)
+        while self.holding is not None:
+            self.held.set()
+            self.holding.check()
+            time.sleep(0.001)
         if not self._link.up:
             raise PeerError("expert service 0 is gone")
         if self.fault is not None:

@@ -26,6 +26,7 @@ from trimaran_attn.model.scoring import score
 from trimaran_attn.model.step import Step
 from trimaran_attn.placement import Placement, entered, turns
 from trimaran_attn.registry import Registry
+from trimaran_attn.stopping import StepStop
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,12 @@ class ForwardOptions:
     Attributes:
         micro_batches: parts that a step is cut into, which keep attention and experts busy at the same time.
         tracer: records who does what.
+        stop: ends a step between two layers.
     """
 
     micro_batches: int = 1
     tracer: Tracer = field(default_factory=Tracer)
+    stop: StepStop = field(default_factory=StepStop)
 
 
 class Deepseek2:
@@ -93,11 +96,15 @@ class Deepseek2:
 
     @torch.inference_mode()
     def forward(self, batch: Batch, cache: LatentCache) -> Output:
-        """Compute a step; the latents of its tokens are in the cache afterwards."""
+        """Compute a step; the latents of its tokens are in the cache afterwards.
+
+        Raises:
+            StepStoppedError: it was ended between two layers.
+        """
         parts = split_batch(batch, self._options.micro_batches)
         steps = [self._steps(part, cache) for part in parts]
         if self._native is not None and self._native.is_ready and len(parts) == 1:
-            x = self._native(self._embed(parts[0]), steps[0][0])
+            x = self._native(self._embed(parts[0]), steps[0][0], self._options.stop)
         else:
             x = self._through_layers(parts, steps)
         with self._options.tracer.span("head"), entered(self._placement.last):
@@ -148,6 +155,7 @@ class Deepseek2:
         for index, part in turns([stage.layers for stage in self._placement.stages], len(parts)):
             stage = self._stage_of[index]
             x = self._finish(pending[part], index)
+            self._options.stop.check()
             device = self._placement.stages[stage].device
             with entered(device):
                 pending[part] = self._layers[index].begin(x.to(device), steps[part][stage])

@@ -23,6 +23,7 @@ from trimaran_attn.model.mlp import NativeFeedForward, NativeNetwork
 from trimaran_attn.model.native_attention import NativeLatentAttention
 from trimaran_attn.model.norm import NativeRMSNorm
 from trimaran_attn.model.step import Step
+from trimaran_attn.stopping import StepStop, StepStoppedError
 
 if TYPE_CHECKING:
     from trimaran_attn.model.deepseek2 import Layer
@@ -72,11 +73,12 @@ class NativeLayers:
         """Whether they can be computed so now: routed experts may be elsewhere."""
         return self._experts is None or self._experts.calls is not None
 
-    def __call__(self, x: Tensor, step: Step) -> Tensor:
+    def __call__(self, x: Tensor, step: Step, stop: StepStop) -> Tensor:
         """x: [T, hidden] float32 → the same behind the last layer.
 
         Raises:
             TrimaranError: the experts refused their tokens.
+            StepStoppedError: `stop` ended the step between two layers.
         """
         x = x.clone()
         ragged = self._parts[0].attention.ragged(step)
@@ -91,9 +93,12 @@ class NativeLayers:
             ragged.page_table,
             self._calls(),
             times,
+            stop.flag,
         )
         if status != 0:
             raise self._error(status, self._parts[computed])
+        if computed < len(self._parts):
+            raise StepStoppedError
         self._tell(times, step, len(x))
         return x
 

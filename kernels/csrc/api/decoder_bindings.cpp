@@ -68,19 +68,23 @@ void check_experts(const Decoder& decoder, const hop::CallGate* experts) {
 
 std::pair<int64_t, int32_t> run(Decoder& decoder, nb::handle x_object, nb::handle cos, nb::handle sin,
                                 nb::handle slots, const std::vector<LatentPages*>& pages, nb::handle segments,
-                                nb::handle page_table, hop::CallGate* experts, nb::handle times_object) {
+                                nb::handle page_table, hop::CallGate* experts, nb::handle times_object,
+                                nb::handle stop_object) {
   const ArrayView x = view_array(x_object, "x", {Element::f32}, 2, true);
   check_length(x, "x", 1, decoder.hidden());
   const std::vector<CacheLayer> caches = caches_of(decoder, pages);
   const ArrayView times = view_array(times_object, "times", {Element::i64}, 2, true);
   check_length(times, "times", 0, static_cast<int64_t>(caches.size()));
   check_length(times, "times", 1, kTimes);
+  const ArrayView stop = view_array(stop_object, "stop", {Element::i32}, 1);
+  check_length(stop, "stop", 0, 1);
   check_experts(decoder, experts);
   const int64_t n = x.shape[0];
   const StepArrays step(cos, sin, slots, segments, page_table, caches.front(), n);
   const nb::gil_scoped_release unlocked;
-  const Decoder::Result result = decoder.run(static_cast<float*>(x.data), step.input(n), caches, experts,
-                                             static_cast<LayerTimes*>(times.data));
+  const Decoder::Result result =
+      decoder.run(static_cast<float*>(x.data), step.input(n), caches, experts,
+                  static_cast<LayerTimes*>(times.data), static_cast<const int32_t*>(stop.data));
   return {result.layers, result.status};
 }
 
@@ -97,5 +101,6 @@ void bind_decoder(nanobind::module_& m) {
   nb::class_<trimaran::Decoder>(m, "Decoder")
       .def(nb::init<std::vector<trimaran::DecoderLayer*>>(), nb::arg("layers"), nb::keep_alive<1, 2>())
       .def("__call__", &run, nb::arg("x"), nb::arg("cos"), nb::arg("sin"), nb::arg("slots"), nb::arg("pages"),
-           nb::arg("segments"), nb::arg("page_table"), nb::arg("experts").none(), nb::arg("times"));
+           nb::arg("segments"), nb::arg("page_table"), nb::arg("experts").none(), nb::arg("times"),
+           nb::arg("stop"));
 }

@@ -21,9 +21,10 @@ bool Decoder::is_routed() const {
 }
 
 Decoder::Result Decoder::run(float* x, const AttentionInput& input, const std::vector<CacheLayer>& caches,
-                             hop::CallGate* routed, LayerTimes* times) {
+                             hop::CallGate* routed, LayerTimes* times, const int32_t* stop) {
   const std::lock_guard<std::mutex> lock(callers_);
   for (size_t i = 0; i < layers_.size(); ++i) {
+    if (__atomic_load_n(stop, __ATOMIC_RELAXED) != 0) return {static_cast<int64_t>(i), 0};
     const int32_t status = layers_[i]->run(x, input, caches[i], routed, scratch_, times[i]);
     if (status != 0) return {static_cast<int64_t>(i), status};
   }

@@ -21,14 +21,14 @@ class Decoder {
   bool is_routed() const;
 
   // x: [n, hidden], in and out; caches and times: one for each layer; routed: as of DecoderLayer::run.
-  // Returns the number of layers that were computed, and the status of the last. Any thread may call, one
-  // after another.
+  // Another thread may set *stop, which ends the call before the next layer; x is of no use then. Returns the
+  // number of layers that were computed, and the status of the last. Any thread may call, one after another.
   struct Result {
     int64_t layers;
     int32_t status;
   };
   Result run(float* x, const AttentionInput& input, const std::vector<CacheLayer>& caches,
-             hop::CallGate* routed, LayerTimes* times);
+             hop::CallGate* routed, LayerTimes* times, const int32_t* stop);
 
  private:
   const std::vector<DecoderLayer*> layers_;

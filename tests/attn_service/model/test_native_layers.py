@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import trimaran_kernels
@@ -23,6 +24,7 @@ from trimaran_attn.model.deepseek2 import Deepseek2, ForwardOptions, build_model
 from trimaran_attn.model.modules import register_modules
 from trimaran_attn.model.native_layers import NativeLayers, native_layers
 from trimaran_attn.registry import Registry, Site
+from trimaran_attn.stopping import StepStop, StepStoppedError
 from trimaran_attn.weights import Weights
 from trimaran_kernels.hop import CallGate
 
@@ -151,6 +153,34 @@ def test_experts_that_refuse_end_the_step(tmp_path: Path) -> None:
     with pytest.raises(KernelError, match=f"layer {spec.n_dense_layers}: the input holds NaN or infinity"):
         model.forward(make_batch((2,)), make_cache(spec))
     assert here.seconds == []
+
+
+def stopped_by(cache: LatentCache, layer: int) -> StepStop:
+    """Set by a layer itself, when it writes the latent of the first token behind ten others."""
+    stop = StepStop()
+    entries = cache.layer_bytes(layer).flatten()
+    entry = len(entries) // (N_PAGES * PAGE_SIZE)
+    stop.flag = entries[10 * entry : 10 * entry + 4].numpy().view(np.int32)
+    return stop
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_step_ends_between_two_layers_when_it_is_stopped(tmp_path: Path, native: bool) -> None:
+    path, (_, spec, _) = packed_model(tmp_path), build(packed_model(tmp_path))
+    cache = make_cache(spec)
+    model, _, _ = build(path, options=ForwardOptions(stop=stopped_by(cache, 1)))
+    batch = make_batch((3,))
+    with pytest.raises(StepStoppedError):
+        (model if native else by_parts(model)).forward(batch, cache)
+    written = [bool(cache.layer_bytes(layer).any()) for layer in range(spec.n_layers)]
+    assert spec.n_layers > 2
+    assert written == [True, True] + [False] * (spec.n_layers - 2)
+    expected = build(path)[0].forward(batch, make_cache(spec)).logits
+    cache.layer_bytes(1).zero_()
+    model._options.stop.flag = np.zeros(1, np.int32)
+    assert torch.equal(model.forward(batch, cache).logits, expected), (
+        "the next step is as if nothing had been"
+    )
 
 
 def test_experts_elsewhere_are_asked_layer_by_layer(tmp_path: Path) -> None:
