@@ -66,7 +66,7 @@ def failures(said: list) -> list[str]:
     ],
 )
 def test_sections_at_their_real_sizes(section, kernels, load, walk, cuda, monkeypatch):
-    monkeypatch.setattr(pinned, "CudaPinning", Seen)
+    monkeypatch.setattr(load("_gpu_shard"), "CudaPinning", Seen)
     monkeypatch.setattr(load("_gpu_hop"), "LAYERS", 5)
     functions = {known.name: known.function for known in load("_gpu_sections").SECTIONS}
     broken = [what for what in failures(walk(functions[section])) if RAISED.search(what)]
