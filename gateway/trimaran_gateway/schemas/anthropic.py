@@ -172,7 +172,7 @@ class MessagesRequest(CountTokensRequest):
     stop_sequences: StopStrings | None = None
     temperature: Annotated[float, Field(ge=0, le=1)] = 1.0
     top_p: Probability | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
     stream: bool = False
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None

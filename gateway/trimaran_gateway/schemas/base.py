@@ -15,6 +15,8 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOPS)]
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+TopK = Annotated[int, Field(ge=-1, lt=1 << 31)]
+"""0 and -1: all tokens. Bounded, as messages to the engine hold 64 bits."""
 LogitBias = dict[
     Annotated[str, StringConstraints(pattern=r"^\d{1,7}$")], Annotated[float, Field(ge=-100, le=100)]
 ]

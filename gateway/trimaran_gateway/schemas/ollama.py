@@ -19,6 +19,7 @@ from trimaran_gateway.schemas.base import (
     Seed,
     StopString,
     StopStrings,
+    TopK,
 )
 from trimaran_gateway.schemas.messages import FunctionName, Tool
 
@@ -30,7 +31,7 @@ class Options(Body):
     """`options`. Those about Ollama's runner (num_gpu, num_thread, use_mmap…) are settings of this server."""
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.8
-    top_k: Annotated[int, Field(ge=-1)] = 40
+    top_k: TopK = 40
     top_p: Annotated[float, Field(ge=0, le=1)] = 0.9
     min_p: Probability = 0.0
     seed: Seed | None = None

@@ -17,6 +17,7 @@ from trimaran_gateway.schemas.base import (
     Seed,
     StopString,
     StopStrings,
+    TopK,
 )
 
 T = TypeVar("T")
@@ -53,7 +54,7 @@ class SamplingBody(Labels, Body):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: TopK | None = None
     min_p: Probability | None = None
     seed: Seed | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None

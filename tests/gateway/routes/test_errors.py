@@ -35,6 +35,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
         ({"stop": ["a"] * 17}, "stop"),
         ({"stop": [""]}, "stop[0]"),
         ({"seed": 1 << 64}, "seed"),
+        ({"top_k": 1 << 64}, "top_k"),
         ({"repetition_penalty": 3e-38}, "repetition_penalty"),
         ({"logit_bias": {"5": 3e38}}, "logit_bias"),
         ({"logit_bias": {"x": 1}}, "logit_bias.x"),

@@ -150,6 +150,7 @@ def test_empty_requests_load_and_unload(stack: Any) -> None:
     [
         ("/api/chat", {"format": "yaml"}, "format"),
         ("/api/chat", {"options": {"temperature": "hot"}}, "options.temperature"),
+        ("/api/chat", {"options": {"top_k": 1 << 64}}, "options.top_k"),
         ("/api/chat", {"options": {"mirostat": 2}}, "options.mirostat"),
         ("/api/chat", {"options": {"num_ctx": 10**6}}, "options.num_ctx"),
         ("/api/chat", {"options": {"num_predict": 0}}, "options.num_predict"),
