@@ -88,6 +88,24 @@ def test_instruction_sets_agree_to_the_bit(packed_type, fast_isa, pool, rng):
         np.testing.assert_array_equal(multiply(pool, packed_type, packed, x, rows, fast_isa), expected)
 
 
+@pytest.mark.parametrize("columns", [32, 96, 128, 160, 416])
+def test_any_activations_are_rounded_alike(type_named, fast_isa, pool, rng, columns):
+    """Halves of every kind side by side, in every number: instruction sets take several at a time."""
+    kind, rows = type_named("Q8_0"), 16
+    raw = kind.random(rng, rows, columns)
+    packed = pack_matrix(pool, kind, raw, rows, columns)
+    halves = rng.standard_normal((400, columns // 16, 16), dtype=np.float32)
+    halves *= rng.choice(np.float32([0, 1e-38, 1e-31, 1e-29, 1, 1, 1e10, 1e30]), (400, columns // 16, 1))
+    halves[::3] = np.rint(halves[::3] * 4)  # ties between levels
+    halves[::7, 0] = 1
+    x = halves.reshape(400, columns)
+    x[::50, columns // 2], x[::80, 3] = np.nan, -np.inf
+    expected = multiply(pool, kind, packed, x, rows, "generic")
+    assert np.isnan(expected[0]).all()
+    assert np.isfinite(expected[1]).all()
+    np.testing.assert_array_equal(multiply(pool, kind, packed, x, rows, fast_isa), expected)
+
+
 @pytest.mark.parametrize("byte", [0x00, 0x7F, 0x80, 0xFF])
 @pytest.mark.parametrize("sign", [-1, 1, None])
 def test_extreme_codes_do_not_overflow(packed_type, isa, pool, rng, byte, sign):

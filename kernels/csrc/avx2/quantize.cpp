@@ -4,33 +4,15 @@
 
 #include <immintrin.h>
 
-#include <limits>
+#include <algorithm>
 
+#include "avx2/half_scales.h"
 #include "isa/target.h"
 
 TRIMARAN_TARGET_BEGIN("avx2,fma,f16c")
 
 namespace trimaran::avx2 {
 namespace {
-
-float largest_of(__m256 v) {
-  __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
-  m = _mm_max_ss(m, _mm_movehdup_ps(m));
-  return _mm_cvtss_f32(m);
-}
-
-// max |x| of 16 numbers, or NaN if one is not finite.
-float largest_magnitude(__m256 low, __m256 high) {
-  const __m256 sign = _mm256_set1_ps(-0.0f);
-  const __m256 most = _mm256_set1_ps(std::numeric_limits<float>::max());
-  low = _mm256_andnot_ps(sign, low);
-  high = _mm256_andnot_ps(sign, high);
-  const __m256 finite =
-      _mm256_and_ps(_mm256_cmp_ps(low, most, _CMP_LE_OQ), _mm256_cmp_ps(high, most, _CMP_LE_OQ));
-  return _mm256_movemask_ps(finite) == 0xff ? largest_of(_mm256_max_ps(low, high))
-                                            : std::numeric_limits<float>::quiet_NaN();
-}
 
 // Two vectors of 8 words to 16 bytes in order.
 __m128i narrow(__m256i low, __m256i high) {
@@ -49,70 +31,38 @@ void store_sums(__m128i codes, float scale, int64_t h, const QuantizedSlot& slot
   slot.halves[h] = scale * static_cast<float>(first + second);
 }
 
-__m256 squared_errors(__m256 low, __m256 high, __m256 inverse) {
-  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-  low = _mm256_mul_ps(low, inverse);
-  high = _mm256_mul_ps(high, inverse);
-  low = _mm256_sub_ps(low, _mm256_round_ps(low, kNearest));
-  high = _mm256_sub_ps(high, _mm256_round_ps(high, kNearest));
-  return _mm256_add_ps(_mm256_mul_ps(low, low), _mm256_mul_ps(high, high));
-}
-
-__m128 sum_of_each(const __m256* lanes) {
-  const __m256 quarters =
-      _mm256_hadd_ps(_mm256_hadd_ps(lanes[0], lanes[1]), _mm256_hadd_ps(lanes[2], lanes[3]));
-  return _mm_add_ps(_mm256_castps256_ps128(quarters), _mm256_extractf128_ps(quarters, 1));
-}
-
-// How many levels to spread [0, largest] over, the most of equals.
-float best_levels(__m256 low, __m256 high, float largest) {
-  __m256 errors[kTries];
-  for (int i = 0; i < kTries; ++i) {
-    const auto levels = static_cast<float>(kMostLevels - i);
-    errors[i] = squared_errors(low, high, _mm256_set1_ps(levels / largest));
-  }
-  alignas(16) float sums[kTries];
-  static_assert(kTries == 8);
-  _mm_store_ps(sums, sum_of_each(errors));
-  _mm_store_ps(sums + 4, sum_of_each(errors + 4));
-  float best = kMostLevels;
-  float least = std::numeric_limits<float>::infinity();
-  for (int i = 0; i < kTries; ++i) {
-    const auto levels = static_cast<float>(kMostLevels - i);
-    const float error = sums[i] * (1.0f / (levels * levels));
-    if (error < least) {
-      least = error;
-      best = levels;
-    }
-  }
-  return best;
-}
-
-void quantize_half(const float* src, int64_t h, const QuantizedSlot& slot) {
-  const __m256 low = _mm256_loadu_ps(src);
-  const __m256 high = _mm256_loadu_ps(src + 8);
-  const float largest = largest_magnitude(low, high);
-  const bool usable = largest > kTiny;
-  const float levels = usable ? best_levels(low, high, largest) : 1.0f;
-  const float scale = usable ? largest / levels : largest * 0.0f;  // keeps a NaN
+void write_half(const float* src, float scale, float inverse, int64_t h, const QuantizedSlot& slot) {
   __m128i codes = _mm_setzero_si128();
-  if (usable) {
-    const __m256 inverse = _mm256_set1_ps(levels / largest);
-    codes = narrow(_mm256_cvtps_epi32(_mm256_mul_ps(low, inverse)),
-                   _mm256_cvtps_epi32(_mm256_mul_ps(high, inverse)));
+  if (inverse > 0.0f) {
+    const __m256 factor = _mm256_set1_ps(inverse);
+    codes = narrow(_mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(src), factor)),
+                   _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(src + 8), factor)));
   }
   _mm_storeu_si128(reinterpret_cast<__m128i*>(slot.codes + h * kHalfColumns), codes);
   slot.scales[h] = scale;
   store_sums(codes, scale, h, slot);
 }
 
+// So many halves from the h-th on, kHalvesAtOnce at most.
+void write_halves(const float* x, int64_t count, int64_t h, const QuantizedSlot& slot) {
+  alignas(32) float padded[kHalvesAtOnce * kHalfColumns] = {};
+  const bool whole = count == kHalvesAtOnce;
+  if (!whole) std::copy_n(x, count * kHalfColumns, padded);
+  const HalfScales found = find_scales(whole ? x : padded);
+  for (int64_t i = 0; i < count; ++i) {
+    write_half(x + i * kHalfColumns, found.scales[i], found.inverses[i], h + i, slot);
+  }
+}
+
 }  // namespace
 
 void quantize(const float* x, int64_t columns, int64_t first_group, const QuantizedSlot& slot) {
-  for (int64_t i = 0; i < columns / kGroupColumns; ++i) {
-    const int64_t g = first_group + i;
-    quantize_half(x + i * kGroupColumns, 2 * g, slot);
-    quantize_half(x + i * kGroupColumns + kHalfColumns, 2 * g + 1, slot);
+  const int64_t groups = columns / kGroupColumns, halves = 2 * groups;
+  for (int64_t i = 0; i < halves; i += kHalvesAtOnce) {
+    const int64_t count = std::min<int64_t>(kHalvesAtOnce, halves - i);
+    write_halves(x + i * kHalfColumns, count, 2 * first_group + i, slot);
+  }
+  for (int64_t g = first_group; g < first_group + groups; ++g) {
     slot.sums[g] = slot.halves[2 * g] + slot.halves[2 * g + 1];
   }
 }
