@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ OPEN_PATHS = frozenset({"/health", "/ready", "/", "/docs", "/openapi.json"})
 MAX_HEADERS = 128
 MAX_HEADER_BYTES = 64 << 10
 MAX_JSON_DEPTH = 64
+BODY_TIMEOUT_S = 120.0
+"""Time for a whole body; the largest one by default takes half of it at 1.2 Mbit/s."""
 
 
 def error_response(path: str, error: ApiError) -> JSONResponse:
@@ -34,7 +37,8 @@ class Guard:
     """Refuses what may not pass, counts answers, and makes bodies JSON.
 
     Order: headers (431), key (401), draining (503), length (413), the client's limits (429), which are for
-    POSTs. A body without a length is cut off while it is read, and one that is nested too deeply is a 400.
+    POSTs. A body without a length is cut off while it is read, one that does not end in time is a 408, and
+    one that is nested too deeply a 400.
     """
 
     def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
@@ -106,21 +110,30 @@ class Guard:
 
 
 class _Limited:
-    """Counts a body's bytes while it is read, and looks how deeply it is nested when all of it is there."""
+    """Counts a body's bytes and bounds its time while it is read, and looks at the end how deep it is."""
 
     def __init__(self, receive: Receive, max_body: int) -> None:
         self._receive = receive
         self._max_body = max_body
+        self._deadline: float | None = asyncio.get_running_loop().time() + BODY_TIMEOUT_S
         self._read = 0
         self._parts: list[bytes] = []
 
     async def __call__(self) -> Message:
-        message = await self._receive()
+        message = await self._in_time()
         if message["type"] == "http.request":
             self._take(message.get("body", b""))
             if not message.get("more_body", False):
                 self._end()
         return message
+
+    async def _in_time(self) -> Message:
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await self._receive()
+        except TimeoutError:
+            message = f"the request body did not arrive within {BODY_TIMEOUT_S:g} s"
+            raise ApiError(408, message, code="request_timeout") from None
 
     def _take(self, part: bytes) -> None:
         self._read += len(part)
@@ -130,6 +143,7 @@ class _Limited:
 
     def _end(self) -> None:
         body, self._parts = b"".join(self._parts), []
+        self._deadline = None  # what comes now is the client's leaving
         if is_deeper(body, MAX_JSON_DEPTH):
             raise bad_request(
                 f"the body is nested more than {MAX_JSON_DEPTH} levels deep", code="invalid_json"

@@ -25,6 +25,7 @@ from trimaran_gateway.engine.pool import EnginePool
 from trimaran_gateway.metrics import GatewayMetrics
 from trimaran_gateway.middleware import MAX_HEADER_BYTES
 from trimaran_gateway.model import load_model
+from trimaran_gateway.punctual import PunctualProtocol
 
 _LISTEN_BACKLOG = 1024
 _log = Log(__name__)
@@ -93,7 +94,7 @@ async def run_gateway(gateway: Gateway, listener: socket.socket, stop: Stop) -> 
             access_log=False,
             lifespan="off",
             server_header=False,
-            http="h11",
+            http=PunctualProtocol,
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             timeout_graceful_shutdown=2,
         )

@@ -90,10 +90,10 @@ class ChunkStream:
         get = asyncio.ensure_future(self._queue.get())
         try:
             await asyncio.wait({get, self._gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if self._gone.done():  # first: whatever else there is to send, nobody reads it
+                raise ClientGoneError
             if get.done():
                 return self._join(get.result())
-            if self._gone.done():
-                raise ClientGoneError
             return b""
         finally:
             get.cancel()
