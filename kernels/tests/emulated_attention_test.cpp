@@ -69,6 +69,44 @@ void test_products(std::mt19937& random) {
   }
 }
 
+// Blocks of n columns, and the same elements as floats. Some scales are none that a file should have.
+std::vector<uint8_t> random_codes(int64_t blocks, int n, std::mt19937& random, std::vector<float>& values) {
+  std::vector<uint8_t> codes(size_of(blocks * (kCodeRows + 2) * n));
+  for (uint8_t& code : codes) code = static_cast<uint8_t>(random());
+  for (int64_t block = 0; block < blocks; ++block) {
+    const uint8_t* first = codes.data() + block * (kCodeRows + 2) * n;
+    for (int i = 0; i < kCodeRows * n; ++i) {
+      values.push_back(static_cast<float>(static_cast<int8_t>(first[i])) *
+                       f16_to_float(load_u16(first + kCodeRows * n + 2 * (i % n))));
+    }
+  }
+  return codes;
+}
+
+void test_codes(int m, int n, int64_t blocks, bool accumulate, std::mt19937& random) {
+  std::vector<float> expected;
+  const auto codes = random_codes(blocks, n, random, expected);
+  std::vector<float> got(expected.size());
+  wide().widen_codes(codes.data(), blocks, n, got.data());
+  for (size_t i = 0; i < got.size(); ++i) CHECK(same(got[i], expected[i]));
+
+  const int64_t k = blocks * kCodeRows;
+  const auto a = random_floats(size_of(m * k), random);
+  const auto before = random_floats(size_of(m * (n + 2)), random);
+  std::vector<float> c = before, by_floats = before;
+  Product product{a.data(), k, 1, n, c.data(), n + 2, m, n, k, accumulate};
+  wide().multiply_codes(product, codes.data());
+  product.c = by_floats.data();
+  wide().multiply(product, expected.data());
+  for (size_t i = 0; i < c.size(); ++i) CHECK(same(c[i], by_floats[i]));
+}
+
+void test_blocks_of_codes(std::mt19937& random) {
+  for (const int n : {8, 16, 24, 32}) {
+    for (const int m : {0, 1, 2, 3, 4, 5, 7, 8, 9}) test_codes(m, n, 1 + m % 3, m % 2 == 0, random);
+  }
+}
+
 void test_widen(std::mt19937& random) {
   for (const int64_t n : {8, 16, 24, 32, 40}) {
     std::vector<uint16_t> src(size_of(n));
@@ -231,6 +269,7 @@ int main() {
   std::mt19937 random(5);
   test_products(random);
   test_widen(random);
+  test_blocks_of_codes(random);
   test_transpose(random);
   test_entries(random);
   test_softmax(random);

@@ -435,15 +435,20 @@ def store_latents(
 class LatentMaps:
     """Wkv_b of a layer, packed: a copy of k_b [heads, nope, latent] and v_b [heads, latent, value], float32.
 
+    Either may come transposed in the file's blocks of Q8_0, uint8 [heads, latent, nope / 32 * 34] and [heads,
+    value, latent / 32 * 34]. Then the copy keeps their codes and scales: a quarter of the bytes, and products
+    with it have the bits of those with the same values in float32.
+
     Args:
-        half: keep them as binary16, rounded to nearest: half the bytes, a relative error of 2^-12 at most for
-            magnitudes from 2^-14 to 65504.
+        rounded: keep what comes in float32 as binary16, rounded to nearest: half the bytes, a relative error
+            of 2^-12 at most for magnitudes from 2^-14 to 65504. Where there are matrix tiles, products of the
+            expanded form round to bfloat16 then.
 
     Raises:
         KernelError: arrays of wrong dtype, layout, or shapes that do not fit each other.
     """
 
-    def __init__(self, k_b: Any, v_b: Any, half: bool) -> None: ...
+    def __init__(self, k_b: Any, v_b: Any, rounded: bool) -> None: ...
     @property
     def nbytes(self) -> int: ...
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import gguf
 import numpy as np
 import pytest
 import trimaran_kernels
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 from trimaran.errors import KernelError
 from trimaran_kernels import LatentMaps, LatentPages, Mla, ThreadPool, store_latents, usable_cpus
@@ -54,6 +56,7 @@ class Case:
         d, self.random = self.dims, np.random.default_rng(self.seed)
         self.k_b = self.normal(d.heads, d.nope, d.latent) / d.latent**0.5
         self.v_b = self.normal(d.heads, d.latent, d.value) / d.latent**0.5
+        self.blocks: list[NDArray[np.uint8] | Floats] | None = None
         self.weight = 1 + self.normal(d.latent) / 10
         needed = [-(-(n + p) // d.page) for n, p in zip(self.lengths, self.positions, strict=True)]
         self.scattered = self.random.permutation(sum(needed) + 2).astype(np.int32)
@@ -71,6 +74,14 @@ class Case:
     @property
     def counts(self) -> list[int]:
         return [n + p for n, p in zip(self.lengths, self.positions, strict=True)]
+
+    def quantise_maps(self) -> None:
+        """To Q8_0, as a file with a tensor for each half has them; `k_b` and `v_b` become what that means."""
+        raw = [
+            gguf.quantize(half.transpose(0, 2, 1), GGMLQuantizationType.Q8_0) for half in (self.k_b, self.v_b)
+        ]
+        self.k_b, self.v_b = map(dequantised, raw)
+        self.blocks = raw
 
     def normal(self, *shape: int) -> Floats:
         return self.random.standard_normal(shape, dtype=np.float32)
@@ -111,7 +122,8 @@ class Case:
         out = np.full((len(self.q), d.heads * d.value), np.nan, np.float32)
         table = self.segments(list(range(len(self.lengths))) if which is None else which, absorbed)
         cos, sin = np.cos(self.angles), np.sin(self.angles)
-        mla.attend(LatentMaps(self.k_b, self.v_b, half), self.q, cos, sin, self.pages, *table, out)
+        maps = LatentMaps(*(self.blocks or (self.k_b, self.v_b)), half)
+        mla.attend(maps, self.q, cos, sin, self.pages, *table, out)
         return out
 
     def expected(self) -> NDArray[np.float64]:
@@ -129,6 +141,10 @@ class Case:
                     out[row, head] = weights / weights.sum() @ (seen[:, : d.latent] @ self.v_b[head])
                 row += 1
         return out.reshape(len(q), -1)
+
+
+def dequantised(half: NDArray[np.uint8]) -> Floats:
+    return np.ascontiguousarray(gguf.dequantize(half, GGMLQuantizationType.Q8_0).transpose(0, 2, 1))
 
 
 def rotated(x: NDArray[np.floating], angles: Floats) -> NDArray[np.float64]:
@@ -242,6 +258,65 @@ def test_maps_in_16_bits_take_half_and_cost_little() -> None:
     full = LatentMaps(case.k_b, case.v_b, False).nbytes
     assert full == 4 * 2 * 16 * 128 * 512
     assert LatentMaps(case.k_b, case.v_b, True).nbytes == full // 2
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("absorbed", [0, 1])
+@pytest.mark.parametrize("dims", [replace(SMALL, nope=32), Dims(3, 96, 6, 64, 13, page=5), LITE])
+def test_maps_in_blocks_give_the_bits_of_their_values(dims: Dims, absorbed: int, isa: str) -> None:
+    """With 1 to 8 queries in one pass: some take the codes as they are, more have them widened."""
+    for n in (1, 2, 3, 6, 8):
+        case = Case(dims, [n], [40], seed=n)
+        case.quantise_maps()
+        got, case.blocks = case.run(absorbed=absorbed, isa=isa), None
+        assert np.array_equal(got, case.run(absorbed=absorbed, isa=isa))
+        assert relative(got, case.expected()) < 2e-6
+
+
+def test_one_half_may_be_in_blocks() -> None:
+    case = Case(replace(SMALL, nope=32), [3], [10])
+    case.quantise_maps()
+    assert case.blocks is not None
+    k_b, v_b = case.blocks
+    expected = case.run()
+    case.blocks = [k_b, case.v_b]
+    assert np.array_equal(case.run(), expected)
+    case.blocks = [case.k_b, v_b]
+    assert np.array_equal(case.run(), expected)
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf, 6e-8])
+def test_extreme_scales_of_blocks(scale: float) -> None:
+    """The largest code there is, -128, is none that gguf writes; infinity times a code of 0 is NaN."""
+    case = Case(replace(SMALL, nope=32), [1], [3])
+    case.quantise_maps()
+    assert case.blocks is not None
+    for blocks in case.blocks:
+        blocks[1, 2, :2] = np.float16([scale]).view(np.uint8)
+        blocks[1, 2, 2:4] = 128, 0
+    with np.errstate(invalid="ignore"):
+        case.k_b, case.v_b = map(dequantised, case.blocks)
+    for absorbed in (0, 1):
+        blocks, got = case.blocks, case.run(absorbed=absorbed)
+        case.blocks = None
+        assert np.array_equal(got, case.run(absorbed=absorbed), equal_nan=True)
+        case.blocks = blocks
+
+
+def test_maps_in_blocks_take_what_the_file_does() -> None:
+    case = Case(LITE, [1], [0])
+    case.quantise_maps()
+    assert case.blocks is not None
+    assert LatentMaps(*case.blocks, True).nbytes == sum(half.nbytes for half in case.blocks)
+    k_b, v_b = case.blocks
+    with pytest.raises(KernelError, match="v_b: maps latents of 512, k_b those of 511"):
+        LatentMaps(np.ascontiguousarray(k_b[:, 1:]), v_b, True)
+    with pytest.raises(KernelError, match="v_b: need length 16 in dimension 0, have 15"):
+        LatentMaps(k_b, v_b[1:], True)
+    with pytest.raises(KernelError, match="k_b: rows of 135 bytes are no whole blocks of Q8_0"):
+        LatentMaps(np.ascontiguousarray(k_b[..., 1:]), v_b, True)
+    with pytest.raises(KernelError, match="k_b: empty or too large"):
+        LatentMaps(k_b[:0], v_b[:0], True)
 
 
 def test_16_bit_maps_round_as_numpy_does() -> None:

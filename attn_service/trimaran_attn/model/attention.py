@@ -10,12 +10,12 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from trimaran.gguf import GGMLType
 from trimaran.spec import ModelSpec
 
 from trimaran_attn import kv_codes
 from trimaran_attn.model.batch import DecodeRows, Segment
 from trimaran_attn.model.kinds import LINEAR, NORM
+from trimaran_attn.model.latent_maps import expanded_maps, packed_maps
 from trimaran_attn.model.linear import Linear
 from trimaran_attn.model.mla import (
     LatentMaps,
@@ -27,7 +27,7 @@ from trimaran_attn.model.mla import (
     attend_padded,
     unabsorb,
 )
-from trimaran_attn.model.native_attention import NativeLatentAttention, NativeMla, pack_maps
+from trimaran_attn.model.native_attention import NativeLatentAttention, NativeMla
 from trimaran_attn.model.norm import RMSNorm
 from trimaran_attn.model.query import Query, build_query
 from trimaran_attn.model.rope import rotate, softmax_scale
@@ -161,7 +161,6 @@ def build_attention(
     kv_a = site.child("kv_a_proj_with_mqa", LINEAR, (width, spec.hidden_size))
     kv_norm = site.child("kv_a_layernorm", NORM, (spec.kv_lora_rank,))
     output = site.child("o_proj", LINEAR, (spec.hidden_size, spec.n_heads * spec.v_head_dim))
-    maps, exact = _latent_maps(site)
     if native is not None and site.runs_native:
         shared = native(spec)
         return NativeLatentAttention(
@@ -170,7 +169,7 @@ def build_attention(
             query=query,
             kv_a=kv_a,
             kv_norm=kv_norm,
-            maps=pack_maps(maps, exact=exact or shared.exact_maps),
+            maps=packed_maps(site, exact=shared.exact_maps),
             output=output,
             form=form,
             native=shared,
@@ -182,33 +181,7 @@ def build_attention(
         query=query,
         kv_a=kv_a,
         kv_norm=kv_norm,
-        maps=maps,
+        maps=expanded_maps(site),
         output=output,
         form=form,
     )
-
-
-def _latent_maps(site: Site) -> tuple[LatentMaps, bool]:
-    """Wkv_b from either layout of the file: one `attn_kv_b`, or `attn_k_b` (transposed) and `attn_v_b`.
-
-    It is expanded: absorbing multiplies by the transposed matrix of what one of the two layouts stores, which
-    quantised rows do not allow. That is heads × (nope + v) × latent values a layer: 8 MiB in V2-Lite and
-    64 MiB in V3 as float32, half of it in 16 bits.
-
-    Returns:
-        The maps, and whether the file holds them in float32.
-    """
-    spec = site.spec
-    heads, rank, nope, v = spec.n_heads, spec.kv_lora_rank, spec.qk_nope_head_dim, spec.v_head_dim
-    if site.weights.has(f"{site.path}.kv_b_proj"):
-        tensors = [site.weights.quantised(f"{site.path}.kv_b_proj", (heads * (nope + v), rank))]
-        k_b, v_b = torch.split(tensors[0].dequantize().view(heads, nope + v, rank), [nope, v], 1)
-    else:
-        tensors = [
-            site.weights.quantised(f"{site.path}.k_b_proj", (heads, rank, nope)),
-            site.weights.quantised(f"{site.path}.v_b_proj", (heads, v, rank)),
-        ]
-        k_b, v_b = tensors[0].dequantize().transpose(1, 2), tensors[1].dequantize()
-    k_b, v_b = k_b.to(site.device, site.dtype), v_b.transpose(1, 2).to(site.device, site.dtype)
-    exact = all(tensor.type == GGMLType.F32 for tensor in tensors)
-    return LatentMaps(k_b.contiguous(), v_b.contiguous()), exact

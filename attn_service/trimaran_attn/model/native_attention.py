@@ -11,13 +11,11 @@ from trimaran.spec import ModelSpec
 
 from trimaran_attn.model.batch import Segment
 from trimaran_attn.model.linear import Linear, NativeLinear
-from trimaran_attn.model.mla import LatentMaps, MlaForm, absorbs
+from trimaran_attn.model.mla import MlaForm, absorbs
 from trimaran_attn.model.norm import RMSNorm
 from trimaran_attn.model.query import LoraQuery, Query
 from trimaran_attn.model.rope import softmax_scale
 from trimaran_attn.model.step import Ragged, Step
-
-LARGEST_HALF = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True)
@@ -41,19 +39,6 @@ def make_native(spec: ModelSpec, pool: trimaran_kernels.ThreadPool, *, exact_map
     scale = softmax_scale(spec.rope, nope + rope)
     dims = (spec.n_heads, nope, rope, spec.kv_lora_rank, spec.v_head_dim)
     return NativeMla(pool, trimaran_kernels.Mla(pool, *dims, scale), exact_maps)
-
-
-def pack_maps(maps: LatentMaps, *, exact: bool) -> trimaran_kernels.LatentMaps:
-    """Copy Wkv_b for the kernels.
-
-    Args:
-        maps: float32 on the CPU.
-        exact: keep float32. Otherwise, and if their magnitudes allow it, the copies are binary16: half the
-            bytes to read for each token, and a relative error of 2^-12.
-    """
-    largest = max(float(maps.k_b.abs().max()), float(maps.v_b.abs().max()))
-    half = not exact and largest < LARGEST_HALF
-    return trimaran_kernels.LatentMaps(maps.k_b.numpy(), maps.v_b.numpy(), half)
 
 
 class NativeLatentAttention:

@@ -47,16 +47,41 @@ void make_pages(LatentPages* self, nb::handle raw_object, const std::string& for
   new (self) LatentPages{std::move(raw), layer};
 }
 
-void make_maps(LatentMaps* self, nb::handle k_object, nb::handle v_object, bool half) {
-  const ArrayView k_b = view_array(k_object, "k_b", {Element::f32}, 3);
-  const ArrayView v_b = view_array(v_object, "v_b", {Element::f32}, 3);
+// Elements of a row of Q8_0 blocks.
+int row_elements(const ArrayView& blocks, const char* name) {
+  constexpr int64_t bytes = sizeof(BlockQ8_0);
+  if (blocks.shape[2] % bytes != 0) {
+    throw KernelError(std::string(name) + ": rows of " + std::to_string(blocks.shape[2]) +
+                      " bytes are no whole blocks of Q8_0, " + std::to_string(bytes) + " bytes each");
+  }
+  return static_cast<int>(blocks.shape[2] / bytes * kCodeRows);
+}
+
+// Matrices [heads, depth, columns] of floats, or the transposed ones in blocks.
+PanelMatrices panels_of(const ArrayView& map, const char* name, bool half) {
+  if (map.size() == 0 || map.size() > INT32_MAX)
+    throw KernelError(std::string(name) + ": empty or too large");
+  const int heads = static_cast<int>(map.shape[0]), rows = static_cast<int>(map.shape[1]);
+  if (map.element == Element::u8) {
+    return {static_cast<const BlockQ8_0*>(map.data), heads, row_elements(map, name), rows};
+  }
+  return {{floats(map), map.shape[1] * map.shape[2], map.shape[2], 1},
+          heads,
+          rows,
+          static_cast<int>(map.shape[2]),
+          half};
+}
+
+void make_maps(LatentMaps* self, nb::handle k_object, nb::handle v_object, bool rounded) {
+  const ArrayView k_b = view_array(k_object, "k_b", {Element::f32, Element::u8}, 3);
+  const ArrayView v_b = view_array(v_object, "v_b", {Element::f32, Element::u8}, 3);
   check_length(v_b, "v_b", 0, k_b.shape[0]);
-  check_length(v_b, "v_b", 1, k_b.shape[2]);
-  if (k_b.size() == 0 || v_b.size() == 0) throw KernelError("k_b, v_b: need elements");
-  if (k_b.size() > INT32_MAX || v_b.size() > INT32_MAX) throw KernelError("k_b, v_b: too large");
-  const MlaDims dims{static_cast<int>(k_b.shape[0]), static_cast<int>(k_b.shape[1]), 0,
-                     static_cast<int>(k_b.shape[2]), static_cast<int>(v_b.shape[2]), 0};
-  new (self) LatentMaps(dims, floats(k_b), floats(v_b), half);
+  PanelMatrices absorb = panels_of(k_b, "k_b", rounded), unabsorb = panels_of(v_b, "v_b", rounded);
+  if (absorb.columns() != unabsorb.depth()) {
+    throw KernelError("v_b: maps latents of " + std::to_string(unabsorb.depth()) + ", k_b those of " +
+                      std::to_string(absorb.columns()));
+  }
+  new (self) LatentMaps(static_cast<int>(k_b.shape[0]), std::move(absorb), std::move(unabsorb), rounded);
 }
 
 void make_mla(Mla* self, ThreadPool& pool, int heads, int nope, int rope, int latent, int value, float scale,
@@ -218,7 +243,7 @@ void bind_cache(nb::module_& m) {
 
 void bind_mla(nb::module_& m) {
   nb::class_<LatentMaps>(m, "LatentMaps")
-      .def("__init__", &make_maps, nb::arg("k_b"), nb::arg("v_b"), nb::arg("half"))
+      .def("__init__", &make_maps, nb::arg("k_b"), nb::arg("v_b"), nb::arg("rounded"))
       .def_prop_ro("nbytes", &LatentMaps::bytes);
   nb::class_<Mla>(m, "Mla")
       .def("__init__", &make_mla, nb::arg("pool"), nb::arg("heads"), nb::arg("nope"), nb::arg("rope"),

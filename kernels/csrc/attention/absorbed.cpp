@@ -7,7 +7,8 @@ namespace {
 
 constexpr int64_t kPassRows = 16384;            // (query, head) rows at a time: bounds the scratch memory
 constexpr int64_t kMaxPartBytes = 256ll << 20;  // of what parts hand over
-constexpr int kPanelsOfItem = 4;                // of k_b: 64 KiB of weights or more
+constexpr int kMostPanelsOfItem = 8;            // of a map: memory is read fastest in long pieces
+constexpr int kItemsPerThread = 16;             // at least, so that the last ones to finish cost little
 constexpr int kFewRows = 6;                     // up to so many, widening a panel first does not pay
 
 constexpr int64_t kQueryFloats = kPanel;  // times width: a block's transposed queries
@@ -69,10 +70,15 @@ void AbsorbedAttention::run_pass(const LatentMaps& maps, const Queries& queries,
   n_queries_ = 0;
 }
 
+// How many panels of a head one thread takes in a row.
+int AbsorbedAttention::panels_of_item(const PanelMatrices& map) const {
+  return std::clamp(dims_.heads * map.panels() / (kItemsPerThread * pool_.size()), 1, kMostPanelsOfItem);
+}
+
 // rows_ = [q_nope · k_b | rotated q_rope], both padded.
 void AbsorbedAttention::absorb(const LatentMaps& maps, const Queries& queries) {
   const PanelMatrices& k_b = maps.absorb();
-  const int groups = (k_b.panels() + kPanelsOfItem - 1) / kPanelsOfItem;
+  const int run = panels_of_item(k_b), groups = (k_b.panels() + run - 1) / run;
   const int64_t query = static_cast<int64_t>(dims_.heads) * dims_.query_width();
   const int64_t row = static_cast<int64_t>(dims_.heads) * width_;
   float* rows = rows_.data();
@@ -81,8 +87,8 @@ void AbsorbedAttention::absorb(const LatentMaps& maps, const Queries& queries) {
     const int group = static_cast<int>(item % groups);
     if (group == 0) rotate_head(queries, head);
     float* wide = workers_[static_cast<size_t>(worker)].data();
-    const int last = std::min(k_b.panels(), (group + 1) * kPanelsOfItem);
-    for (int panel = group * kPanelsOfItem; panel < last; ++panel) {
+    const int last = std::min(k_b.panels(), (group + 1) * run);
+    for (int panel = group * run; panel < last; ++panel) {
       const bool widened = n_queries_ > kFewRows;
       if (widened) k_b.widen(primitives_, head, panel, wide);
       for (const Chunk& chunk : chunks_) {
@@ -223,30 +229,37 @@ void AbsorbedAttention::attend_in_parts(const CacheLayer& cache) {
 // out = mixed latents · v_b.
 void AbsorbedAttention::unabsorb(const LatentMaps& maps, float* out) {
   const PanelMatrices& v_b = maps.unabsorb();
-  const int64_t row = static_cast<int64_t>(dims_.heads) * latent_;
-  pool_.parallel_for(static_cast<int64_t>(dims_.heads) * v_b.panels(), [&](int64_t item, int worker) {
-    const int head = static_cast<int>(item / v_b.panels());
-    const int panel = static_cast<int>(item % v_b.panels());
-    float* values = workers_[static_cast<size_t>(worker)].data();
-    float* wide = values + n_queries_ * kPanel;
-    const auto m = static_cast<int>(n_queries_);
-    Product product{mixed_.data() + head * latent_, row, 1, 0, values, kPanel, m, 0, dims_.latent, false};
-    if (m > kFewRows) {
-      v_b.widen(primitives_, head, panel, wide);
-      product.ldb = product.n = v_b.panel_stride(panel);
-      primitives_.multiply(product, wide);
-    } else {
-      v_b.multiply(primitives_, head, panel, product);
-    }
-    for (const Chunk& chunk : chunks_) {
-      for (int64_t i = 0; i < chunk.segment.length; ++i) {
-        const float* src = values + (chunk.first_query + i) * kPanel;
-        float* dst =
-            out + ((chunk.segment.first_row + i) * dims_.heads + head) * dims_.value + panel * kPanel;
-        std::copy_n(src, v_b.panel_columns(panel), dst);
-      }
-    }
+  const int run = panels_of_item(v_b), groups = (v_b.panels() + run - 1) / run;
+  pool_.parallel_for(static_cast<int64_t>(dims_.heads) * groups, [&](int64_t item, int worker) {
+    const int head = static_cast<int>(item / groups);
+    const int group = static_cast<int>(item % groups);
+    float* scratch = workers_[static_cast<size_t>(worker)].data();
+    const int last = std::min(v_b.panels(), (group + 1) * run);
+    for (int panel = group * run; panel < last; ++panel) unabsorb_panel(v_b, head, panel, scratch, out);
   });
+}
+
+void AbsorbedAttention::unabsorb_panel(const PanelMatrices& v_b, int head, int panel, float* scratch,
+                                       float* out) {
+  const int64_t row = static_cast<int64_t>(dims_.heads) * latent_;
+  float* values = scratch;
+  float* wide = values + n_queries_ * kPanel;
+  const auto m = static_cast<int>(n_queries_);
+  Product product{mixed_.data() + head * latent_, row, 1, 0, values, kPanel, m, 0, dims_.latent, false};
+  if (m > kFewRows) {
+    v_b.widen(primitives_, head, panel, wide);
+    product.ldb = product.n = v_b.panel_stride(panel);
+    primitives_.multiply(product, wide);
+  } else {
+    v_b.multiply(primitives_, head, panel, product);
+  }
+  for (const Chunk& chunk : chunks_) {
+    for (int64_t i = 0; i < chunk.segment.length; ++i) {
+      const float* src = values + (chunk.first_query + i) * kPanel;
+      float* dst = out + ((chunk.segment.first_row + i) * dims_.heads + head) * dims_.value + panel * kPanel;
+      std::copy_n(src, v_b.panel_columns(panel), dst);
+    }
+  }
 }
 
 }  // namespace trimaran

@@ -46,6 +46,8 @@ class AbsorbedAttention {
   void attend(const CacheLayer& cache);
   void attend_in_parts(const CacheLayer& cache);
   void unabsorb(const LatentMaps& maps, float* out);
+  void unabsorb_panel(const PanelMatrices& v_b, int head, int panel, float* scratch, float* out);
+  int panels_of_item(const PanelMatrices& map) const;
   void add_chunk(const Segment& segment);
   void cut_into_blocks();
   int64_t row_of(const Block& block) const { return block.chunk->first_query * dims_.heads + block.first; }

@@ -30,7 +30,7 @@ Mla::Mla(ThreadPool& pool, const AttentionPrimitives& primitives, const MlaDims&
 void Mla::attend(const LatentMaps& maps, const Queries& queries, const CacheLayer& cache,
                  const std::vector<Segment>& segments, float* out) {
   const std::lock_guard<std::mutex> lock(callers_);
-  if (tiled_ != nullptr && maps.half()) {
+  if (tiled_ != nullptr && maps.rounded()) {
     tiled_->run(maps, queries, cache, segments, out);
   } else {
     expanded_.run(maps, queries, cache, segments, out);

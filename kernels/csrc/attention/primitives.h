@@ -27,6 +27,10 @@ struct Product {
   bool accumulate;
 };
 
+// Rows of B that share their scales where B is in codes: a block is so many rows of ldb signed bytes, then a
+// binary16 a column, with which its codes are multiplied. Both factors are short, so elements are exact.
+constexpr int kCodeRows = 32;
+
 // Scores of `tokens` keys against `rows` queries (a multiple of 8, at most kPanel), one online-softmax step
 // (arXiv 2205.14135): scores[token · kPanel + row] becomes exp(scale·score - peak), peak and sum of each row
 // take the tile in, shrink is what the row's earlier result must be multiplied with. Row r sees the first
@@ -49,7 +53,10 @@ struct AttentionPrimitives {
   const char* name;
   void (*multiply)(const Product& product, const float* b);
   void (*multiply_half)(const Product& product, const uint16_t* b);  // B is binary16
+  void (*multiply_codes)(const Product& product, const uint8_t* b);  // B is in codes; k fills its blocks
   void (*widen_half)(const uint16_t* src, int64_t n, float* dst);    // n: a multiple of 8
+  // Blocks of codes of n columns, a multiple of 8, as floats [blocks × kCodeRows, n].
+  void (*widen_codes)(const uint8_t* src, int64_t blocks, int n, float* dst);
   // dst[c · ldd + r] = src[r · lds + c] for r < rows, c < columns, both multiples of 8.
   void (*transpose)(const float* src, int64_t lds, int64_t rows, int64_t columns, float* dst, int64_t ldd);
   // One entry of the cache as floats: the latent, padded with zeros to `shape.padded_latent()`, then the

@@ -75,8 +75,8 @@ void decode_entry(const EntryShape& shape, const uint8_t* entry, float* dst) {
 }
 
 const AttentionPrimitives& attention_primitives() {
-  static const AttentionPrimitives instance{"avx2",    multiply,     multiply_half, widen_half,
-                                            transpose, decode_entry, softmax,       nullptr};
+  static const AttentionPrimitives instance{"avx2",      multiply,  multiply_half, multiply_codes, widen_half,
+                                            widen_codes, transpose, decode_entry,  softmax,        nullptr};
   return instance;
 }
 

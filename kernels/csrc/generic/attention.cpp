@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "quant/half.h"
 
@@ -25,6 +26,21 @@ void multiply(const Product& p, const Element* b) {
 
 void widen_half(const uint16_t* src, int64_t n, float* dst) {
   std::transform(src, src + n, dst, f16_to_float);
+}
+
+void widen_codes(const uint8_t* src, int64_t blocks, int n, float* dst) {
+  for (int64_t block = 0; block < blocks; ++block, src += (kCodeRows + 2) * n) {
+    for (int i = 0; i < kCodeRows * n; ++i, ++dst) {
+      const float scale = f16_to_float(load_u16(src + kCodeRows * n + 2 * (i % n)));
+      *dst = static_cast<float>(static_cast<int8_t>(src[i])) * scale;
+    }
+  }
+}
+
+void multiply_codes(const Product& product, const uint8_t* b) {
+  std::vector<float> wide(static_cast<size_t>(product.k * product.ldb));
+  widen_codes(b, product.k / kCodeRows, static_cast<int>(product.ldb), wide.data());
+  multiply(product, wide.data());
 }
 
 void transpose(const float* src, int64_t lds, int64_t rows, int64_t columns, float* dst, int64_t ldd) {
@@ -57,8 +73,9 @@ bool softmax(const ScoreTile& tile) {
 }  // namespace
 
 const AttentionPrimitives& attention_primitives() {
-  static const AttentionPrimitives instance{
-      "generic", multiply<float>, multiply<uint16_t>, widen_half, transpose, decode_entry, softmax, nullptr};
+  static const AttentionPrimitives instance{"generic",  multiply<float>, multiply<uint16_t>, multiply_codes,
+                                            widen_half, widen_codes,     transpose,          decode_entry,
+                                            softmax,    nullptr};
   return instance;
 }
 

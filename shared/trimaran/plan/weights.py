@@ -133,7 +133,10 @@ def _bytes(part: str, info: TensorInfo, form: Form) -> int:
 
 
 def _map_bytes(info: TensorInfo, *, exact: bool) -> int:
-    """On a CPU: float32 stays so, everything else becomes binary16 unless nothing shall be rounded."""
+    """On a CPU: Q8_0 stays so where the halves are tensors of their own, and so does float32; everything else
+    becomes binary16 unless nothing shall be rounded."""
+    if info.type == GGMLType.Q8_0 and "attn_kv_b" not in info.name:
+        return info.nbytes
     return prod(info.shape) * (4 if exact or info.type == GGMLType.F32 else 2)
 
 
