@@ -60,7 +60,9 @@ class Recording:
         try:
             self._file: BinaryIO = path.open("rb")
         except OSError as error:
-            raise ModelFileError(f"{path}: {error.strerror}") from error
+            raise ModelFileError(
+                f"{path}: {error.strerror}", remedy="`trimaran experts record` writes recordings"
+            ) from error
         try:
             self.header = self._read_header()
         except ModelFileError:

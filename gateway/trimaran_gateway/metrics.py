@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 from trimaran.wire import EngineStats, EngineStatus
 
 from trimaran_gateway.engine.collector import PREFIX, EngineCollector
@@ -67,10 +70,23 @@ class GatewayMetrics:
 
     def expose(self) -> bytes:
         """All metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+        return generate_latest(_WithoutCreated(self.registry))
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
         return Histogram(f"{PREFIX}{name}", text, buckets=buckets, registry=self.registry)
+
+
+class _WithoutCreated(Collector):
+    """A registry's metrics without the `_created` gauges, which repeat the start time for every series."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterable[Metric]:
+        """The families; they are made anew for each call, so they may be changed."""
+        for family in self._registry.collect():
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            yield family
 
 
 class RequestTimer:

@@ -19,6 +19,8 @@ from trimaran.config_options import ENV_PREFIX, Option, nearest, options, sectio
 from trimaran.errors import ConfigError
 from trimaran.yaml_file import compose, construct
 
+_ASSIGNMENT = "write it as --set attn.max_running=4"
+
 
 def load_config(
     path: str | Path | None = None,
@@ -49,13 +51,15 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
     """Turns `["attn.max_running=4"]` into overrides.
 
     Raises:
-        ConfigError: an item has no `=`.
+        ConfigError: an item has no `=`, or no option before it.
     """
     result = {}
     for assignment in assignments:
         name, separator, value = assignment.partition("=")
         if not separator:
-            raise ConfigError(f"--set {assignment}: no value", remedy="write it as --set attn.max_running=4")
+            raise ConfigError(f"--set {assignment}: no value", remedy=_ASSIGNMENT)
+        if not name.strip():
+            raise ConfigError(f"--set {assignment}: no option", remedy=_ASSIGNMENT)
         result[name.strip()] = value.strip()
     return result
 
@@ -170,9 +174,9 @@ def _convert(option: Option, value: object, where: str, *, lax: bool = False) ->
     try:
         return msgspec.convert(value, option.type, strict=not lax)
     except msgspec.ValidationError as error:
-        raise ConfigError(
-            f"{_at(where)}{option.path} is {given!r:.80}, but must be {option.allowed}"
-        ) from error
+        # A pattern is for programs; the description says the same with examples.
+        remedy = option.description if option.has_pattern else f"allowed: {option.allowed}"
+        raise ConfigError(f"{_at(where)}{option.path} cannot be {given!r:.80}", remedy=remedy) from error
 
 
 def _at(where: str) -> str:

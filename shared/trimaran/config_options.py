@@ -51,6 +51,12 @@ class Option:
         info = _unwrap(inspect.type_info(self.type))
         return isinstance(info, inspect.UnionType) and info.includes_none
 
+    @property
+    def has_pattern(self) -> bool:
+        """Whether it is text that must match a regular expression."""
+        core = _core(inspect.type_info(self.type))
+        return isinstance(core, inspect.StrType) and core.pattern is not None
+
 
 @cache
 def options() -> Mapping[str, Option]:

@@ -106,10 +106,13 @@ def run_service(name: str, serve: Callable[[Config, Stop], None], argv: Sequence
     return run_guarded(start, debug=arguments.debug)
 
 
-def run_guarded(main: Callable[[], None], *, debug: bool = False) -> int:
-    """Calls `main`; an expected failure is one line on stderr and an exit code, any other a traceback."""
+def run_guarded(main: Callable[[], int | None], *, debug: bool = False) -> int:
+    """Calls `main`, whose exit code None is 0; an expected failure is one line on stderr and an exit code.
+
+    Any other failure is a traceback.
+    """
     try:
-        main()
+        return main() or 0
     except TrimaranError as error:
         if debug:
             traceback.print_exc()
@@ -120,7 +123,6 @@ def run_guarded(main: Callable[[], None], *, debug: bool = False) -> int:
     except BrokenPipeError:
         _silence_stdout()
         return 1
-    return 0
 
 
 def say_error(error: TrimaranError) -> None:

@@ -22,6 +22,8 @@ def resolve_model(model: str) -> Path:
     """
     if model == DEMO:
         return _demo_path()
+    if not model:
+        raise ModelFileError("the model's name is empty", remedy="give a GGUF file or `demo` with --model")
     path = _expand(model)
     if path.is_dir():
         return _only_model_in(path)
@@ -54,7 +56,6 @@ def _only_model_in(folder: Path) -> Path:
     models = [file for file in files if _FIRST_SPLIT in file.name] or files
     if len(models) == 1:
         return models[0].resolve()
-    found = (
-        "no GGUF file" if not models else f"{len(models)} models ({', '.join(f.name for f in models[:3])}…)"
-    )
+    names = [file.name for file in models[:3]] + ["…"] * (len(models) > 3)
+    found = f"{len(models)} models, {', '.join(names)}" if models else "no GGUF file"
     raise ModelFileError(f"{folder}: the folder holds {found}", remedy="give the file itself with --model")

@@ -37,6 +37,9 @@ def test_every_metric_is_there_and_counts(demo_server: RunningServer) -> None:
         return totals(demo_server).get("trimaran_expert_layer_compute_seconds_count", 0) > 0
 
     wait_until(is_counted, WAIT_S, "the expert service reports its calls")
+    text = httpx.get(f"{demo_server.url}/metrics").text
+    assert "by the engine\n" not in text, "a metric without an explanation"
+    assert "_created" not in text
     found = totals(demo_server)
     assert {f"trimaran_{name}" for name in GAUGES} <= set(found)
     assert {f"trimaran_{name}_total" for name in COUNTERS} <= set(found)

@@ -70,13 +70,16 @@ def test_an_option_at_the_wrong_depth_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("gateway:\n  port: 70000\n", ":2: gateway.port is 70000, but must be whole number, 0 to 65535"),
-        ("gateway:\n  port: eighty\n", ":2: gateway.port is 'eighty', but must be whole number"),
-        ('gateway: {port: "80"}\n', ":1: gateway.port is '80', but must be whole number"),
-        ("gateway: {port: null}\n", ":1: gateway.port is None, but must be"),
-        ("attn: {device: tpu}\n", ":1: attn.device is 'tpu', but must be text of the form (auto|cpu|cuda"),
-        ("experts: {isa: sse}\n", "but must be one of"),
-        ("attn: {gpu_memory: lots}\n", "attn.gpu_memory is 'lots'"),
+        ("gateway:\n  port: 70000\n", ":2: gateway.port cannot be 70000 (allowed: whole number, 0 to 65535)"),
+        ("gateway:\n  port: eighty\n", ":2: gateway.port cannot be 'eighty' (allowed: whole number"),
+        ('gateway: {port: "80"}\n', ":1: gateway.port cannot be '80' (allowed: whole number"),
+        ("gateway: {port: null}\n", ":1: gateway.port cannot be None (allowed: "),
+        ("attn: {device: tpu}\n", ":1: attn.device cannot be 'tpu' (cpu, cuda:N, or several GPUs"),
+        ("experts: {isa: sse}\n", "experts.isa cannot be 'sse' (allowed: one of"),
+        (
+            "attn: {gpu_memory: lots}\n",
+            "attn.gpu_memory cannot be 'lots' (GPU memory to plan for, e.g. 24GiB",
+        ),
         ("gateway: 5\n", ":1: gateway must be a mapping"),
         ("- 5\n", ":1: the file must be a mapping"),
         ("model: a\nmodel: b\n", ":2: model is given twice"),
@@ -123,12 +126,12 @@ def test_variables_that_kubernetes_makes_pass(variable: str) -> None:
 
 def test_a_wrong_value_of_a_variable_names_it() -> None:
     text = message(None, {}, {"TRIMARAN_GATEWAY__PORT": "http"})
-    assert text.startswith("environment variable TRIMARAN_GATEWAY__PORT: gateway.port is 'http'")
+    assert text.startswith("environment variable TRIMARAN_GATEWAY__PORT: gateway.port cannot be 'http'")
 
 
 def test_wrong_flags() -> None:
     assert "did you mean attn.max_running?" in message(None, {"attn.max_runing": 1}, {})
-    assert "gateway.port is -1" in message(None, {"gateway.port": -1}, {})
+    assert "gateway.port cannot be -1" in message(None, {"gateway.port": -1}, {})
     with pytest.raises(ConfigError, match="no value"):
         parse_assignments(["attn.max_running"])
     assert parse_assignments(["a.b = c=d"]) == {"a.b": "c=d"}

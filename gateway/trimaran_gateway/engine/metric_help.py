@@ -19,6 +19,8 @@ _HELP = {
     "expert_rpc_latency_seconds": "From a layer's submit to its answer",
     "attention_wait_on_experts_seconds": "Of that, what the attention service waited",
     "expert_calls": "Layer calls",
+    "expert_engine_calls": "Computations of layer calls: fewer than calls where some were merged",
+    "expert_merged_calls": "Layer calls that were computed together with others",
     "expert_failures": "Layer calls that failed",
     "expert_tokens": "Tokens computed, each layer counted",
     "expert_bytes_read": "Bytes of weights read",
@@ -40,6 +42,8 @@ _HELP = {
     "request_failure": "Requests that the engine refused or could not finish",
     "requests_moved": "Requests that the engine lost or refused before they began, asked of another",
 }
+
+NAMES = frozenset(_HELP)
 
 
 def help_of(name: str) -> str:

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 from trimaran.errors import ConfigError, PeerError, RequestError
 
+_ADDRESS = "write it as http://127.0.0.1:8000"
+
 
 @dataclass(frozen=True)
 class Health:
@@ -53,16 +55,17 @@ class ApiClient:
         url: base address, e.g. `http://127.0.0.1:8000`; a trailing `/v1` is fine.
         key: API key, when the server asks for one.
         timeout_s: longest silence of the server that is waited through.
+
+    Raises:
+        ConfigError: the address or the key cannot be one.
     """
 
     def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 600.0) -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ConfigError(f"{url!r} is no HTTP address", remedy="write it as http://127.0.0.1:8000")
-        self.url = f"{parts.scheme}://{parts.netloc}"
+        self._scheme, self._host, self._port = _address(url)
+        netloc = self._host if ":" not in self._host else f"[{self._host}]"
+        self.url = f"{self._scheme}://{netloc}" + ("" if self._port is None else f":{self._port}")
         self.usage: Usage | None = None
-        self._host, self._port, self._scheme = parts.hostname, parts.port, parts.scheme
-        self._key = key
+        self._key = _checked_key(key)
         self._timeout_s = timeout_s
 
     @property
@@ -172,6 +175,29 @@ class _Exchange:
     def __exit__(self, *_: object) -> None:
         self._response.close()
         self._connection.close()
+
+
+def _address(url: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port."""
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"{url!r} is no HTTP address: {error}", remedy=_ADDRESS) from error
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ConfigError(f"{url!r} is no HTTP address", remedy=_ADDRESS)
+    if parts.path.rstrip("/") not in {"", "/v1"}:
+        raise ConfigError(f"{url!r} has the path {parts.path}, but the API is at the root", remedy=_ADDRESS)
+    return parts.scheme, parts.hostname, port
+
+
+def _checked_key(key: str | None) -> str | None:
+    """A key that fits in a header."""
+    if key is not None and not (key.isprintable() and all(ord(character) < 256 for character in key)):
+        raise ConfigError(
+            "the API key has characters that no HTTP header takes", remedy="check --key and TRIMARAN_API_KEY"
+        )
+    return key
 
 
 def _checked(response: http.client.HTTPResponse) -> Any:

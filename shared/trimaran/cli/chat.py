@@ -16,7 +16,7 @@ from trimaran.cli.api_client import ApiClient, Delta
 from trimaran.cli.serve import own_server
 from trimaran.cli.server import server_url
 from trimaran.config import Config
-from trimaran.errors import PeerError, RequestError
+from trimaran.errors import ConfigError, PeerError, RequestError
 
 HELP = "/reset forgets the conversation, /quit (or Ctrl-D) ends, Ctrl-C stops an answer."
 
@@ -86,10 +86,13 @@ class Conversation:
         """Asks one question and prints the answer alone.
 
         Raises:
-            RequestError: the question is empty, or the server refuses it.
+            ConfigError: the question is empty.
+            RequestError: the server refuses it.
         """
         if not question.strip():
-            raise RequestError("the question is empty", code="empty")
+            raise ConfigError(
+                "the question is empty", remedy="give it after `trimaran chat`, or on standard input"
+            )
         for delta in self._stream(question.strip()):
             if self._console.is_terminal or not delta.reasoning:
                 self._show(delta)

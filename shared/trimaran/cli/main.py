@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import partial
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -16,6 +17,7 @@ from trimaran.cli.rules import rules
 from trimaran.cli.serve import serve
 from trimaran.cli.single import attn, experts, gateway, record, replay, stats
 from trimaran.cli.trace import trace
+from trimaran.cli.usage import one_line_errors
 from trimaran.lifecycle import run_guarded
 
 
@@ -25,11 +27,11 @@ def make_app() -> typer.Typer:
         name="trimaran",
         help="Full-size DeepSeek models on one server: attention on the GPU, experts in RAM.\n\n"
         "Start with 'trimaran serve'. 'trimaran COMMAND --help' has examples.",
-        no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+    app.callback()(_options)
     app.command()(serve)
     app.command()(chat)
     app.command()(plan)
@@ -52,6 +54,20 @@ def _experts_app() -> typer.Typer:
     return app
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        version()
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    del version  # its callback did the work
+
+
 def version() -> None:
     """Print the version.
 
@@ -62,7 +78,12 @@ def version() -> None:
     print(__version__)
 
 
+def run(arguments: Sequence[str]) -> int:
+    """Runs a command line; an expected failure is one line on stderr. Returns the exit code."""
+    command = partial(one_line_errors, make_app(), arguments or ["--help"])
+    return run_guarded(command, debug="--debug" in arguments)
+
+
 def main() -> NoReturn:
-    """Runs the command line; expected failures become one line and an exit code."""
-    debug = "--debug" in sys.argv
-    sys.exit(run_guarded(partial(make_app(), prog_name="trimaran"), debug=debug))
+    """Runs this process's command line."""
+    sys.exit(run(sys.argv[1:]))

@@ -10,7 +10,7 @@ import typer
 from trimaran.config import Config
 from trimaran.config_loader import load_config, parse_assignments
 from trimaran.errors import ConfigError
-from trimaran.units import parse_count
+from trimaran.units import parse_bytes, parse_count
 
 ConfigFile = Annotated[
     Path | None,
@@ -113,6 +113,18 @@ def overrides(
         **parse_assignments(assignments or []),
         **{path: value for path, value in flags.items() if value is not None},
     }
+
+
+def size(text: str, flag: str) -> int:
+    """The amount of memory that `flag` was given, in bytes.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        return parse_bytes(text)
+    except ConfigError as error:
+        raise ConfigError(f"{flag}: {error}") from error
 
 
 def _count(text: str | None) -> int | None:

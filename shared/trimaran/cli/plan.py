@@ -22,7 +22,7 @@ from trimaran.plan.devices import gpu_numbers
 from trimaran.replicas import for_replica, replicas
 from trimaran.rules import apply_rules
 from trimaran.spec import read_spec
-from trimaran.units import format_bytes, parse_bytes
+from trimaran.units import format_bytes
 
 _MOST_THREADS = 64
 
@@ -70,7 +70,7 @@ def plan(
     machine = read_machine()
     bandwidth = Bandwidth(
         ram=_ram_bandwidth(machine, given=ram_bandwidth, is_here=ram is None),
-        gpu=float(parse_bytes(gpu_bandwidth)) if gpu_bandwidth else None,
+        gpu=None if gpu_bandwidth is None else float(options.size(gpu_bandwidth, "--gpu-bandwidth")),
     )
     with GGUFFile.open(resolve_model(config.model)) as file:
         spec = read_spec(file)
@@ -172,14 +172,14 @@ def _for_machine(
 ) -> tuple[Machine, Config]:
     """The machine as asked for on the command line, and a configuration that uses its GPU."""
     if ram is not None:
-        memory = replace(machine.memory, limit=parse_bytes(ram), total=parse_bytes(ram))
-        machine = replace(machine, memory=memory)
+        nbytes = options.size(ram, "--ram")
+        machine = replace(machine, memory=replace(machine.memory, limit=nbytes, total=nbytes))
     if gpu_memory is not None:
         device = "cuda:0" if config.attn.device == "auto" else config.attn.device
         named = [name for name in config.attn.replicas or (device,) if name != "cpu"]
         if not named:
             raise PlanError("--gpu-memory contradicts --device cpu")
-        size = parse_bytes(gpu_memory)
+        size = options.size(gpu_memory, "--gpu-memory")
         gpu = Gpu("planned", memory=size, memory_free=size, capability="", driver="")
         machine = replace(machine, gpus=(gpu,) * (1 + max(max(gpu_numbers(name)) for name in named)))
         config = msgspec.structs.replace(
@@ -191,5 +191,5 @@ def _for_machine(
 def _ram_bandwidth(machine: Machine, *, given: str | None, is_here: bool) -> float | None:
     """As given, or measured; another machine's cannot be measured here."""
     if given is not None:
-        return float(parse_bytes(given))
+        return float(options.size(given, "--ram-bandwidth"))
     return measure_ram_bandwidth(min(machine.cores, _MOST_THREADS)) if is_here else None

@@ -108,7 +108,7 @@ def record(
       trimaran experts record calls.rec --set run_dir=/run/trimaran
       trimaran experts record calls.rec --seconds 10 --limit 256MiB --set run_dir=/run/trimaran
     """
-    command = ["record", str(file), f"--limit={limit}", f"--seconds={seconds}"]
+    command = ["record", str(file), f"--limit={options.size(limit, '--limit')}", f"--seconds={seconds}"]
     _become(EXPERTS, config_file, options.overrides(assignments), debug=debug, command=command)
 
 

@@ -41,7 +41,7 @@ def trace(
     """
     del debug  # read where failures are shown
     if not output.absolute().parent.is_dir():
-        raise ConfigError(f"{output}: its folder does not exist")
+        raise ConfigError(f"{output}: its folder does not exist", remedy="make it first")
     processes, silent = record(run_dir or find_run_dir(), seconds, steps, replica)
     output.write_bytes(msgspec.json.encode(chrome_trace(processes)))
     spans = sum(len(spans) for spans in processes.values())

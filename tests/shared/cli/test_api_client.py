@@ -131,3 +131,17 @@ def test_nobody_there() -> None:
 def test_bad_addresses(url: str) -> None:
     with pytest.raises(ConfigError, match="no HTTP address"):
         ApiClient(url)
+
+
+def test_addresses_with_a_path_or_a_bad_port() -> None:
+    with pytest.raises(ConfigError, match="has the path /api, but the API is at the root"):
+        ApiClient("http://localhost:8000/api")
+    with pytest.raises(ConfigError, match="no HTTP address: "):
+        ApiClient("http://localhost:eighty")
+    assert ApiClient("http://[::1]:8000/v1/").url == "http://[::1]:8000"
+    assert ApiClient("https://localhost").url == "https://localhost"
+
+
+def test_a_key_that_no_header_takes() -> None:
+    with pytest.raises(ConfigError, match="check --key"):
+        ApiClient("localhost", "first\nsecond")

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 from trimaran import __version__
+from trimaran.checkup import Finding
 from trimaran.cli import single
 from trimaran.cli.main import make_app
+from trimaran.cli.main import run as run_main
 from trimaran.cli.options import make_config, overrides
 from trimaran.cli.serve import check_fit
 from trimaran.errors import ConfigError, PlanError
@@ -41,6 +43,69 @@ def test_every_command_shows_examples(command: str) -> None:
 
 def test_version() -> None:
     assert run("version").strip() == __version__
+    assert run("--version").strip() == __version__
+
+
+def test_a_bare_command_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main([]) == 0
+    assert "Usage: trimaran" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("sreve", "no such command 'sreve'"),
+        ("--verison", "no such option: --verison"),
+        ("serve extra", "(see `trimaran serve --help`)"),
+        ("serve --prot 1", "no such option: --prot"),
+        ("serve --port", "'--port' requires an argument"),
+        ("serve --port abc", "invalid value for '--port'"),
+        ("serve --port 70000", "gateway.port cannot be 70000 (allowed: whole number, 0 to 65535)"),
+        ("serve --ready-timeout 0", "invalid value for '--ready-timeout'"),
+        ("serve --device gpu", "attn.device cannot be 'gpu' (cpu, cuda:N"),
+        ("serve --context 10G", "--context: '10G' is no number of tokens (write it as"),
+        ("serve --set foo", "--set foo: no value (write it as"),
+        ("serve --set =3", "--set =3: no option (write it as"),
+        ("serve --set attn.max_runing=2", "(did you mean attn.max_running?)"),
+        ("serve --config none.yaml", "none.yaml: No such file or directory (check the path"),
+        ("serve --rules none.yaml", "none.yaml: No such file or directory (check the path"),
+        ("chat --url http://localhost/x y", "has the path /x"),
+        ("plan demo --ram 5x", "--ram: '5x' is no amount of memory (write it as"),
+        ("plan demo --ram-bandwidth fast", "--ram-bandwidth: 'fast' is no amount"),
+        ("plan demo --ram 1GiB --gpu-bandwidth ?", "--gpu-bandwidth: '?' is no amount"),
+        ("plan demo --ram 1GiB --gpu-memory -1GiB", "--gpu-memory: '-1GiB' is no amount"),
+        ("rules", "missing argument"),
+        ("trace none/t.json", "its folder does not exist (make it first)"),
+        ("trace --seconds 0", "invalid value for '--seconds'"),
+        ("experts --list --purge", "(give one of them)"),
+        ("experts bogus", "(see `trimaran experts --help`)"),
+        ("experts record x --limit 5q", "--limit: '5q' is no amount of memory"),
+    ],
+)
+def test_a_wrong_line_gets_one_line_back(line: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_main(line.split()) == 2
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert message in said.err
+
+
+def test_an_empty_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(["serve", "--model", ""]) == 3
+    assert "the model's name is empty (give" in capsys.readouterr().err
+
+
+def test_other_exit_codes_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of commands that end early, and of an interrupt."""
+    monkeypatch.setattr("trimaran.cli.doctor.examine", lambda _machine: [Finding("torch", "missing", "none")])
+    assert run_main(["doctor"]) == 1
+
+    def interrupt(_machine: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trimaran.cli.doctor.examine", interrupt)
+    assert run_main(["doctor"]) == 130
 
 
 def test_flags_become_options() -> None:
