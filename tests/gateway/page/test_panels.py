@@ -208,6 +208,7 @@ def test_everything_can_be_reached_and_has_a_name(page: Any, server: Any) -> Non
         assert ring != "none" or name.startswith("BODY"), f"{name} shows no focus"
         seen.append(name)
     for part in (
+        "scroll",
         "new",
         "open-live",
         "open-settings",

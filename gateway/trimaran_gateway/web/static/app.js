@@ -26,6 +26,7 @@ const chat = new Chat({
   settings: new Settings(),
   modelName: () => status.model,
   onBusy: (isBusy) => composer.setBusy(isBusy),
+  onFailure: () => status.refresh(false),
   onEdit: (text, index) => composer.edit(text, index),
 });
 
