@@ -98,8 +98,8 @@ def _value(value: object) -> str:
 
 def _code(allowed: str) -> str:
     """A regular expression as code, for Markdown would eat its stars."""
-    prefix = "text of the form "
-    return f"{prefix}`{allowed.removeprefix(prefix)}`" if allowed.startswith(prefix) else allowed
+    before, form, pattern = allowed.partition("text of the form ")
+    return f"{before}{form}`{pattern}`" if form else allowed
 
 
 def _help_text(callback: Any) -> Iterator[str]:

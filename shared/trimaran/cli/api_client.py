@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import http.client
 import json
 from collections.abc import Iterator, Sequence
@@ -216,6 +217,8 @@ def _request_error(body: Any, status: int) -> RequestError:
     error = body.get("error") if isinstance(body, dict) else None
     fields = error if isinstance(error, dict) else {}
     message = str(fields.get("message") or f"the server answered {status}")
+    if status == http.HTTPStatus.UNAUTHORIZED:
+        message += " (give one with --key or TRIMARAN_API_KEY)"
     return RequestError(message, code=str(fields.get("code") or status))
 
 

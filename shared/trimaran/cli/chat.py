@@ -53,8 +53,8 @@ def chat(
 
       trimaran chat
       trimaran chat --url http://gpu-box:8000 --system "Answer in French."
-      trimaran chat What is 12 + 30?
-      echo "Sort these numbers: 5, 3, 9" | trimaran chat
+      trimaran chat "What is 12 + 30?"
+      echo "Count from 3 to 9." | trimaran chat
     """
     config = options.make_config(
         config_file, assignments, model=model, host=host, port=port, device=device, debug=debug

@@ -15,6 +15,9 @@ from rich.text import Text
 from trimaran.cli.api_client import Health
 from trimaran.cli.log_relay import LogLine
 
+_EXPECTED = "waiting for the attention service"
+"""What `unavailable` means while a server starts: nothing is wrong."""
+
 
 class Display(Protocol):
     """Shows a server's start. Log lines come from threads, everything else from the main thread."""
@@ -127,7 +130,8 @@ class PlainDisplay:
     def health(self, health: Health) -> None:
         """Prints a change of state, not every answer."""
         percent = f" {health.progress:.0%}" if health.progress and not health.ready else ""
-        state = f"{health.state} {health.detail}".strip() + percent
+        told = f"{health.state} {health.detail}".strip() + percent
+        state = _EXPECTED if health.state == "unavailable" else told
         if state != self._last_state:
             self._last_state = state
             self.say(f"{time.strftime('%H:%M:%S')} server   {state}")

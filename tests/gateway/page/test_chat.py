@@ -221,8 +221,9 @@ def test_a_refusal_is_shown_in_the_servers_words(page: Any, server: Any) -> None
     server.answer("Half an", error="the engine went away")
     page.open(server.url)
     page.say("long")
-    page.wait_text(".toast.error", "maximum context length is 4096")
+    page.wait_text(".answer .problem", "maximum context length is 4096")
     assert page.text(".answer .problem") == words
+    assert page.js("document.querySelector('.toast')") is None, "it is said once"
     page.click('.answer [title="Regenerate"]')
     page.wait_text(".answer .problem", "the engine went away")
     assert page.text(".answer > .prose") == "Half an"
@@ -230,9 +231,11 @@ def test_a_refusal_is_shown_in_the_servers_words(page: Any, server: Any) -> None
 
 def test_a_server_that_is_gone_is_named(page: Any, server: Any) -> None:
     page.open(server.url)
+    page.wait_text("#state-text", "deepseek-r1")
     server.close()
     page.say("hello")
-    page.wait_text(".toast.error", "cannot be reached")
+    page.wait_text(".answer .problem", "cannot be reached")
+    page.wait_text("#state-text", "not reachable")
 
 
 def test_a_key_is_asked_for_and_used(page: Any, server: Any) -> None:

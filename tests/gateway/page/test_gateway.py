@@ -37,7 +37,7 @@ def test_parameters_that_the_gateway_refuses_are_explained(page: Any, stack: Any
     page.click("#settings [name=tools]")
     page.type('[{"type": "function", "function": {"name": "no spaces"}}]')
     page.say("hello")
-    page.wait_text(".toast.error", "tools[0].function.name")
+    page.wait_text(".answer .problem", "tools[0].function.name")
 
 
 def test_a_locked_gateway_asks_for_its_key(page: Any, make_stack: Any) -> None:

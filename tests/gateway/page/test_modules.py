@@ -11,6 +11,8 @@ from trimaran_gateway.web.assets import load_assets
 
 BASE = load_assets().base
 
+FORMULA = '<div class="formula" tabindex="0"><code>'
+
 # What comes out, in short: tags with what is in them, code blocks as PRE.
 MARKDOWN = [
     ("plain", "<p>plain"),
@@ -44,6 +46,19 @@ MARKDOWN = [
     ("a|b\n-|-\n1|2", "<table><th>a<th>b<td>1<td>2"),
     ("| a |\n|---|\n| `x` \\| y |\nend", "<table><th>a<td><code>x</code> | y</table><p>end"),
     ("a | b", "<p>a | b"),
+    ("a|b\n-|-\n1<br>2|<BR/>x", "<table><th>a<th>b<td>1<br>2<td><br>x"),
+    ("[t](https://a.example/b_(c)) d)", '<p><a href="https://a.example/b_(c)">t</a> d)'),
+    ("- [ ] a *b*\n- [x] c\n- [y] d", '<ul><li class="task">☐ a <em>b</em><li class="task">☑ c<li>[y] d'),
+    (
+        "so \\(a_i * b_i * c\\), $x_1 * y_1$ and $$z$$",
+        "<p>so <code>a_i * b_i * c</code>, <code>x_1 * y_1</code> and <code>z",
+    ),
+    ("$5 and $6, US$7 or $8-$9, a \\$ b$ c", "<p>$5 and $6, US$7 or $8-$9, a $ b$ c"),
+    ("never \\(closed, \\[either, $$or", "<p>never (closed, [either, $$or"),
+    ("thus\n\\[\n+ x_1\n- y * z\n\\]\nend", f"<p>thus{FORMULA}+ x_1\n- y * z</div><p>end"),
+    ("$$a *b* c$$\n\\[ x \\]", f"{FORMULA}a *b* c</div>{FORMULA}x</div>"),
+    ("\\[ x \\] is\n\nx", "<p><code>x</code> is<p>x"),
+    ("\\[\nopen\n\nx", "<p>[\nopen<p>x"),
 ]
 
 SHORT = """
@@ -160,6 +175,10 @@ def test_nasty_markdown_takes_no_time(module: Any) -> None:
         "- " * 3000,
         "_*" * 4000,
         "|" * 9000,
+        "$a " * 5000,
+        "\\[\n" * 3000,
+        "\\( " * 5000,
+        "[a](" * 3000,
     ]
     times = module(
         "markdown",

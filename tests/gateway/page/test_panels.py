@@ -208,6 +208,7 @@ def test_everything_can_be_reached_and_has_a_name(page: Any, server: Any) -> Non
         assert ring != "none" or name.startswith("BODY"), f"{name} shows no focus"
         seen.append(name)
     for part in (
+        "scroll",
         "new",
         "open-live",
         "open-settings",
@@ -228,6 +229,15 @@ def test_everything_can_be_reached_and_has_a_name(page: Any, server: Any) -> Non
         and not node.get("name", {}).get("value")
     ]
     assert nameless == []
+
+
+def test_a_starting_question_leaves_the_focus_in_the_message_field(page: Any, server: Any) -> None:
+    page.open(server.url)
+    page.js("document.querySelector('#starters button').focus()")
+    page.press("Enter")
+    page.wait_answer()
+    assert server.bodies[0]["messages"][0]["content"] == "What is 17 + 25?"
+    assert page.js("document.activeElement.id") == "prompt"
 
 
 def test_progress_is_spoken(page: Any, server: Any) -> None:

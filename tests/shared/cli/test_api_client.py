@@ -87,6 +87,12 @@ def test_refusals_carry_the_servers_words(serve: Serve) -> None:
     assert caught.value.code == "context_length_exceeded"
 
 
+def test_a_refused_key_says_how_to_give_one(serve: Serve) -> None:
+    api = serve((401, b'{"error": {"message": "no valid API key was given", "code": "invalid_api_key"}}'))
+    with pytest.raises(RequestError, match=r"given \(give one with --key or TRIMARAN_API_KEY\)"):
+        api.model()
+
+
 def test_an_error_in_the_stream_is_raised(serve: Serve) -> None:
     api = serve((200, events(chunk(content="a"), {"error": {"message": "the expert service is gone"}})))
     answer = api.chat([])

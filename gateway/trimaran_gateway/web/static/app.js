@@ -26,6 +26,7 @@ const chat = new Chat({
   settings: new Settings(),
   modelName: () => status.model,
   onBusy: (isBusy) => composer.setBusy(isBusy),
+  onFailure: () => status.refresh(false),
   onEdit: (text, index) => composer.edit(text, index),
 });
 
@@ -35,9 +36,16 @@ byId('new').addEventListener('click', () => {
   composer.focus();
 });
 byId('change-key').addEventListener('click', () => keys.ask().then((isNew) => isNew && status.refresh()));
-byId('starters').addEventListener('click', (event) => event.target.closest('button') && chat.send(event.target.textContent));
+byId('starters').addEventListener('click', (event) => {
+  if (event.target.closest('button') && chat.send(event.target.textContent)) focusWithKeyboard(); // the button is gone
+});
 // Browsers cut connections between the first and the second; some phones send only the second.
 for (const event of ['beforeunload', 'pagehide']) addEventListener(event, () => chat.leave());
+
+// On a phone the keyboard would cover the page.
+function focusWithKeyboard() {
+  if (!matchMedia('(pointer: coarse)').matches) composer.focus();
+}
 
 document.addEventListener('keydown', (event) => {
   if (byId('key-dialog').open || event.isComposing) return;
@@ -50,4 +58,4 @@ document.addEventListener('keydown', (event) => {
 });
 
 status.refresh();
-if (matchMedia('(pointer: fine)').matches) composer.focus();
+focusWithKeyboard();

@@ -10,9 +10,12 @@ const TICK_MS = 250;
 export class Chat {
   #abort = null;
 
-  /** `modelName()` is the model to ask for; `onBusy(isBusy)` hears when an answer begins and ends. */
-  constructor({ api, conversation, settings, modelName, onBusy, onEdit }) {
-    Object.assign(this, { api, conversation, settings, modelName, onBusy });
+  /**
+   * `modelName()` is the model to ask for; `onBusy(isBusy)` hears when an answer begins and ends, `onFailure()` when
+   * one fails.
+   */
+  constructor({ api, conversation, settings, modelName, onBusy, onFailure, onEdit }) {
+    Object.assign(this, { api, conversation, settings, modelName, onBusy, onFailure });
     this.view = new MessageList(conversation, {
       regenerate: () => this.regenerate(),
       returnResults: (texts) => this.returnResults(texts),
@@ -127,8 +130,8 @@ export class Chat {
       answer.finish = 'stopped';
       return;
     }
-    answer.error = error.message;
-    toast(error.message, { kind: 'error' });
+    answer.error = error.message; // it is shown where the answer would be
+    this.onFailure();
   }
 
   #keep() {

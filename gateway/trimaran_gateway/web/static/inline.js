@@ -1,11 +1,16 @@
-// Markdown within a paragraph: code, emphasis, links. Scans once; what has no end stays as it was typed.
+// Markdown within a paragraph: code, emphasis, links, formulas. Scans once; what has no end stays as it was typed.
 
 import { el } from './dom.js';
 
 const MAX_DEPTH = 8;
-const ESCAPABLE = new Set('\\`*_{}[]()#+-.!|~<>');
+const ESCAPABLE = new Set('\\`*_{}[]()#+-.!|~<>$');
 const MARKS = [['**', 'strong'], ['__', 'strong'], ['~~', 'del'], ['*', 'em'], ['_', 'em']];
 const URL_AT = /https?:\/\/[^\s<>"'`)\]]*[^\s<>"'`)\].,;:!?]/y;
+const FORMULAS = [['\\(', '\\)'], ['\\[', '\\]'], ['$$', '$$']];
+const MAX_TARGET = 2000;
+const BREAK_AT = /<br *\/?>/iy;
+// As Pandoc has it, so that prices are none: no space inside, no digit behind.
+const DOLLARS_AT = /\$([^\s$](?:[^$\n]*[^\s$\\])?)\$(?!\d)/y;
 const WORD = /[\p{L}\p{N}]/u;
 
 /** Append `text` to `parent` as nodes. */
@@ -40,6 +45,8 @@ function elementAt(text, at, endless, depth) {
   if (char === '[' || (char === '!' && text[at + 1] === '[')) return linkAt(text, at, endless, depth);
   if (char === 'h' && !WORD.test(text[at - 1] ?? '')) return addressAt(text, at);
   if (char === '*' || char === '_' || char === '~') return markAt(text, at, endless, depth);
+  if (char === '\\' || char === '$') return formulaAt(text, at, endless);
+  if (char === '<') return breakAt(text, at);
   return null;
 }
 
@@ -61,6 +68,28 @@ function codeAt(text, at, endless) {
   return { node: el('code', {}, code), end: close + fence.length };
 }
 
+// A formula stays as it was typed, but its stars and underscores are no emphasis.
+function formulaAt(text, at, endless) {
+  for (const [open, close] of FORMULAS) {
+    if (!text.startsWith(open, at) || endless.has(open)) continue;
+    const end = text.indexOf(close, at + open.length);
+    if (end > at + open.length) return formula(text.slice(at + open.length, end), end + close.length);
+    endless.add(open);
+  }
+  DOLLARS_AT.lastIndex = at;
+  const found = WORD.test(text[at - 1] ?? '') ? null : DOLLARS_AT.exec(text);
+  return found && formula(found[1], at + found[0].length);
+}
+
+const formula = (source, end) => ({ node: el('code', {}, source.trim()), end });
+
+// Models write it for lines within a cell of a table.
+function breakAt(text, at) {
+  BREAK_AT.lastIndex = at;
+  const found = BREAK_AT.exec(text);
+  return found && { node: el('br'), end: at + found[0].length };
+}
+
 // Pictures become links too: the page loads nothing from elsewhere.
 function linkAt(text, at, endless, depth) {
   if (endless.has('](')) return null;
@@ -70,13 +99,23 @@ function linkAt(text, at, endless, depth) {
     endless.add('](');
     return null;
   }
-  const end = text.indexOf(')', middle);
+  const end = targetEnd(text, middle + 2);
   if (end < 0 || text.slice(start, middle).includes('\n\n')) return null;
   const target = text.slice(middle + 2, end).trim().split(/\s/)[0];
   const node = link(target);
   if (!node) return null;
   renderInline(text.slice(start, middle) || target, node, depth + 1);
   return { node, end: end + 1 };
+}
+
+/** Where the target's bracket closes: those within it come in pairs. */
+function targetEnd(text, from) {
+  let open = 0;
+  for (let at = from; at < Math.min(text.length, from + MAX_TARGET) && text[at] !== '\n'; at += 1) {
+    if (text[at] === '(') open += 1;
+    if (text[at] === ')' && open-- === 0) return at;
+  }
+  return text.indexOf(')', from);
 }
 
 function addressAt(text, at) {

@@ -1,15 +1,18 @@
-// A useful part of Markdown, as DOM nodes: headings, lists, code, quotes, tables, rules.
+// A useful part of Markdown, as DOM nodes: headings, lists, code, quotes, tables, rules, formulas as they were typed.
 
 import { el, iconButton } from './dom.js';
 import { renderInline } from './inline.js';
 import { copyText } from './copy.js';
 
 const MAX_DEPTH = 6;
+const MAX_FORMULA_LINES = 60;
 const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([\w+#.-]*)[^`]*$/;
 const HEADING = /^ {0,3}(#{1,6})\s+(.*?)\s*#*\s*$/;
 const RULE = /^ {0,3}([-*_])( *\1){2,} *$/;
 const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])(\s+|$)(.*)$/;
+const TASK = /^\[([ xX])\]\s+/;
+const FORMULA = /^ {0,3}(\\\[|\$\$)/;
 const TABLE_RULE = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
 
 /** Text that grows: `update` renders only the blocks that changed since the last call. */
@@ -59,6 +62,8 @@ function blockAt(lines, at) {
   if (RULE.test(line)) return { kind: 'rule', lines: [line] };
   if (QUOTE.test(line)) return { kind: 'quote', lines: linesWhile(lines, at, (other) => QUOTE.test(other)) };
   if (ITEM.test(line)) return { kind: 'list', lines: listLines(lines, at) };
+  const formula = formulaLines(lines, at);
+  if (formula) return { kind: 'formula', lines: formula };
   if (isTable(lines, at)) return { kind: 'table', lines: linesWhile(lines, at, (other) => other.includes('|')) };
   return { kind: 'paragraph', lines: paragraphLines(lines, at) };
 }
@@ -75,6 +80,18 @@ function fenced(lines, at) {
   let end = at + 1;
   while (end < lines.length && !isEnd(lines[end])) end += 1;
   return { kind: 'code', language, lines: lines.slice(at, end + 1), isClosed: end < lines.length };
+}
+
+/** The lines of a displayed formula, from `\\[` to `\\]` or between two `$$`; `null` if none begins here. */
+function formulaLines(lines, at) {
+  const open = FORMULA.exec(lines[at])?.[1];
+  if (!open) return null;
+  const close = open === '$$' ? '$$' : '\\]';
+  for (let end = at; end < Math.min(lines.length, at + MAX_FORMULA_LINES) && lines[end].trim(); end += 1) {
+    const place = lines[end].indexOf(close, end === at ? lines[at].indexOf(open) + open.length : 0);
+    if (place >= 0) return lines[end].slice(place + close.length).trim() ? null : lines.slice(at, end + 1);
+  }
+  return null;
 }
 
 const indentOf = (line) => line.length - line.trimStart().length;
@@ -102,7 +119,7 @@ const isTable = (lines, at) =>
 
 function startsNothing(lines, at) {
   const line = lines[at];
-  return ![FENCE, HEADING, RULE, QUOTE, ITEM].some((start) => start.test(line)) && !isTable(lines, at);
+  return ![FENCE, HEADING, RULE, QUOTE, ITEM].some((start) => start.test(line)) && !isTable(lines, at) && !formulaLines(lines, at);
 }
 
 function paragraphLines(lines, at) {
@@ -127,6 +144,8 @@ function renderBlock(block, depth) {
       return renderList(block.lines, depth);
     case 'table':
       return renderTable(block.lines);
+    case 'formula':
+      return el('div', { class: 'formula', tabindex: 0 }, el('code', {}, block.lines.join('\n').trim().slice(2, -2).trim()));
     default:
       return renderText(el('p'), block.lines);
   }
@@ -168,8 +187,15 @@ function renderList(lines, depth) {
   const [, , marker] = ITEM.exec(lines[0]);
   const isOrdered = /\d/.test(marker);
   const list = isOrdered ? el('ol', { start: parseInt(marker, 10) }) : el('ul');
-  for (const item of splitItems(lines)) list.append(nested(el('li'), item, depth));
+  for (const item of splitItems(lines)) list.append(renderItem(item, depth));
   return list;
+}
+
+function renderItem([first, ...rest], depth) {
+  const task = TASK.exec(first);
+  if (!task) return nested(el('li'), [first, ...rest], depth);
+  const box = task[1] === ' ' ? '☐ ' : '☑ ';
+  return nested(el('li', { class: 'task' }), [box + first.slice(task[0].length), ...rest], depth);
 }
 
 function splitItems(lines) {
