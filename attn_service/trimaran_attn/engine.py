@@ -182,7 +182,8 @@ class Engine:
             if self._draws_ahead:
                 plan = dataclasses.replace(plan, draws=self._draws(plan))
             before_run()
-            with self._tracer.span("forward", tokens=plan.n_tokens), self.stop.watching(plan):
+            stopping = self.stop.watching(plan, self._clock())
+            with self._tracer.span("forward", tokens=plan.n_tokens), stopping:
                 output = self._runner.run(plan)
             with self._tracer.span("sample", tokens=len(output.logits) + len(output.tokens)):
                 self._tell_scores(output.prompt_logprobs)

@@ -231,6 +231,37 @@ def test_pages_that_an_urgent_request_shares_with_those_behind_it_are_no_gain() 
     assert scheduler.counters.preemptions == 0
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    n_streams=st.integers(0, 2),
+    n_long=st.integers(2, 31),
+    begun=st.integers(1, 3),
+    n_urgent=st.integers(1, 31),
+    budget=st.integers(4, 24),
+    lone=st.integers(0, 40),
+)
+def test_an_urgent_request_gets_its_chunk_in_the_next_step(
+    n_streams: int, n_long: int, begun: int, n_urgent: int, budget: int, lone: int
+) -> None:
+    scheduler = make_scheduler(64, max_step_tokens=budget, lone_step_tokens=lone)
+    for i in range(n_streams):
+        scheduler.add(make_request(f"stream{i}", 1, max_tokens=31, first=100 + i, arrived_at=float(i)))
+    run_step(scheduler)
+    scheduler.add(make_request("long", n_long, max_tokens=1, arrived_at=5.0))
+    for _ in range(begun):
+        run_step(scheduler, 5.0)
+    scheduler.add(make_request("urgent", n_urgent, first=50, arrived_at=6.0, priority=-1))
+    n_streams = sum(request.is_decoding for request in scheduler.running)
+    planned = lengths(run_step(scheduler, 6.0))
+    share = budget - n_streams if n_streams else max(budget, lone)
+    assert planned["urgent"] == min(n_urgent, share)
+    assert sum(planned.values()) <= n_streams + share
+    for _ in range(100):
+        check_books(scheduler)
+        run_step(scheduler, 7.0)
+    assert not scheduler.has_work
+
+
 def test_deadlines_end_running_and_waiting_requests() -> None:
     scheduler = make_scheduler(max_running=1)
     for name in ("runs", "waits"):
@@ -343,6 +374,8 @@ def test_books_balance_and_everybody_is_answered(
         streams = [r for r in scheduler.running if r.is_decoding]
         held = {name for name, end in held_until.items() if step < end}
         plan = run_step(scheduler, float(step), token=step, held=held)
+        ranks = [chunk.request.rank for chunk in plan.chunks if chunk.request not in streams]
+        assert ranks == sorted(ranks)
         lone = len(plan.chunks) == 1
         assert plan.n_tokens <= (max(max_step_tokens, lone_step_tokens) if lone else max_step_tokens)
         assert not any(chunk.samples for chunk in plan.chunks if chunk.request.request_id in held)
