@@ -4,13 +4,14 @@ A step has a token budget. Running streams come first, one token each, so that a
 them; what is left of the budget goes to prompts, cut in chunks. While there are no streams, a chunk may be
 longer, since long ones cost less a token. A request takes all pages of its prompt when it is admitted, cached
 ones and new ones, then one page at a time; when none is left, the request of the highest rank gives its pages
-up and is computed again later. The cache holds at least one whole context, so the first in rank always goes
-on.
+up and is computed again later. So it does for an urgent one that waits for room, too. The cache holds at
+least one whole context, so the first in rank always goes on.
 """
 
 from __future__ import annotations
 
 from bisect import insort
+from collections import Counter, deque
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -157,19 +158,18 @@ class Scheduler:
         return late
 
     def schedule(self, now: float, held: Collection[str] = ()) -> StepPlan:
-        """Plan the next step: streams, chunks of running prompts, then waiting requests, each by rank.
+        """Plan the next step: streams, then chunks of prompts by rank, whether they run or have waited.
 
         Args:
             now: seconds of the engine's clock.
             held: requests whose first token cannot be drawn yet: the last token of their prompt waits.
         """
+        self._make_room()
         chunks = self._schedule_streams()
         budget = self.limits.max_step_tokens - len(chunks)
-        for request in self.running:
-            if budget > 0 and not request.is_decoding:
-                budget -= self._schedule_prompt(chunks, request, budget, held)
-        while budget > 0 and (admitted := self._admit_next(chunks, now)) is not None:
-            budget -= self._schedule_prompt(chunks, admitted, budget, held)
+        prompts = deque(request for request in self.running if not request.is_decoding)
+        while budget > 0 and (request := self._next_prompt(prompts, chunks, now)) is not None:
+            budget -= self._schedule_prompt(chunks, request, budget, held)
         return StepPlan(tuple(chunks))
 
     def complete(
@@ -210,6 +210,29 @@ class Scheduler:
                 f"request id {request.request_id!r} is in use", code="invalid_request", param="request_id"
             )
 
+    def _make_room(self) -> None:
+        """Let the first that waits take the place of those behind it in rank, if that is enough."""
+        if not self.waiting:
+            return
+        first = self.waiting[0]
+        behind = [request for request in self.running if request.rank > first.rank]
+        if not behind:
+            return
+        cached = self._prefixes.match(first)  # pages that it would share with them are no gain
+        held = Counter(page for request in behind for page in request.pages if page not in cached)
+        gained = sum(self.pages.references(page) == count for page, count in held.items())
+        if self._lacks(first, cached) > gained:
+            return
+        while not self._fits(first):
+            self._preempt(behind.pop())
+
+    def _next_prompt(self, begun: deque[Request], chunks: list[Chunk], now: float) -> Request | None:
+        """The first in rank of the prompts that have begun and, if there is room, of those that wait."""
+        if begun and not (self.waiting and self.waiting[0].rank < begun[0].rank):
+            return begun.popleft()
+        admitted = self._admit_next(chunks, now)
+        return begun.popleft() if admitted is None and begun else admitted
+
     def _schedule_streams(self) -> list[Chunk]:
         chunks = []
         for request in tuple(self.running):
@@ -249,20 +272,26 @@ class Scheduler:
 
     def _admit_next(self, chunks: list[Chunk], now: float) -> Request | None:
         """Start the first request that waits; None: there is none, or it has to wait on."""
-        if not self.waiting or len(self.running) >= self._max_running:
+        if not self.waiting or not self._fits(self.waiting[0]):
             return None
         request = self.waiting[0]
         cached = self._prefixes.match(request)
-        if not self._has_room(request, cached) or self._is_under_way(request, len(cached), chunks):
+        if self._is_under_way(request, len(cached), chunks):
             return None
         self._admit(self.waiting.pop(0), cached, now)
         return request
 
-    def _has_room(self, request: Request, cached: list[int]) -> bool:
+    def _fits(self, request: Request) -> bool:
+        return (
+            len(self.running) < self._max_running and self._lacks(request, self._prefixes.match(request)) <= 0
+        )
+
+    def _lacks(self, request: Request, cached: list[int]) -> int:
+        """Pages that it needs to begin, and that are not free."""
         # One token more than it has, or its first own token might already drive it out again.
         new = pages_for(request.n_tokens + 1, self.limits.page_size) - len(cached)
         idle = sum(self.pages.references(page) == 0 for page in cached)
-        return new + idle <= self.pages.n_free
+        return new + idle - self.pages.n_free
 
     def _is_under_way(self, request: Request, index: int, chunks: list[Chunk]) -> bool:
         """Whether this step completes the page at `index` for another request; the next one can share it.

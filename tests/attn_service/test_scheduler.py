@@ -172,6 +172,65 @@ def test_urgent_requests_overtake_but_not_for_ever() -> None:
     assert order == ["urgent", "patient", "late"]
 
 
+def test_an_urgent_request_overtakes_a_prompt_that_has_begun() -> None:
+    scheduler = make_scheduler()
+    scheduler.add(make_request("long", n_prompt=20, max_tokens=1))
+    assert lengths(run_step(scheduler)) == {"long": 8}
+    scheduler.add(make_request("later", n_prompt=4, first=50, arrived_at=1.0))
+    scheduler.add(make_request("urgent", n_prompt=5, first=90, max_tokens=1, priority=-1, arrived_at=2.0))
+    assert lengths(run_step(scheduler)) == {"urgent": 5, "long": 3}
+    assert lengths(run_step(scheduler)) == {"long": 8}
+    assert lengths(run_step(scheduler)) == {"long": 1, "later": 4}
+    check_books(scheduler)
+
+
+def test_an_urgent_request_takes_the_place_of_the_last_in_rank() -> None:
+    scheduler = make_scheduler(max_running=2)
+    first, last = make_request("first", max_tokens=9), make_request("last", first=50, max_tokens=9)
+    for request in (first, last):
+        scheduler.add(request)
+    run_step(scheduler, token=7)
+    urgent = make_request("urgent", first=90, max_tokens=2, priority=-1, arrived_at=1.0)
+    scheduler.add(urgent)
+    assert lengths(run_step(scheduler, token=7)) == {"first": 1, "urgent": 4}
+    assert last.state is State.WAITING
+    check_books(scheduler)
+    while scheduler.has_work:
+        run_step(scheduler, token=7)
+    assert (first.output_ids, last.output_ids, urgent.output_ids) == ([7] * 9, [7] * 9, [7] * 2)
+    assert scheduler.counters.preemptions == 1
+
+
+def test_an_urgent_request_takes_pages_only_if_they_are_enough() -> None:
+    """Of 8 pages, `front` has 2 and `behind` 4; 7 are more than `behind` gives back, 6 are not."""
+    scheduler = make_scheduler(n_pages=8)
+    scheduler.add(make_request("front", n_prompt=7, max_tokens=20, priority=-9))
+    scheduler.add(make_request("behind", n_prompt=14, first=50, max_tokens=2))
+    run_step(scheduler)
+    run_step(scheduler)
+    scheduler.add(make_request("large", n_prompt=24, first=90, priority=-2))
+    run_step(scheduler)
+    assert [r.request_id for r in scheduler.running] == ["front", "behind"]
+    scheduler.end("large", "abort")
+    scheduler.add(make_request("fits", n_prompt=18, first=120, priority=-1))
+    run_step(scheduler)
+    assert [r.request_id for r in scheduler.running] == ["front", "fits"]
+    check_books(scheduler)
+
+
+def test_pages_that_an_urgent_request_shares_with_those_behind_it_are_no_gain() -> None:
+    """Of 8 pages `front` has 2 and `behind` 6; `urgent` would share 5 of these, get 1, and need 2."""
+    scheduler = make_scheduler(n_pages=8, max_step_tokens=24)
+    scheduler.add(make_request("front", n_prompt=5, max_tokens=3, first=50, priority=-9))
+    scheduler.add(make_request("behind", n_prompt=22, max_tokens=2))
+    run_step(scheduler)
+    run_step(scheduler)
+    scheduler.add(make_request("urgent", n_prompt=25, max_tokens=2, priority=-1))
+    assert scheduler.pages.n_free == 0
+    assert lengths(scheduler.schedule(0.0)) == {"front": 1, "behind": 1}
+    assert scheduler.counters.preemptions == 0
+
+
 def test_deadlines_end_running_and_waiting_requests() -> None:
     scheduler = make_scheduler(max_running=1)
     for name in ("runs", "waits"):
@@ -284,7 +343,7 @@ def test_books_balance_and_everybody_is_answered(
         streams = [r for r in scheduler.running if r.is_decoding]
         held = {name for name, end in held_until.items() if step < end}
         plan = run_step(scheduler, float(step), token=step, held=held)
-        lone = len(plan.chunks) == 1 and not streams
+        lone = len(plan.chunks) == 1
         assert plan.n_tokens <= (max(max_step_tokens, lone_step_tokens) if lone else max_step_tokens)
         assert not any(chunk.samples for chunk in plan.chunks if chunk.request.request_id in held)
         assert len({chunk.request.request_id for chunk in plan.chunks}) == len(plan.chunks) <= max_running
