@@ -30,8 +30,8 @@ BENCHES := hop merging experts packing mla deferral serve serve-demo serve-load
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r name text; do \
-		printf '  make %-12s %s\n' "$$name" "$$text"; done
-	@echo '  make bench-NAME   one benchmark: $(BENCHES)'
+		printf '  make %-17s %s\n' "$$name" "$$text"; done
+	@echo '  make bench-NAME        one benchmark: $(BENCHES)'
 
 # --- run ------------------------------------------------------------------------------------------------------
 

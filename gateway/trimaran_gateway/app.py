@@ -12,6 +12,7 @@ from trimaran.telemetry import Log
 
 from trimaran_gateway.context import Gateway
 from trimaran_gateway.errors import DeadlineError, api_error, bad_request, validation_message
+from trimaran_gateway.lost import explained, is_lost
 from trimaran_gateway.middleware import Guard, error_response
 from trimaran_gateway.routes import ROUTERS
 from trimaran_gateway.routes.page import page_router
@@ -19,6 +20,7 @@ from trimaran_gateway.streaming import ClientGoneError
 from trimaran_gateway.web.live import LiveReader, Model
 
 _CLIENT_CLOSED = 499
+_API_PATHS = frozenset(str(getattr(route, "path", "")) for router in ROUTERS for route in router.routes)
 _log = Log(__name__)
 
 
@@ -63,6 +65,8 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 
 async def _expected(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException) and is_lost(error):
+        error = explained(error, request.method, request.url.path, _API_PATHS)
     return error_response(request.url.path, api_error(error))
 
 

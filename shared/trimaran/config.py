@@ -18,6 +18,8 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 _DAY_S = 86400.0  # no wait is longer
 _DEVICE = r"^(auto|cpu|cuda(:\d+)?(\+cuda:\d+)*)$"
 _REPLICA = r"^(cpu|cuda(:\d+)?(\+cuda:\d+)*)$"
+_DIGEST = r"^[0-9a-fA-F]{64}$"
+_ORIGIN = r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s]+)$"
 _MEMORY = r"^(auto|\d+(\.\d+)?\s?([KMGT]i?)?B?)$"
 
 
@@ -29,9 +31,17 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     )
     port: Annotated[int, Meta(ge=0, le=65535, description="TCP port; 0 takes a free one")] = 8000
     api_keys: Annotated[
-        tuple[str, ...], Meta(description="SHA-256 hex digests of the accepted keys; empty: open")
+        tuple[Annotated[str, Meta(pattern=_DIGEST)], ...],
+        Meta(
+            description="SHA-256 hex digests of the accepted keys, as `printf %s KEY | sha256sum` prints"
+            " them; empty: open",
+            extra_json_schema={"writeOnly": True},
+        ),
     ] = ()
-    cors_origins: Annotated[tuple[str, ...], Meta(description="origins allowed to call from a browser")] = ()
+    cors_origins: Annotated[
+        tuple[Annotated[str, Meta(pattern=_ORIGIN)], ...],
+        Meta(description="origins allowed to call from a browser, e.g. https://ui.example:8443, or *"),
+    ] = ()
     max_body_bytes: Annotated[int, Meta(ge=1024, description="largest request body")] = 8 << 20
     requests_per_minute: Annotated[
         Annotated[int, Meta(ge=1)] | None,

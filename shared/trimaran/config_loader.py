@@ -173,10 +173,11 @@ def _convert(option: Option, value: object, where: str, *, lax: bool = False) ->
             value = [item.strip() for item in value.strip("[]").split(",") if item.strip()]
     try:
         return msgspec.convert(value, option.type, strict=not lax)
-    except msgspec.ValidationError as error:
+    except msgspec.ValidationError:
         # A pattern is for programs; the description says the same with examples.
         remedy = option.description if option.has_pattern else f"allowed: {option.allowed}"
-        raise ConfigError(f"{_at(where)}{option.path} cannot be {given!r:.80}", remedy=remedy) from error
+        shown = "what was given" if option.is_secret else f"{given!r:.80}"
+        raise ConfigError(f"{_at(where)}{option.path} cannot be {shown}", remedy=remedy) from None
 
 
 def _at(where: str) -> str:

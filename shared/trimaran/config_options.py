@@ -27,6 +27,7 @@ class Option:
         allowed: what a value may be, in words.
         description: what it does.
         default: the value when nobody sets it.
+        is_secret: its values are not to be shown.
     """
 
     path: str
@@ -34,6 +35,7 @@ class Option:
     allowed: str
     description: str
     default: object
+    is_secret: bool = False
 
     @property
     def env(self) -> str:
@@ -53,8 +55,10 @@ class Option:
 
     @property
     def has_pattern(self) -> bool:
-        """Whether it is text that must match a regular expression."""
+        """Whether it is text, or several texts, that must match a regular expression."""
         core = _core(inspect.type_info(self.type))
+        if isinstance(core, inspect.VarTupleType):
+            core = _core(core.item_type)
         return isinstance(core, inspect.StrType) and core.pattern is not None
 
 
@@ -95,6 +99,7 @@ def _walk(section: type[msgspec.Struct], prefix: str) -> Iterator[Option]:
             allowed=_describe(info),
             description=str(description.get("description", "")),
             default=field.default,
+            is_secret=bool(description.get("writeOnly")),
         )
 
 

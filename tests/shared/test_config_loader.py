@@ -80,6 +80,8 @@ def test_an_option_at_the_wrong_depth_is_found(tmp_path: Path) -> None:
             "attn: {gpu_memory: lots}\n",
             "attn.gpu_memory cannot be 'lots' (GPU memory to plan for, e.g. 24GiB",
         ),
+        ("gateway: {cors_origins: ['http://a/']}\n", "cors_origins cannot be ['http://a/'] (origins allowed"),
+        ("attn: {replicas: [gpu]}\n", "attn.replicas cannot be ['gpu'] (devices of several"),
         ("gateway: 5\n", ":1: gateway must be a mapping"),
         ("- 5\n", ":1: the file must be a mapping"),
         ("model: a\nmodel: b\n", ":2: model is given twice"),
@@ -138,7 +140,9 @@ def test_wrong_flags() -> None:
 
 
 def test_dumped_configurations_read_back(tmp_path: Path) -> None:
-    config = load_config(None, {"gateway.cors_origins": "a,b", "attn.threads": 3, "model": "ü x"}, {})
+    config = load_config(
+        None, {"gateway.cors_origins": "http://a,http://b", "attn.threads": 3, "model": "ü x"}, {}
+    )
     assert load_config(write(tmp_path, dump_config(config)), {}, {}) == config
 
 
@@ -178,3 +182,14 @@ def test_every_wait_is_bounded(name: str, value: str) -> None:
     text = message(None, {name: value}, {})
     assert name in text
     assert "number above 0, at most 86400" in text
+
+
+def test_a_key_in_place_of_its_digest_is_refused_and_not_shown() -> None:
+    """Nobody could get in with it, and it must not end in a log."""
+    text = message(None, {"gateway.api_keys": "sesame"}, {})
+    assert text.startswith(
+        "gateway.api_keys cannot be what was given (SHA-256 hex digests of the accepted keys"
+    )
+    assert "sesame" not in text
+    digest = "0a" * 32
+    assert load_config(None, {"gateway.api_keys": digest}, {}).gateway.api_keys == (digest,)

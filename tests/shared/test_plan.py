@@ -239,6 +239,9 @@ def test_layers_by_hand() -> None:
         plan_v3(two, attn__layers="0-60", **options)
     chosen = plan_v3(two, attn__layers="0-30,31-60", attn__context_length=4096)
     assert [(s.number, s.first_layer, s.last_layer) for s in chosen.gpus] == [(0, 0, 30), (1, 31, 60)]
+    for device in ("cpu", "auto"):
+        with pytest.raises(ConfigError, match=r"attn.layers is 0-30,31-60, but attention runs on the CPU"):
+            plan_v3(machine(512 * GIB), attn__layers="0-30,31-60", attn__device=device)
 
 
 def test_what_is_missing_on_which_gpu() -> None:

@@ -36,7 +36,10 @@ class CurveKeys:
                 raise ConfigError(f"{path}: others may read this secret key", remedy=f"chmod 600 {path}")
             public, secret = zmq.auth.load_certificate(path)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: no CURVE key file: {error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(
+                f"{path}: no CURVE key file: {reason}", remedy="docs/hop.md says how to make one"
+            ) from error
         if secret is None:
             raise ConfigError(f"{path}: holds no secret key", remedy="give the .key_secret file")
         return cls(public, secret)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from trimaran.config import AttnConfig, Config
-from trimaran.errors import PlanError
+from trimaran.errors import ConfigError, PlanError
 from trimaran.gguf import TensorInfo
 from trimaran.kv_format import choose_format, entry_bytes
 from trimaran.machine import Machine
@@ -78,6 +78,10 @@ def make_plan(
 def _choices(machine: Machine, attn: AttnConfig) -> tuple[tuple[Card, ...], ...]:
     """The sets of cards that may be used; with `attn.layers` given those of its number, if there are any."""
     choices = find_cards(machine, attn)
+    if not choices and attn.layers != "auto":
+        raise ConfigError(
+            f"attn.layers is {attn.layers}, but attention runs on the CPU", remedy="it is for several GPUs"
+        )
     if attn.device != "auto" or attn.layers == "auto":
         return choices
     count = attn.layers.count(",") + 1

@@ -34,7 +34,7 @@ def read_rules(path: Path) -> tuple[Rule, ...]:
     Raises:
         ConfigError: anything in it is wrong.
     """
-    root = compose(path, what="rules file", remedy="check the path of the rules")
+    root = compose(path, what="rules file", remedy="check the path given with --rules or as attn.rules")
     if root is not None:
         _check_keys(root, path, _DEPTH, {})
     try:

@@ -143,6 +143,30 @@ def test_unknown_model_and_path(stack: Any) -> None:
     assert error_of(response)["code"] == "model_not_found"
     assert "tiny-test" in error_of(response)["message"]
     assert error_of(post(stack, "/v1/nothing", json={}))["code"] == "not_found"
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/chat/completions", "there is no /chat/completions: did you mean /v1/chat/completions?"),
+        ("/v1/v1/messages", "there is no /v1/v1/messages: did you mean /v1/messages?"),
+        ("/v1/api/chat", "there is no /v1/api/chat: did you mean /api/chat?"),
+        ("/v1/completions/", "there is no /v1/completions/: did you mean /v1/completions?"),
+        ("/v1/nothing", "there is no /v1/nothing: /docs lists what there is"),
+        ("/" + "x" * 500, f"there is no /{'x' * 99}…: /docs lists what there is"),
+    ],
+)
+def test_a_wrong_path_is_answered_with_the_right_one(stack: Any, path: str, words: str) -> None:
+    response = post(stack, path, json={})
+    assert response.status_code == 404
+    assert error_of(response)["message"] == words
+
+
+def test_a_wrong_method_is_answered_with_the_right_one(stack: Any) -> None:
+    response = httpx.get(stack.url + "/v1/chat/completions")
+    assert response.status_code == 405
+    assert response.headers["allow"] == "POST"
+    assert error_of(response)["message"] == "/v1/chat/completions does not take GET, but POST"
     assert httpx.get(stack.url + "/v1/chat/completions").status_code == 405
 
 
