@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
@@ -14,12 +15,14 @@ from trimaran_gateway.crashes import CrashCollector, ReadCrashes
 from trimaran_gateway.engine.collector import PREFIX
 from trimaran_gateway.engine.interface import Engine
 from trimaran_gateway.errors import ApiError
-from trimaran_gateway.generation import Generator
+from trimaran_gateway.generation import Generator, prompt_too_long
 from trimaran_gateway.metrics import GatewayMetrics
 from trimaran_gateway.model import ServedModel
+from trimaran_gateway.text.tokenizer import TooManyTokensError
 
 KEEPALIVE_S = 5.0
 _LARGE_CHARS = 4096
+_HUGE_CHARS = 1 << 20
 
 T = TypeVar("T")
 
@@ -42,6 +45,7 @@ class Gateway:
     crashes: ReadCrashes = dict
     is_draining: bool = False
     generator: Generator = field(init=False)
+    _huge: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     def __post_init__(self) -> None:
         self.metrics.registry.register(CrashCollector(PREFIX, self.crashes))
@@ -57,12 +61,29 @@ class Gateway:
                 param="model",
             )
 
+    async def off_loop(self, work: Callable[[], T], size: int) -> T:
+        """Run `work` over a text of `size` characters: in a thread if it is long, so that streams go on.
+
+        Huge texts take their turns, for each may need a hundred bytes of memory a character.
+        """
+        if size <= _LARGE_CHARS:
+            return work()
+        async with self._huge if size > _HUGE_CHARS else contextlib.nullcontext():
+            return await asyncio.to_thread(work)
+
+    async def encode_prompt(self, work: Callable[[int], T], size: int, param: str) -> T:
+        """Run `work` over a prompt as `off_loop` does, telling it how many tokens the context holds.
+
+        Raises:
+            RequestError: they are more; `param` is the prompt's.
+        """
+        most = self.generator.context_length
+        try:
+            return await self.off_loop(lambda: work(most), size)
+        except TooManyTokensError as error:
+            raise prompt_too_long(most, str(error), param) from None
+
 
 def gateway_of(request: Request) -> Gateway:
     """The gateway that a request arrived at; a FastAPI dependency."""
     return cast(Gateway, request.app.state.gateway)
-
-
-async def off_loop(work: Callable[[], T], size: int) -> T:
-    """Run `work` over a text of `size` characters: in a thread if it is long, so that streams go on."""
-    return await asyncio.to_thread(work) if size > _LARGE_CHARS else work()

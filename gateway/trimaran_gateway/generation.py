@@ -130,12 +130,8 @@ class Generator:
         if not request.prompt.ids:
             raise RequestError("the prompt is empty", code="invalid_value", param="prompt")
         if room < 1:
-            raise RequestError(
-                f"This model's maximum context length is {self.context_length} tokens. However, "
-                f"your prompt has {len(request.prompt.ids)} tokens. Please reduce the length of the prompt.",
-                code="context_length_exceeded",
-                param="messages" if request.output.chat else "prompt",
-            )
+            param = "messages" if request.output.chat else "prompt"
+            raise prompt_too_long(self.context_length, str(len(request.prompt.ids)), param)
         wanted = request.sampling.max_tokens
         sampling = msgspec.structs.replace(
             request.sampling, max_tokens=room if wanted is None else max(1, min(wanted, room))
@@ -165,6 +161,16 @@ class Generator:
             if batch.finish_reason == "abort":
                 raise PeerError("the engine gave this request up")
             yield batch
+
+
+def prompt_too_long(context_length: int, tokens: str, param: str) -> RequestError:
+    """In OpenAI's words, which clients look for."""
+    return RequestError(
+        f"This model's maximum context length is {context_length} tokens. However, your prompt has {tokens} "
+        "tokens. Please reduce the length of the prompt.",
+        code="context_length_exceeded",
+        param=param,
+    )
 
 
 def _blamed(error: RequestError, constraint: Constraint | None) -> RequestError:

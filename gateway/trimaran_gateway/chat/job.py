@@ -8,7 +8,7 @@ import msgspec
 from trimaran.wire import SamplingParams
 
 from trimaran_gateway.chat.prompt import ChatPromptRequest, Prompt
-from trimaran_gateway.context import Gateway, off_loop
+from trimaran_gateway.context import Gateway
 from trimaran_gateway.generation import GenerationRequest
 from trimaran_gateway.output.parser import OutputFormat
 
@@ -26,14 +26,22 @@ class ChatJob:
     priority: int = 0
 
 
-async def build_prompt(gateway: Gateway, request: ChatPromptRequest) -> Prompt:
+async def build_prompt(gateway: Gateway, request: ChatPromptRequest, *, to_count: bool = False) -> Prompt:
     """Render and encode; long conversations do so in a thread.
 
+    Args:
+        gateway: where.
+        request: what is asked for.
+        to_count: nothing will be generated, so the prompt may be longer than the context.
+
     Raises:
-        RequestError: the template refuses, or the model lacks what the request needs.
+        RequestError: the template refuses, the model lacks what the request needs, or the prompt is too long.
     """
     size = sum(len(str(message.get("content"))) for message in request.messages)
-    return await off_loop(lambda: gateway.model.prompts.build(request), size)
+    build = gateway.model.prompts.build
+    if to_count:
+        return await gateway.off_loop(lambda: build(request), size)
+    return await gateway.encode_prompt(lambda most: build(request, most), size, "messages")
 
 
 def with_stop_ids(

@@ -75,17 +75,23 @@ class PromptBuilder:
         self._template = template
         self._tool_rules = tool_rules
 
-    def build(self, request: ChatPromptRequest) -> Prompt:
+    def build(self, request: ChatPromptRequest, most: int | None = None) -> Prompt:
         """The prompt of a chat request.
+
+        Args:
+            request: what is asked for.
+            most: as for `Tokenizer.encode`.
 
         Raises:
             RequestError: the template refuses, or the model lacks what the request needs.
+            TooManyTokensError: likewise.
         """
         self._check(request)
         text = self._render(request)
-        if request.thinking is False and self._is_open(self._encode(text)):
+        ids = self._encode(text, most)
+        if request.thinking is False and self._is_open(ids):
             text = text.rstrip() + _END_OF_THOUGHT
-        ids = self._encode(text)
+            ids = self._encode(text, most)
         return Prompt(
             ids,
             text.replace(QUOTE, ""),
@@ -162,8 +168,8 @@ class PromptBuilder:
         is_over = request.thinking is False or self._last_marker(ids) == markers.end_think
         return "over" if is_over else "possible"
 
-    def _encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_bos=self._tokenizer.add_bos, quoted=True)
+    def _encode(self, text: str, most: int | None) -> list[int]:
+        return self._tokenizer.encode(text, add_bos=self._tokenizer.add_bos, quoted=True, most=most)
 
     def _is_open(self, ids: Sequence[int]) -> bool:
         """Whether the last reasoning marker of the last turn is an opening one."""

@@ -54,4 +54,4 @@ async def messages(body: MessagesRequest, request: Request, gateway: TheGateway)
 async def count_tokens(body: CountTokensRequest, gateway: TheGateway) -> dict[str, int]:
     """The length of the prompt that `/v1/messages` would make of the same body."""
     gateway.require_model(body.model)
-    return {"input_tokens": len((await build_prompt(gateway, body.prompt())).ids)}
+    return {"input_tokens": len((await build_prompt(gateway, body.prompt(), to_count=True)).ids)}

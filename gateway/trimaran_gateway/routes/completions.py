@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -18,7 +19,7 @@ from trimaran_gateway.answers.openai_completion import (
 from trimaran_gateway.chat.grammar import json_constraint
 from trimaran_gateway.chat.job import with_stop_ids
 from trimaran_gateway.chat.prompt import Prompt
-from trimaran_gateway.context import Gateway, gateway_of, off_loop
+from trimaran_gateway.context import Gateway, gateway_of
 from trimaran_gateway.errors import bad_request
 from trimaran_gateway.generation import GenerationRequest
 from trimaran_gateway.openapi.errors import answers
@@ -86,7 +87,10 @@ async def _prompt(given: str | list[int], body: CompletionRequest, gateway: Gate
     tokenizer = gateway.model.tokenizer
     if isinstance(given, str):
         add_bos = tokenizer.add_bos and body.add_special_tokens
-        return Prompt(await off_loop(lambda: tokenizer.encode(given, add_bos=add_bos), len(given)), given)
+        encode = partial(tokenizer.encode, given, add_bos=add_bos)
+        return Prompt(
+            await gateway.encode_prompt(lambda most: encode(most=most), len(given), "prompt"), given
+        )
     size = len(tokenizer.vocabulary)
     outside = next((token for token in given if token >= size), None)
     if outside is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -13,7 +14,7 @@ from trimaran_gateway.answers.ollama import OllamaAnswer
 from trimaran_gateway.chat.grammar import json_constraint
 from trimaran_gateway.chat.job import ChatJob, prepare, with_stop_ids
 from trimaran_gateway.chat.prompt import ChatPromptRequest, Prompt
-from trimaran_gateway.context import Gateway, gateway_of, off_loop
+from trimaran_gateway.context import Gateway, gateway_of
 from trimaran_gateway.errors import bad_request
 from trimaran_gateway.generation import GenerationRequest
 from trimaran_gateway.openapi.errors import OllamaError, answers
@@ -109,7 +110,8 @@ async def _templated(body: OllamaGenerateRequest, gateway: Gateway) -> Generatio
 
 async def _raw(body: OllamaGenerateRequest, gateway: Gateway) -> GenerationRequest:
     tokenizer = gateway.model.tokenizer
-    ids = await off_loop(lambda: tokenizer.encode(body.prompt, add_bos=tokenizer.add_bos), len(body.prompt))
+    encode = partial(tokenizer.encode, body.prompt, add_bos=tokenizer.add_bos)
+    ids = await gateway.encode_prompt(lambda most: encode(most=most), len(body.prompt), "prompt")
     sampling, stop_ids = with_stop_ids(gateway, body.options.sampling(gateway.generator.context_length), ())
     output = OutputFormat(chat=False, stops=body.options.stops, stop_ids=stop_ids)
     form = body.answer_form

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends
 
 from trimaran_gateway.chat.job import build_prompt
 from trimaran_gateway.chat.prompt import ChatPromptRequest
-from trimaran_gateway.context import Gateway, gateway_of, off_loop
+from trimaran_gateway.context import Gateway, gateway_of
 from trimaran_gateway.errors import bad_request
 from trimaran_gateway.openapi.errors import answers
 from trimaran_gateway.openapi.others import (
@@ -66,7 +66,7 @@ async def apply_template(body: ChatCompletionRequest, gateway: TheGateway) -> di
     """The prompt text that `/v1/chat/completions` would continue for the same body."""
     gateway.require_model(body.model)
     body.check()
-    return {"prompt": (await build_prompt(gateway, chat_prompt(body))).text}
+    return {"prompt": (await build_prompt(gateway, chat_prompt(body), to_count=True)).text}
 
 
 @router.get("/tokenizer_info", responses=answers(TokenizerInfo))
@@ -113,11 +113,13 @@ async def _ids(body: TokenizeRequest, gateway: Gateway) -> list[int]:
             add_generation_prompt=body.add_generation_prompt,
             variables=body.chat_template_kwargs or {},
         )
-        return (await build_prompt(gateway, prompt)).ids
+        return (await build_prompt(gateway, prompt, to_count=True)).ids
     text = body.content if body.content is not None else body.prompt or ""
     wants_bos = body.add_special if body.content is not None else body.add_special_tokens
     add_bos, parse = wants_bos and tokenizer.add_bos, body.parse_special
-    return await off_loop(lambda: tokenizer.encode(text, add_bos=add_bos, parse_added=parse), len(text))
+    return await gateway.off_loop(
+        lambda: tokenizer.encode(text, add_bos=add_bos, parse_added=parse), len(text)
+    )
 
 
 def _piece(gateway: Gateway, token: int) -> dict[str, Any]:

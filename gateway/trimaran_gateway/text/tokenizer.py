@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer as BpeTokenizer
@@ -16,6 +16,18 @@ from trimaran_gateway.text.vocabulary import Vocabulary
 
 QUOTE = "\ufdd0"
 """A code point that is no character, which `quote_markers` puts into a marker to make it plain text."""
+
+_SLICE_CHARS = 64 << 10
+# No family's piece goes on from the end of a line to a visible ASCII character, nor from a letter to a space:
+# the parts of a text cut there have the tokens of the whole.
+_CUT = re.compile(r"(?<=\n)(?=[!-~])|(?<=[A-Za-z])(?= )")
+
+
+class TooManyTokensError(Exception):
+    """A text has more tokens than there may be; as a string, "at least" how many."""
+
+    def __init__(self, at_least: int) -> None:
+        super().__init__(f"at least {at_least}")
 
 
 class Tokenizer:
@@ -46,6 +58,8 @@ class Tokenizer:
         self._bpe = bpe
         longest_first = sorted(vocabulary.added, key=len, reverse=True)
         self._added = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
+        # Of a normal token each character stands for a byte, of an added one for itself: it covers no more.
+        self._longest = max(map(len, vocabulary.tokens))
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Tokenizer:
@@ -79,7 +93,13 @@ class Tokenizer:
         )
 
     def encode(
-        self, text: str, *, add_bos: bool = False, parse_added: bool = True, quoted: bool = False
+        self,
+        text: str,
+        *,
+        add_bos: bool = False,
+        parse_added: bool = True,
+        quoted: bool = False,
+        most: int | None = None,
     ) -> list[int]:
         """Token ids of `text`.
 
@@ -88,6 +108,11 @@ class Tokenizer:
             add_bos: put the begin token first, unless the text already starts with it.
             parse_added: find control and user-defined tokens; False takes their names as plain text.
             quoted: the text went through `quote_markers`; what it quoted comes out as plain text.
+            most: give up when it is clear that there are more, before the whole text is encoded, which may
+                take seconds. If that shows at its end only, all are returned.
+
+        Raises:
+            TooManyTokensError: there are more than `most`.
         """
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         ids: list[int] = []
@@ -95,12 +120,19 @@ class Tokenizer:
         for index, piece in enumerate(pieces):
             if index % 2:
                 ids.append(self.vocabulary.added[piece])
-            elif piece:
-                plain = piece.replace(QUOTE, "") if quoted else piece
-                ids += self._bpe.encode(plain, add_special_tokens=False).ids
+                continue
+            for part in _slices(piece.replace(QUOTE, "") if quoted else piece):
+                if most is not None:
+                    self._check(len(ids), part, most)
+                ids += self._bpe.encode(part, add_special_tokens=False).ids
         if add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
         return ids
+
+    def _check(self, n_tokens: int, text: str, most: int) -> None:
+        """Refuse if no tokens, however long, make up `text` and are few enough behind `n_tokens` others."""
+        if n_tokens + len(text) // self._longest > most:
+            raise TooManyTokensError(n_tokens + len(text) // self._longest)
 
     def quote_markers(self, text: str, *, keep: tuple[str, ...] = ()) -> str:
         """`text` with each added token in it, but for those to `keep`, broken by `QUOTE`.
@@ -117,6 +149,16 @@ class Tokenizer:
         vocabulary = self.vocabulary
         kept = ids if keep_control else [i for i in ids if not vocabulary.is_control(i)]
         return b"".join(map(vocabulary.token_bytes, kept)).decode(errors="replace")
+
+
+def _slices(text: str) -> Iterator[str]:
+    """Parts that can be encoded one by one: memory grows with the longest, a hundred bytes a character."""
+    start = 0
+    while len(text) - start > _SLICE_CHARS and (cut := _CUT.search(text, start + _SLICE_CHARS)):
+        yield text[start : cut.start()]
+        start = cut.start()
+    if start < len(text):
+        yield text[start:]
 
 
 def _required(metadata: Mapping[str, Any], key: str) -> Sequence[str]:

