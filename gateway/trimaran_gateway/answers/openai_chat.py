@@ -85,7 +85,7 @@ class _ChunkMaker:
             self._usages[index] = event.usage
             return [*first, self._chunk(index, {}, finish_reason=event.reason)]
         chunk = self._chunk(index, _delta(event))
-        if self._options.logprobs and isinstance(event, TextDelta) and event.entries:
+        if self._options.logprobs and isinstance(event, TextDelta) and _is_answer(event):
             chunk["choices"][0]["logprobs"] = chat_logprobs(self._vocabulary, event.entries)
         return [*first, chunk]
 
@@ -101,6 +101,11 @@ class _ChunkMaker:
         elif self._options.include_usage:
             chunk["usage"] = None
         return chunk
+
+
+def _is_answer(event: TextDelta) -> bool:
+    """Whether it has tokens to tell: those of the reasoning are none of the content's."""
+    return event.kind == "content" and bool(event.entries)
 
 
 def _delta(event: Parsed) -> dict[str, Any]:

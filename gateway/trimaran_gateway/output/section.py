@@ -1,13 +1,26 @@
-"""One stretch of text (the reasoning, or the answer) on its way out, with its tokens' log probabilities."""
+"""One stretch of text (the reasoning, or the answer) on its way out, with its tokens' log probabilities.
+
+Only tokens that show something are told, so that they concatenate to the text as far as tokens can: one whose
+text is trimmed in part is whole among them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from trimaran_gateway.output.events import TextDelta, TextKind, TokenEntry
 from trimaran_gateway.output.stops import StopMatcher
 from trimaran_gateway.text.detokenizer import Detokenizer
 from trimaran_gateway.text.vocabulary import Vocabulary
+
+
+class _Placed(NamedTuple):
+    """A token at the characters `start` … `stop` - 1 of a section; half a character takes none."""
+
+    start: int
+    stop: int
+    entry: TokenEntry
 
 
 class TextSection:
@@ -38,7 +51,7 @@ class TextSection:
         self._space = ""
         self._decoded = 0  # characters
         self._passed = 0  # of these, the ones that no stop string can begin in
-        self._entries: list[tuple[int, TokenEntry]] = []
+        self._entries: list[_Placed] = []
 
     @property
     def matched(self) -> str | None:
@@ -48,14 +61,15 @@ class TextSection:
     def feed(self, token: int, entry: TokenEntry | None) -> list[TextDelta]:
         """What `token` lets out."""
         text = self._decoder.feed(token)
-        if entry is not None:
-            self._entries.append((self._decoded, entry))
+        start = self._decoded
         self._decoded += len(text)
+        if entry is not None:
+            self._entries.append(_Placed(start, self._decoded, entry))
         return self._delta(self._hold_space(self._match(text)))
 
     def note(self, entry: TokenEntry) -> None:
         """Take in the log probability of a token that is not shown."""
-        self._entries.append((self._decoded, entry))
+        self._entries.append(_Placed(self._decoded, self._decoded, entry))
 
     def close(self, *, drop_space: bool = False) -> list[TextDelta]:
         """What is left at the end; `drop_space` drops white space at the very end."""
@@ -65,7 +79,9 @@ class TextSection:
         if self.matched is None:
             text += self._matcher.flush()
         text = self._hold_space(text)
-        if not drop_space:
+        if drop_space:
+            self._forget_within(self._decoded - len(self._space), self._decoded)
+        else:
             text += self._space
         self._space = ""
         if self.matched is None:
@@ -77,11 +93,16 @@ class TextSection:
         if self._trim_start:
             trimmed = text.lstrip("\r\n")
             self._passed += len(text) - len(trimmed)
+            self._forget_within(0, self._passed)
             self._trim_start = not trimmed
             text = trimmed
         shown = self._matcher.feed(text)
         self._passed += len(shown)
         return shown
+
+    def _forget_within(self, start: int, stop: int) -> None:
+        """Text that is not shown: nor are the tokens that lie in it whole."""
+        self._entries = [e for e in self._entries if not (start <= e.start < e.stop <= stop)]
 
     def _hold_space(self, text: str) -> str:
         if not self._trim_end:
@@ -96,7 +117,7 @@ class TextSection:
 
     def _delta(self, text: str) -> list[TextDelta]:
         border = self._passed - len(self._space)
-        count = sum(1 for start, _ in self._entries if start < border)
-        entries = tuple(entry for _, entry in self._entries[:count])
+        count = sum(1 for placed in self._entries if placed.start < border)
+        entries = tuple(placed.entry for placed in self._entries[:count])
         del self._entries[:count]
         return [TextDelta(self._kind, text, entries)] if text or entries else []

@@ -175,3 +175,50 @@ def test_entries_match_the_shown_tokens(tokenizer: Tokenizer, said: str, stop: s
             or len(tokenizer.decode(tokens[:-1])) < len(shown)
             or "\ufffd" in tokenizer.decode(tokens)
         )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.text("ab \n", max_size=8),
+    st.sampled_from(["", "\n", "\n\n", "\r\n"]),
+    PLAIN,
+    st.sampled_from(["", " ", "\n\n", "\n \n"]),
+    st.booleans(),
+    st.lists(st.integers(1, 5), max_size=10),
+)
+def test_entries_of_a_chat_are_the_tokens_of_its_content(
+    tokenizer: Tokenizer, thought: str, gap: str, said: str, end: str, calls: bool, sizes: list[int]
+) -> None:
+    """But for those that are trimmed in part: the white space of the others is not among them."""
+    text = f"{thought}</think>{gap}{said}{end}"
+    if calls:
+        text += f"{BEGIN}{fenced('f', '{}')}{END}"
+    ids = tokenizer.encode(text)
+    parser = OutputParser(tokenizer.vocabulary, OutputFormat(reasoning=True, tools=calls))
+    events, start = [], 0
+    for size in [*sizes, len(ids)]:
+        events += parser.feed(ids[start : start + size], entries_for(ids)[start : start + size])
+        start += size
+    events += parser.finish()
+    content = [event for event in events if isinstance(event, TextDelta) and event.kind == "content"]
+    shown = "".join(event.text for event in content)
+    tokens = [tokenizer.decode([entry.token]) for event in content for entry in event.entries]
+    if "\ufffd" in "".join(tokens):
+        return  # a character in several tokens
+    assert shown in "".join(tokens)
+    if tokens:
+        assert not (len(tokens) > 1 and tokens[0].strip("\r\n") == "")
+        left, right = "".join(tokens).split(shown, 1) if shown else ("", "")
+        assert left.strip() == right.strip() == ""
+        assert len(left) < len(tokens[0])
+        assert len(right) < len(tokens[-1])
+
+
+def test_entries_of_line_breaks_that_are_trimmed_are_left_out(tokenizer: Tokenizer) -> None:
+    pieces = ["a", "</think>", "\n", "\n", "b", " ", "c"]
+    ids = [token for piece in pieces for token in tokenizer.encode(piece)]
+    parser = OutputParser(tokenizer.vocabulary, OutputFormat(reasoning=True))
+    events = [*parser.feed(ids, entries_for(ids)), *parser.finish()]
+    content = [event for event in events if isinstance(event, TextDelta) and event.kind == "content"]
+    tokens = [entry.token for event in content for entry in event.entries]
+    assert tokenizer.decode(tokens) == "".join(event.text for event in content) == "b c"

@@ -160,7 +160,8 @@ def test_several_answers(stack: Any, client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_logprobs(stack: Any, client: openai.OpenAI, stream: bool) -> None:
-    stack.engine.say("</think>é🙂")
+    """Of the content's tokens only: not the reasoning's, nor the line breaks between the two."""
+    stack.engine.say("hm, a</think>\n\né🙂")
     answer = client.chat.completions.create(
         model="tiny-test", messages=USER, logprobs=True, top_logprobs=2, stream=stream
     )
