@@ -33,7 +33,7 @@ from trimaran.wire import (
 
 from trimaran_attn.experts_link import ExpertsLink
 from trimaran_attn.metrics import add_counts
-from trimaran_attn.worker import AbortCommand, EngineWorker, Output, received
+from trimaran_attn.worker import EXPERTS_AWAY, AbortCommand, EngineWorker, Output, received
 
 AttnServer = Server[GatewayToEngine, EngineToGateway]
 
@@ -131,8 +131,7 @@ class AttnService:
         route, status = Route(peer, message.request_id), self._worker.status
         refusal = None
         if status.state != "ready":
-            what = f"{status.state} ({status.detail}, {status.progress:.0%})"
-            refusal = ("unavailable", f"the engine is {what}" if status.state == "loading" else status.detail)
+            refusal = ("unavailable", _why_not(status))
         elif route in self._keys:
             refusal = ("invalid_request", f"request id {message.request_id!r} is in use")
         elif len(self._routes) >= self._max_open:
@@ -212,3 +211,10 @@ class AttnService:
         tokens = add_counts(stats.expert_tokens, self._link.expert_tokens())
         instance = self._worker.status.instance
         return replace(stats, experts=self._link.stats(), expert_tokens=tokens, instance=instance)
+
+
+def _why_not(status: EngineStatus) -> str:
+    """Why an engine that is not ready takes no request."""
+    if status.state == "loading":
+        return f"the engine is loading ({status.detail}, {status.progress:.0%})"
+    return EXPERTS_AWAY if status.state == "degraded" else status.detail

@@ -26,6 +26,8 @@ LOOK_S = 0.5
 """How often an idle engine looks whether its experts are still there."""
 
 STOPPING = "the attention service is stopping"
+EXPERTS_AWAY = "the experts are away and looked for; try again in a moment"
+"""For clients, who need not know how an expert service is reached; the status and the log say more."""
 COMMAND_FAILED = "the request failed, see the attention service's log"
 _log = Log(__name__)
 
@@ -216,7 +218,7 @@ class EngineWorker:
         if self.status.state != "degraded":
             _log.warning("degraded", reason=reason)
             self._set_status("degraded", reason)
-        self._emit(*engine.fail_all("unavailable", f"experts: {reason}"))
+        self._emit(*engine.fail_all("unavailable", EXPERTS_AWAY))
 
     def _set_progress(self, detail: str, progress: float) -> None:
         """Only remembered: a status is sent when the state changes, and to those who ask."""

@@ -26,7 +26,7 @@ from trimaran.wire import (
 )
 from trimaran_attn.runner import StepOutput
 from trimaran_attn.scheduler import StepPlan
-from trimaran_attn.worker import AbortCommand, EngineWorker
+from trimaran_attn.worker import EXPERTS_AWAY, AbortCommand, EngineWorker
 
 Start = Callable[..., Bench]
 
@@ -283,7 +283,9 @@ def test_lost_experts_fail_requests_and_coming_back_heals(start: Start) -> None:
         assert (failed.request_id, failed.code) == ("r", "unavailable")
         wait_state(client, "degraded")
         ask(client, generate("refused"))
-        assert hear(client, RequestFailed).code == "unavailable"
+        refused = hear(client, RequestFailed)
+        assert refused.code == "unavailable"
+        assert refused.message == failed.message == EXPERTS_AWAY
         bench.link.up = True
         wait_state(client, "ready")
         ask(client, generate("again", max_tokens=2))
