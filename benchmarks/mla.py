@@ -28,9 +28,9 @@ from trimaran_attn import kv_codes
 from trimaran_attn.kv_cache import PAGE_SIZE
 from trimaran_attn.model import mla
 from trimaran_attn.model.mla import absorbs
-from trimaran_attn.model.native_attention import make_native, pack_maps
+from trimaran_attn.model.native_attention import make_native
 from trimaran_attn.model.rope import rotate
-from trimaran_kernels import LatentPages, ThreadPool, explain_isa, read_memory, usable_cpus
+from trimaran_kernels import LatentMaps, LatentPages, ThreadPool, explain_isa, read_memory, usable_cpus
 
 PROBE_BYTES = 256 << 20  # larger than any cache
 
@@ -60,7 +60,7 @@ class Bench:
         heads, latent = spec.n_heads, spec.kv_lora_rank
         k_b = torch.randn(heads, spec.qk_nope_head_dim, latent) / latent**0.5
         self._maps = mla.LatentMaps(k_b, torch.randn(heads, latent, spec.v_head_dim) / latent**0.5)
-        self._packed = pack_maps(self._maps, exact=False)
+        self._packed = LatentMaps(self._maps.k_b.numpy(), self._maps.v_b.numpy(), True)
         n_pages = -(-tokens // PAGE_SIZE)
         some = kv_codes.encode(torch.randn(PAGE_SIZE, latent + spec.qk_rope_head_dim), spec, kind)
         self._raw = some.repeat(n_pages, 1)
@@ -109,7 +109,7 @@ class Bench:
         latent, rope, heads = spec.kv_lora_rank, spec.qk_rope_head_dim, spec.n_heads
         mapping = latent * (spec.qk_nope_head_dim + spec.v_head_dim)
         pairs = work.n * work.prefix + work.n * (work.n + 1) / 2
-        if absorbs("auto", spec, work.n, work.prefix):
+        if absorbs("auto", spec, work.n, work.prefix, self._native.cost):
             products = work.n * mapping + pairs * (2 * latent + rope)
         else:
             products = (work.prefix + work.n) * mapping + pairs * (
@@ -126,7 +126,7 @@ class Bench:
 
     def _tables(self, work: Work) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Segments and pages; requests share no page."""
-        absorbed = int(absorbs("auto", self.spec, work.n, work.prefix))
+        absorbed = int(absorbs("auto", self.spec, work.n, work.prefix, self._native.cost))
         each = -(-(work.prefix + work.n) // PAGE_SIZE)
         rows = [[i * work.n, work.n, work.prefix, i * each, absorbed] for i in range(work.batch)]
         return np.array(rows, np.int32), self._scattered[: work.batch * each].copy()

@@ -127,19 +127,53 @@ def attend_expanded(
     return out
 
 
-def absorbs(form: MlaForm, spec: ModelSpec, n: int, position: int) -> bool:
+@dataclass(frozen=True)
+class NaiveCost:
+    """What the naive form's multiplications cost, where one of the absorbed form costs 1.
+
+    Attributes:
+        expand: one of expanding latents.
+        pair: one of a (query, key) pair.
+        queries, tokens: that are computed at least, and a multiple of: the size of a block.
+    """
+
+    expand: float = 1.0
+    pair: float = 1.0
+    queries: int = 1
+    tokens: int = 1
+
+
+EVEN = NaiveCost()
+"""Both forms by the same primitives."""
+
+TILED = NaiveCost(expand=0.115, pair=0.146, queries=32, tokens=64)
+"""The naive form by AMX tiles, the absorbed one by AVX-512: counted cycles, see docs/kernels/mla-cpu.md."""
+
+
+def absorbs(form: MlaForm, spec: ModelSpec, n: int, position: int, cost: NaiveCost = EVEN) -> bool:
     """Whether n queries, of which the first is at `position`, are computed in the absorbed form.
 
-    "auto" compares multiplications per head of the two forms.
+    "auto" compares what the multiplications per head of the two forms cost.
     """
     if form != "auto":
         return form == "absorbed"
     latent, rope, v = spec.kv_lora_rank, spec.qk_rope_head_dim, spec.v_head_dim
-    pairs = n * position + n * (n + 1) // 2
     mapping = latent * (spec.qk_nope_head_dim + v)
-    absorbed = n * mapping + pairs * (2 * latent + rope)
-    naive = (position + n) * mapping + pairs * (spec.qk_nope_head_dim + rope + v)
+    absorbed = n * mapping + _pairs(n, position) * (2 * latent + rope)
+    expanded = _whole(position + n, cost.tokens) * mapping
+    pairs = _pairs(_whole(n, cost.queries), position)
+    naive = expanded * cost.expand + pairs * (spec.qk_nope_head_dim + rope + v) * cost.pair
     return absorbed <= naive
+
+
+def _pairs(n: int, position: int) -> int:
+    """Of n queries, of which the first is at `position`, with the tokens that each sees."""
+    return n * position + n * (n + 1) // 2
+
+
+def _whole(count: int, block: int) -> int:
+    """`count` rounded up to whole blocks."""
+    return -(-count // block) * block
 
 
 def _query_blocks(n: int, scores_per_query: int) -> list[slice]:

@@ -11,7 +11,7 @@ from trimaran.spec import ModelSpec
 
 from trimaran_attn.model.batch import Segment
 from trimaran_attn.model.linear import Linear, NativeLinear
-from trimaran_attn.model.mla import MlaForm, absorbs
+from trimaran_attn.model.mla import EVEN, TILED, MlaForm, NaiveCost, absorbs
 from trimaran_attn.model.norm import RMSNorm
 from trimaran_attn.model.query import LoraQuery, Query
 from trimaran_attn.model.rope import softmax_scale
@@ -26,11 +26,13 @@ class NativeMla:
         pool: threads.
         kernels: with their scratch memory.
         exact_maps: whether Wkv_b stays in float32 whatever the file has.
+        cost: of the naive form's kernels.
     """
 
     pool: trimaran_kernels.ThreadPool
     kernels: trimaran_kernels.Mla
     exact_maps: bool
+    cost: NaiveCost = EVEN
 
 
 def make_native(spec: ModelSpec, pool: trimaran_kernels.ThreadPool, *, exact_maps: bool = False) -> NativeMla:
@@ -38,7 +40,13 @@ def make_native(spec: ModelSpec, pool: trimaran_kernels.ThreadPool, *, exact_map
     nope, rope = spec.qk_nope_head_dim, spec.qk_rope_head_dim
     scale = softmax_scale(spec.rope, nope + rope)
     dims = (spec.n_heads, nope, rope, spec.kv_lora_rank, spec.v_head_dim)
-    return NativeMla(pool, trimaran_kernels.Mla(pool, *dims, scale), exact_maps)
+    kernels = trimaran_kernels.Mla(pool, *dims, scale)
+    return NativeMla(pool, kernels, exact_maps, naive_cost(trimaran_kernels.detect_isa(), exact_maps))
+
+
+def naive_cost(isa: str, exact_maps: bool) -> NaiveCost:
+    """Of the kernels that an instruction set has for it: only maps in 16 bits go through matrix tiles."""
+    return TILED if isa == "amx" and not exact_maps else EVEN
 
 
 class NativeLatentAttention:
@@ -163,4 +171,5 @@ class NativeLatentAttention:
         return self._output(values)
 
     def _absorbs(self, segment: Segment) -> bool:
-        return absorbs(self._form, self._spec, segment.whole.length, segment.whole.position)
+        whole, cost = segment.whole, self._native.cost
+        return absorbs(self._form, self._spec, whole.length, whole.position, cost)

@@ -6,13 +6,17 @@ from torch import Tensor
 from trimaran.synth import REAL_SPECS
 from trimaran_attn.model import mla
 from trimaran_attn.model.mla import (
+    EVEN,
+    TILED,
     LatentMaps,
+    NaiveCost,
     absorb,
     absorbs,
     attend_expanded,
     attend_latents,
     unabsorb,
 )
+from trimaran_attn.model.native_attention import naive_cost
 
 HEADS, NOPE, ROPE, LATENT, V = 3, 8, 4, 16, 6
 SCALE = 0.25
@@ -72,3 +76,39 @@ def test_a_form_that_is_asked_for_is_taken() -> None:
     spec = REAL_SPECS["DeepSeek-V3"]
     assert absorbs("absorbed", spec, 2048, 0)
     assert not absorbs("naive", spec, 1, 100_000)
+
+
+@pytest.mark.parametrize("name", ["DeepSeek-V3", "DeepSeek-V2-Lite"])
+@pytest.mark.parametrize(
+    ("n", "position", "even", "tiled"),
+    [
+        (1, 0, False, True),  # a block of 64 tokens for one
+        (7, 0, False, True),
+        (8, 0, False, False),
+        (1, 100, True, True),
+        (1, 100_000, True, True),
+        (4, 4096, True, True),
+        (12, 100_000, True, True),
+        (16, 100_000, True, False),
+        (32, 512, True, False),
+        (96, 64, True, False),
+        (167, 4096, True, False),
+        (168, 4096, False, False),
+        (512, 4096, False, False),
+        (2048, 0, False, False),
+    ],
+)
+def test_where_tiles_expand_the_naive_form_pays_earlier(
+    name: str, n: int, position: int, even: bool, tiled: bool
+) -> None:
+    spec = REAL_SPECS[name]
+    assert absorbs("auto", spec, n, position) == even
+    assert absorbs("auto", spec, n, position, TILED) == tiled
+
+
+@pytest.mark.parametrize(
+    ("isa", "exact", "cost"),
+    [("amx", False, TILED), ("amx", True, EVEN), ("avx512_vnni", False, EVEN), ("avx2", False, EVEN)],
+)
+def test_the_cost_is_that_of_the_kernels_that_run(isa: str, exact: bool, cost: NaiveCost) -> None:
+    assert naive_cost(isa, exact) == cost
