@@ -52,4 +52,4 @@ SECTIONS = (
 )
 
 TOTAL_SECONDS = 560.0
-"""Then the run is over, wherever it is: below ten minutes, though all limits add up to a little more."""
+"""Then the run is over, wherever it is: below ten minutes, though all limits add up to more."""

@@ -85,9 +85,14 @@ class Watch:
                 deadline = time.monotonic() + running.seconds
             elif isinstance(message, End):
                 running, deadline = None, time.monotonic() + START_SECONDS
-        if worker.wait(KILL_SECONDS) < 0 or (worker.returncode and running is None):
-            what = running.name if running else "the worker"
-            yield Failed(f"{what}: ended with code {worker.returncode}")
+        what = running.name if running else "the worker"
+        try:
+            code = worker.wait(KILL_SECONDS)
+        except subprocess.TimeoutExpired:  # as the driver may keep it for a while after a fault
+            yield Failed(f"{what}: said its last and did not end")
+            return
+        if code < 0 or (code and running is None):
+            yield Failed(f"{what}: ended with code {code}")
 
     def _late(self, running: Section | None) -> Message:
         """Nothing came in time."""

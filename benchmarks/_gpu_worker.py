@@ -61,6 +61,9 @@ def _run(section: Section, bench: object, emit: Callable[[Message], None], seed:
     return True
 
 
+_SIZES = ("L2_cache_size", "shared_memory_per_block_optin", "shared_memory_per_multiprocessor")
+
+
 def _facts(device: object) -> dict[str, object]:
     """The GPU and the versions that a reader needs."""
     import torch  # noqa: PLC0415 as in `main`
@@ -71,6 +74,9 @@ def _facts(device: object) -> dict[str, object]:
         properties = torch.cuda.get_device_properties(0)
         facts |= {"gpu": properties.name, "gpu_memory": properties.total_memory, "cuda": torch.version.cuda}
         facts |= {"multiprocessors": properties.multi_processor_count, "gpus": torch.cuda.device_count()}
+        facts |= {"capability": f"{properties.major}.{properties.minor}"}
+        # Not every version of torch tells these.
+        facts |= {name: getattr(properties, name, None) for name in _SIZES}
     return facts
 
 

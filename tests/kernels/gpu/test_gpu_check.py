@@ -146,6 +146,22 @@ for name in names:
     assert "it took 1 s" in said[1][1]
 
 
+def test_a_worker_that_does_not_end_is_left_behind(load, monkeypatch, tmp_path):
+    """The driver may keep one that broke: the sections behind it get another all the same."""
+    monkeypatch.setattr(load("_gpu_watch"), "KILL_SECONDS", 1.0)
+    script = """
+for name in names:
+    say(Begin(name))
+    if name == "a":
+        os.close(1)
+        time.sleep(60)
+    say(End(name))
+"""
+    said = follow(load, monkeypatch, tmp_path, script, seconds=50.0)
+    assert [kind for kind, _ in said] == ["Begin", "Failed", "Begin", "End"]
+    assert "a: said its last and did not end" in said[1][1]
+
+
 def test_a_run_whose_time_is_over_says_what_was_cut_off_and_what_never_began(load, monkeypatch, tmp_path):
     script = """
 say(Begin(names[0]))
