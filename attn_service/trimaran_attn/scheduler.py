@@ -223,7 +223,7 @@ class Scheduler:
         gained = sum(self.pages.references(page) == count for page, count in held.items())
         if self._lacks(first, cached) > gained:
             return
-        while not self._fits(first):
+        while not self._fits(first, cached):
             self._preempt(behind.pop())
 
     def _next_prompt(self, begun: deque[Request], chunks: list[Chunk], now: float) -> Request | None:
@@ -272,19 +272,17 @@ class Scheduler:
 
     def _admit_next(self, chunks: list[Chunk], now: float) -> Request | None:
         """Start the first request that waits; None: there is none, or it has to wait on."""
-        if not self.waiting or not self._fits(self.waiting[0]):
+        if not self.waiting:
             return None
         request = self.waiting[0]
         cached = self._prefixes.match(request)
-        if self._is_under_way(request, len(cached), chunks):
+        if not self._fits(request, cached) or self._is_under_way(request, len(cached), chunks):
             return None
         self._admit(self.waiting.pop(0), cached, now)
         return request
 
-    def _fits(self, request: Request) -> bool:
-        return (
-            len(self.running) < self._max_running and self._lacks(request, self._prefixes.match(request)) <= 0
-        )
+    def _fits(self, request: Request, cached: list[int]) -> bool:
+        return len(self.running) < self._max_running and self._lacks(request, cached) <= 0
 
     def _lacks(self, request: Request, cached: list[int]) -> int:
         """Pages that it needs to begin, and that are not free."""

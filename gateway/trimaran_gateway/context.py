@@ -64,7 +64,7 @@ class Gateway:
     async def off_loop(self, work: Callable[[], T], size: int) -> T:
         """Run `work` over a text of `size` characters: in a thread if it is long, so that streams go on.
 
-        Huge texts take their turns, for each may need a hundred bytes of memory a character.
+        Huge texts take their turns, for each needs many times its own size of memory.
         """
         if size <= _LARGE_CHARS:
             return work()

@@ -25,7 +25,7 @@ class NativeMla:
     Attributes:
         pool: threads.
         kernels: with their scratch memory.
-        exact_maps: whether Wkv_b stays in float32 whatever the file has.
+        exact_maps: whether nothing of Wkv_b is rounded, whatever the file has.
         cost: of the naive form's kernels.
     """
 

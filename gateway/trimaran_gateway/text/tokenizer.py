@@ -152,7 +152,7 @@ class Tokenizer:
 
 
 def _slices(text: str) -> Iterator[str]:
-    """Parts that can be encoded one by one: memory grows with the longest, a hundred bytes a character."""
+    """Parts that can be encoded one by one: what encoding needs besides the ids grows with the longest."""
     start = 0
     while len(text) - start > _SLICE_CHARS and (cut := _CUT.search(text, start + _SLICE_CHARS)):
         yield text[start : cut.start()]

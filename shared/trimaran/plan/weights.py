@@ -41,7 +41,7 @@ class Form:
 
     Attributes:
         on_gpu: whether the attention service's are on GPUs.
-        exact: whether nothing shall be rounded: nothing is packed, latent maps are float32.
+        exact: whether nothing shall be rounded: nothing is packed, latent maps keep their values.
         packs_experts: whether the expert service packs.
         held: bytes of tensors whose form rules chose.
     """
